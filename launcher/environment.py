@@ -1,0 +1,82 @@
+"""What the process was born with: its rank, its threads, and versions for the record. The only reader of os.environ."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that the launcher started."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+
+def find_process(local_rank: int | None = None, environment: Mapping[str, str] = os.environ) -> Process:
+    """Rank and size as torchrun and DeepSpeed's launcher set them; one process alone where nothing is set."""
+    world_size = int(environment.get("WORLD_SIZE", 1))
+    local = environment.get("LOCAL_RANK")
+    return Process(
+        rank=int(environment.get("RANK", 0)),
+        local_rank=int(local) if local is not None else local_rank or 0,
+        world_size=world_size,
+        local_world_size=int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", world_size))),
+    )
+
+
+def threads(process: Process, environment: Mapping[str, str] = os.environ) -> int:
+    """CPU threads for this process: OMP_NUM_THREADS where it is set, else the cores divided among the local ranks."""
+    if environment.get("OMP_NUM_THREADS", "").isdigit() and process.world_size == 1:
+        return max(1, int(environment["OMP_NUM_THREADS"]))
+    return max(1, len(os.sched_getaffinity(0)) // process.local_world_size)
+
+
+def record(process: Process, num_threads: int) -> dict[str, Any]:
+    """What environment.json holds: versions, host, processor, ranks and source revision."""
+    packages = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "host": socket.gethostname(),
+        "processor": _processor(),
+        "world_size": process.world_size,
+        "threads": num_threads,
+        "revision": _revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _revision() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

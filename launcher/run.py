@@ -1,0 +1,142 @@
+"""The worker: every rank runs this file, whatever started it.
+
+    deepspeed launcher/run.py --config configs/quickstart.json
+    torchrun --nproc-per-node 2 launcher/run.py --config configs/boolq.json --set train.seed=12
+    python launcher/run.py --config configs/copa.json --dry-run
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Started as a file, Python puts launcher/ on the path, and not the root of the project.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import json
+import logging
+import os
+
+from launcher.environment import Process, find_process, record, threads
+from launcher.logs import log_to_file, start_logging
+from prompt_tuning.errors import UserError
+from prompt_tuning.files import make_folder, write_json
+from prompt_tuning.runfile import Run, load_run
+
+logger = logging.getLogger("launcher.run")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The worker's options."""
+    options = argparse.ArgumentParser(
+        prog="launcher/run.py", description="Train the members of a run file.", formatter_class=argparse.RawTextHelpFormatter
+    )
+    options.add_argument("--config", required=True, metavar="FILE", help="run file, for example configs/quickstart.json")
+    options.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable, JSON value)"
+    )
+    options.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
+    choice = options.add_mutually_exclusive_group()
+    choice.add_argument("--resume", action="store_true", help="continue an unfinished run; an error if there is none")
+    choice.add_argument("--fresh", action="store_true", help="start anew; an older run folder is kept under another name")
+    options.add_argument("--dry-run", action="store_true", help="load everything, say what would be trained, and stop")
+    options.add_argument("--print-config", action="store_true", help="print the resolved run and stop")
+    options.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the worker; returns the exit code."""
+    options = parser().parse_args(arguments)
+    process = find_process(options.local_rank)
+    start_logging(process)
+    try:
+        run = load_run(options.config, options.set, options.output)
+        if options.print_config:
+            if process.rank == 0:
+                print(json.dumps(run.to_json(), indent=2))
+            return 0
+        return work(run, process, options)
+    except UserError as error:
+        logger.error("error: %s", error)
+    except OSError as error:
+        logger.error("error: %s: %s", error.filename or "input or output failed", error.strerror or error)
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command continues from the last checkpoint")
+        return 130
+    return 1
+
+
+def work(run: Run, process: Process, options: argparse.Namespace) -> int:
+    """Open the ranks, prepare the run folder, train, report."""
+    import torch
+    import torch.distributed as dist
+    import transformers
+
+    from launcher.report import print_report
+    from model_parallel.collectives import barrier
+    from model_parallel.grid import Grid, local_device
+    from prompt_tuning.trainer import build_fleet, prove_frozen, train
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    num_threads = threads(process)
+    torch.set_num_threads(num_threads)
+    device = local_device(process.local_rank)
+    grid = Grid(process.rank, process.world_size, device)
+    if process.world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        if options.dry_run:
+            prove_frozen(build_fleet(run, grid))
+            return 0
+        if grid.is_first:
+            proceed = prepare_folder(run, resume=options.resume, fresh=options.fresh)
+        barrier(grid)
+        finished = run.output / "result.json"
+        if finished.exists():
+            if grid.is_first:
+                logger.info("%s has finished already; use --fresh to run it anew", run.output)
+            return 0
+        if grid.is_first and proceed:
+            log_to_file(run.output / "log.txt")
+            write_json(run.output / "run.json", run.to_json())
+            write_json(run.output / "environment.json", record(process, num_threads))
+        result = train(run, grid)
+        if grid.is_first:
+            print_report(result, run.output)
+        return 0 if not result or result["status"] == "finished" else 3
+    finally:
+        if process.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def prepare_folder(run: Run, *, resume: bool, fresh: bool) -> bool:
+    """Make the run folder ready. False: the run in it has finished. Raises :class:`UserError`.
+
+    A folder that holds a run with other settings is refused; ``fresh`` moves it aside.
+    """
+    folder = run.output
+    if fresh and folder.exists() and any(folder.iterdir()):
+        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.old-{n}").exists())
+        aside = folder.with_name(f"{folder.name}.old-{number}")
+        folder.rename(aside)
+        logger.info("the older run is now %s", aside)
+    make_folder(folder)
+    if resume and not any((folder / "checkpoints").glob("step-*")):
+        raise UserError(f"--resume: {folder} has no checkpoint; leave the flag out to start anew")
+    record_file = folder / "run.json"
+    if record_file.exists():
+        from prompt_tuning.runfile import experiment_difference
+
+        difference = experiment_difference(json.loads(record_file.read_text()), run)
+        if difference:
+            raise UserError(
+                f"{folder} holds a run with other settings ({difference}); use --fresh to start anew or --output for another folder"
+            )
+    return not (folder / "result.json").exists()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tensors and ranks: the grid, its collectives and random numbers that no topology changes."""

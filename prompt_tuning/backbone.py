@@ -1,0 +1,202 @@
+"""The frozen backbone: found, loaded once, fingerprinted, and opened for prefixes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prompt_tuning.backbones import Family, find_family
+from prompt_tuning.config import BackboneSection
+from prompt_tuning.errors import UserError
+from prompt_tuning.inject import open_door
+from prompt_tuning.prefix import PrefixShape
+
+_SAMPLE = 4096
+"""Bytes of every tensor that enter the fingerprint."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone and what prompts need to know about it."""
+
+    model: PreTrainedModel
+    family: Family
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    path: str
+    pooler: nn.Module | None
+    """The pretrained pooler; None where the backbone's file has none (then every prompt brings its own)."""
+
+    @property
+    def shape(self) -> PrefixShape:
+        config = self.model.config
+        heads = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return PrefixShape(config.num_hidden_layers, groups, head_size, config.hidden_size)
+
+    @property
+    def prompt_dtype(self) -> torch.dtype:
+        """Type of prompts, heads and their optimizer: float32, or float64 if the backbone is."""
+        return torch.float64 if self.model.dtype == torch.float64 else torch.float32
+
+    @property
+    def pad_token(self) -> int:
+        """Token id that fills rows; masked out, so any id serves where the tokenizer has none."""
+        token = self.tokenizer.pad_token_id
+        return self.model.config.pad_token_id or 0 if token is None else token
+
+    def check_length(self, prompt_length: int, max_length: int, positions: str) -> None:
+        """Raise :class:`UserError` where prompt and text together outgrow the position table."""
+        limit = self.family.max_positions(self.model.config)
+        used = max_length + (prompt_length if positions == "after_prefix" else 0)
+        if used > limit:
+            raise UserError(
+                f"prompt.length={prompt_length} and data.max_length={max_length} need {used} positions, but"
+                f" {self.path} has {limit}; set data.max_length to {limit - used + max_length} or less, shorten the prompt,"
+                " or choose prompt.positions 'from_zero'"
+            )
+
+
+def find_folder(path: str, revision: str | None = None) -> Path:
+    """Folder of a backbone given as folder, ``package://module/path`` or hub id. Raises :class:`UserError`."""
+    if path.startswith("package://"):
+        module, _, inner = path.removeprefix("package://").partition("/")
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"backbone.path={path}: no package {module!r} is installed; install it with pip")
+        folder = Path(spec.submodule_search_locations[0]) / inner
+        if not (folder / "config.json").is_file():
+            raise UserError(f"backbone.path={path}: {folder} holds no config.json")
+        return folder
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"backbone.path={path}: the folder holds no config.json; give a transformers model folder")
+        return folder
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise UserError(f"backbone.path={path}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Never pickles: only weights in safetensors, configs and tokenizer files.
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # noqa: BLE001  the hub client raises dozens of kinds; each means "not to be had"
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"backbone.path={path}: no such folder, and not to be had from the hub ({reason}); check the id and the network"
+        ) from None
+
+
+def load_backbone(
+    section: BackboneSection,
+    device: torch.device,
+    dropout: bool | float = False,
+    activation_checkpointing: bool = False,
+    trainable: bool = False,
+) -> Backbone:
+    """Load the base model (no LM head), freeze it unless ``trainable`` and let prefixes in.
+
+    ``dropout``: True keeps the config's own rates, False sets all to 0, a number sets the hidden rate.
+    """
+    folder = find_folder(section.path, section.revision)
+    config = _read_config(folder, section)
+    family = find_family(config.model_type)
+    _set_dropout(config, family, dropout)
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, section.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=section.trust_remote_code,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"backbone.path={section.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise UserError(f"backbone.path={section.path}: the weights lack {len(missing)} tensors of the model ({names}, ...)")
+    pooler = getattr(model, "pooler", None)
+    if pooler is not None:
+        model.pooler = None
+        if report["missing_keys"]:
+            pooler = None
+    model.requires_grad_(trainable)
+    if pooler is not None:
+        pooler.requires_grad_(trainable)
+        pooler.to(device)
+    model.to(device)
+    open_door(model, family.attention_modules(model), section.attention)
+    if activation_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    identity = fingerprint(folder, config, set(model.state_dict()), model.base_model_prefix)
+    return Backbone(model, family, tokenizer, identity, section.path, pooler)
+
+
+def _read_config(folder: Path, section: BackboneSection) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason}") from None
+
+
+def _set_dropout(config: Any, family: Family, dropout: bool | float) -> None:
+    if dropout is True:
+        return
+    for name in family.hidden_dropout:
+        setattr(config, name, float(dropout))
+    if dropout is False:
+        for name in family.attention_dropout:
+            setattr(config, name, 0.0)
+
+
+def fingerprint(folder: Path, config: Any, names: set[str], base_prefix: str) -> str:
+    """SHA-256 over the sizes of the model and the first bytes of every backbone tensor in the files.
+
+    Read from the files, not from memory, so it depends neither on the loaded type nor on sharding, and costs kilobytes.
+    """
+    sizes = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    digest = hashlib.sha256(json.dumps({name: getattr(config, name, None) for name in sizes}).encode())
+    found: dict[str, tuple[Path, str]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                plain = name.removeprefix(f"{base_prefix}.")
+                if plain in names:
+                    found[plain] = (file, name)
+    for plain, (file, name) in sorted(found.items()):
+        with safe_open(file, framework="pt") as tensors:
+            piece = tensors.get_slice(name)
+            shape = piece.get_shape()
+            digest.update(f"{plain} {shape} {piece.get_dtype()}".encode())
+            if 0 in shape or not shape:
+                continue
+            width = max(1, _SAMPLE // max(1, 4 * _product(shape[1:])))
+            head = piece[: min(width, shape[0])].contiguous().view(torch.uint8).flatten()[:_SAMPLE]
+            digest.update(head.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _product(sizes: list[int]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result

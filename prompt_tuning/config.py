@@ -1,0 +1,190 @@
+"""The run file: its sections, their defaults, and how overrides and fleets resolve to members.
+
+Importing this module does not import torch, so a file is checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from prompt_tuning.errors import UserError
+
+
+class Section(BaseModel):
+    """A strict, frozen part of a run file: unknown keys and silent conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class BackboneSection(Section):
+    path: str = Field(description="Folder, hub id, or package://module/path of an installed package.")
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit); only for hub ids.")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the frozen weights.")
+    attention: Literal["sdpa", "eager"] = Field("sdpa", description="Stock attention kernel that the prefix enters.")
+    trust_remote_code: bool = Field(False, description="Run Python code that ships with the backbone.")
+
+
+class DataSection(Section):
+    path: str | None = Field(None, description="Folder of the task's files, or a hub id; None: the task's own hub id.")
+    max_length: int = Field(128, gt=0, description="Tokens kept of a text (pair), special tokens included.")
+    template: str | None = Field(None, description="Name of one of the task's templates; None: the task's first.")
+    max_train_examples: int | None = Field(None, gt=0, description="Use only the first so many training examples.")
+    max_eval_examples: int | None = Field(None, gt=0, description="Use only the first so many of dev and of test.")
+
+
+class PromptSection(Section):
+    length: int = Field(20, gt=0, description="Prompt tokens P in front of every layer's attention.")
+    positions: Literal["after_prefix", "from_zero"] = Field(
+        "after_prefix", description="Position of the first text token: P (as the reference) or 0."
+    )
+    layers: list[int] | None = Field(None, description="Layers (from 0) that get a prefix; None: all.")
+    init: Literal["normal", "zero", "text"] = Field(
+        "normal",
+        description="normal: N(0, 0.02); zero; text: the backbone's own keys and values of training text.",
+    )
+    init_from: str | None = Field(None, description="Folder of an exported prompt to start from.")
+    reparameterisation: Literal["none", "mlp"] = Field(
+        "none", description="mlp: table -> Linear -> tanh -> Linear; folded to a plain table on export."
+    )
+    projection_width: int = Field(512, gt=0, description="Inner width of the reparameterisation.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Per-example dropout on prompts and on the head's input.")
+
+
+class HeadSection(Section):
+    pooling: Literal["pooler", "first", "mean", "last"] | None = Field(
+        None, description="What the head sees; None: the family's own (pooler for BERT, last for LLaMA)."
+    )
+
+
+class OptimizerSection(Section):
+    lr: float = Field(5e-3, gt=0, description="AdamW learning rate of the prefix (of everything, for method full).")
+    head_lr: float | None = Field(None, gt=0, description="Learning rate of the head; None: the same as lr.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW second-moment decay.")
+    eps: float = Field(1e-8, gt=0, description="AdamW denominator term.")
+    clip_norm: float = Field(1.0, ge=0, description="Largest L2 norm of one member's gradient; 0: no clipping.")
+    schedule: Literal["linear", "constant", "exponential"] = Field(
+        "linear", description="linear: to 0 at the last step; exponential: times `gamma` once an epoch."
+    )
+    gamma: float = Field(0.95, gt=0, le=1, description="Decay factor of one epoch for the exponential schedule.")
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps over which the rate rises from 0.")
+
+
+class TrainSection(Section):
+    epochs: int = Field(10, gt=0, description="Passes over the training examples.")
+    max_steps: int | None = Field(None, gt=0, description="Last step and horizon of the schedule, instead of epochs.")
+    batch_size: int = Field(32, gt=0, description="Examples of one member in a step, over all ranks.")
+    seed: int = Field(11, ge=0, description="Seed of initial values, data order and prompt dropout.")
+    eval_steps: int | None = Field(None, gt=0, description="Steps between evaluations on dev; None: once an epoch.")
+    patience: int | None = Field(None, gt=0, description="Stop after so many evaluations without a new best.")
+    log_steps: int = Field(10, gt=0, description="Steps between lines in metrics.jsonl.")
+    checkpoint_steps: int | None = Field(None, gt=0, description="Steps between checkpoints; None: at evaluations.")
+    keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept; every one holds the best prompts too.")
+    backbone_dropout: bool | float = Field(
+        True, description="true: the backbone's own; false: none; a number: rate of its hidden dropout."
+    )
+    activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    tokens_per_batch: int = Field(
+        8192, gt=0, description="Most tokens, padding and prompts included, of one forward on one rank."
+    )
+
+    tensorboard: bool = Field(False, description="Write TensorBoard events too (extra `tensorboard`).")
+
+    @field_validator("backbone_dropout")
+    @classmethod
+    def _rate(cls, value: bool | float) -> bool | float:
+        if not isinstance(value, bool) and not 0 <= value < 1:
+            raise ValueError("give true, false or a rate from 0 up to, not including, 1")
+        return value
+
+
+class ParallelSection(Section):
+    tensor: Literal[1] = Field(1, description="Ranks that share every layer; only 1 in this version.")
+    zero: Literal[False] = Field(False, description="Shard the frozen backbone by ZeRO-3; not in this version.")
+
+
+class FleetSection(Section):
+    seeds: list[int] | None = Field(None, description="One member per seed (times members, times grid).")
+    members: list[dict[str, Any]] | None = Field(
+        None, description="Overrides, one object a member; each may have `name` and may extend a run file."
+    )
+    grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> FleetSection:
+        for name in ("seeds", "members", "grid"):
+            if getattr(self, name) == ([] if name != "grid" else {}):
+                raise ValueError(f"`{name}` is empty; give at least one entry or leave it out")
+        if self.grid and any(not values for values in self.grid.values()):
+            raise ValueError("every key of `grid` needs at least one value")
+        return self
+
+
+class Published(Section):
+    metric: str = Field(description="Metric of the published number.")
+    value: float = Field(description="Published result, in the unit of the source (per cent).")
+    source: str = Field(description="Where the number stands.")
+
+
+class RunFile(Section):
+    """One run: an experiment (what changes the numbers), where it is parallel, and where results go."""
+
+    schema_: str | None = Field(None, alias="$schema", description="Path of the JSON Schema, for editors.")
+    name: str | None = Field(None, description="Name of the run; None: the file's name.")
+    description: str | None = Field(None, description="One line for people.")
+    published: Literal[False] | list[Published] | None = Field(
+        None, description="Published results of these settings; false: settings of our own."
+    )
+    task: str | dict[str, Any] = Field(description="Name of a task, or an object with `kind` for one's own data.")
+    method: Literal["deep_prompt", "shallow_prompt", "head", "full"] = Field(
+        "deep_prompt", description="What is trained: prefixes, input prompts, the head alone, or the whole backbone."
+    )
+    backbone: BackboneSection
+    data: DataSection = DataSection()
+    prompt: PromptSection = PromptSection()
+    head: HeadSection = HeadSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection = TrainSection()
+    parallel: ParallelSection = ParallelSection()
+    fleet: FleetSection | None = Field(None, description="Several members trained together; None: one.")
+    output: str | None = Field(None, description="Run folder; None: runs/<name>.")
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        from prompt_tuning.tasks import find_task
+
+        try:
+            find_task(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunFile:
+        from prompt_tuning.tasks import find_task
+
+        task = find_task(self.task)
+        if self.data.template is not None and self.data.template not in task.templates:
+            raise ValueError(
+                f"data.template={self.data.template!r} is no template of {task.name}; choose {', '.join(task.templates)}"
+            )
+        if self.method == "shallow_prompt" and self.prompt.positions == "from_zero":
+            raise ValueError(
+                "prompt.positions='from_zero' does not fit method 'shallow_prompt': its prompts take the first positions;"
+                " use 'after_prefix'"
+            )
+        if self.method == "shallow_prompt" and self.prompt.layers is not None:
+            raise ValueError("prompt.layers does not fit method 'shallow_prompt', whose prompts are at the input only")
+        if self.prompt.reparameterisation == "mlp" and self.prompt.init != "normal":
+            raise ValueError(
+                f"prompt.init={self.prompt.init!r} fills the table itself and needs prompt.reparameterisation 'none'"
+            )
+        if self.method == "full" and self.backbone.dtype == "bfloat16":
+            raise ValueError("method 'full' updates the weights themselves and needs backbone.dtype 'float32' or 'float64'")
+        if self.method == "full" and self.prompt.init_from is not None:
+            raise ValueError("prompt.init_from does not fit method 'full', which has no prompt")
+        return self

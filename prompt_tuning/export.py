@@ -1,0 +1,166 @@
+"""Exported prompts: ``prompt.json`` and ``prompt.safetensors``, all that is needed beside the backbone to predict.
+
+A prefix is stored as keys and values [layers, 2, heads, tokens, head size], any reparameterisation folded in. No pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prompt_tuning.backbone import Backbone, fingerprint
+from prompt_tuning.errors import UserError
+from prompt_tuning.files import new_folder, write_json
+from prompt_tuning.fleet import Member
+from prompt_tuning.heads import Head
+from prompt_tuning.inject import attention_name
+from prompt_tuning.model import Prompt
+from prompt_tuning.prefix import Prefix, PrefixShape
+from prompt_tuning.tasks import Task, find_task
+
+FORMAT = 1
+NAMES = ("prompt.json", "prompt.safetensors")
+
+
+@dataclass(frozen=True)
+class ExportedPrompt:
+    """A prompt read back from disk: its tensors as a module, and ``manifest``, the content of prompt.json."""
+
+    folder: Path
+    prompt: Prompt
+    manifest: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        return find_task(self.manifest["task"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.manifest["labels"])
+
+    @property
+    def backbone_path(self) -> str:
+        """The backbone as the run file named it, or the model folder that method ``full`` wrote beside the prompt."""
+        path = self.manifest["backbone"]["path"]
+        return str(self.folder / path) if self.manifest["method"] == "full" else path
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Raise :class:`UserError` unless the prompt was trained on this very backbone."""
+        wanted = self.manifest["backbone"]
+        if wanted["fingerprint"] != backbone.fingerprint:
+            raise UserError(
+                f"{self.folder}: the prompt was trained on {wanted['path']} ({wanted['model_type']}, fingerprint"
+                f" {wanted['fingerprint'][:12]}), not on {backbone.path} ({backbone.model.config.model_type}, fingerprint"
+                f" {backbone.fingerprint[:12]}); give its own backbone"
+            )
+
+
+def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = None) -> None:
+    """Export a member's prompt, with the tensors it holds now, into ``folder``, atomically."""
+    config, prompt, backbone = member.spec.config, member.prompt, member.backbone
+    tensors = _tensors(prompt)
+    identity = {
+        "path": backbone.path,
+        "revision": config.backbone.revision,
+        "fingerprint": backbone.fingerprint,
+        "model_type": backbone.model.config.model_type,
+        "dtype": config.backbone.dtype,
+        "attention": config.backbone.attention,
+    }
+    if config.method == "full":
+        identity["path"], identity["fingerprint"] = "../model", _write_model(folder.parent / "model", member)
+    shape = backbone.shape
+    manifest = {
+        "format": FORMAT,
+        "method": config.method,
+        "task": config.task,
+        "labels": list(member.labels),
+        "template": config.data.template or next(iter(member.task.templates)),
+        "max_length": config.data.max_length,
+        "length": prompt.length,
+        "positions": prompt.positions,
+        "layers": None if prompt.prefix is None or prompt.prefix.layers is None else list(prompt.prefix.layers),
+        "pooling": prompt.head.pooling,
+        "layout": "prefix: [layers, key/value, heads, tokens, head size]; inputs: [tokens, hidden]",
+        "shape": [shape.num_layers, shape.key_value_heads, shape.head_size, shape.hidden_size],
+        "backbone": identity,
+        "best": best,
+        "tensors": {name: list(tensor.shape) for name, tensor in sorted(tensors.items())},
+    }
+    with new_folder(folder) as target:
+        save_file(tensors, target / "prompt.safetensors")
+        write_json(target / "prompt.json", manifest)
+
+
+@torch.no_grad()
+def _tensors(prompt: Prompt) -> dict[str, Tensor]:
+    tensors = {f"head.{name}": parameter for name, parameter in prompt.head.named_parameters()}
+    if prompt.prefix is not None:
+        table = prompt.prefix.table()
+        if prompt.prefix.layers is not None:
+            table = table[:, list(prompt.prefix.layers)]
+        tensors["prefix"] = table.permute(1, 2, 3, 0, 4)
+    if prompt.inputs is not None:
+        tensors["inputs"] = prompt.inputs
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_model(folder: Path, member: Member) -> str:
+    """Save a fine-tuned backbone as a transformers folder with its tokenizer; returns its fingerprint."""
+    backbone = member.backbone
+    model, stock = backbone.model, member.spec.config.backbone.attention
+    with new_folder(folder) as target:
+        model.pooler = backbone.pooler
+        model.set_attn_implementation(stock)  # our attention's name means nothing to another program
+        model.save_pretrained(target)
+        backbone.tokenizer.save_pretrained(target)
+        model.set_attn_implementation(attention_name(stock))
+        if hasattr(model, "pooler"):
+            model.pooler = None
+    return fingerprint(folder, model.config, set(model.state_dict()), model.base_model_prefix)
+
+
+def load_prompt(folder: str | Path) -> ExportedPrompt:
+    """Read an exported prompt. Raises :class:`UserError` for a missing, damaged or foreign file."""
+    folder = Path(folder)
+    missing = [name for name in NAMES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: no {' and no '.join(missing)} there; give a prompt folder, such as runs/NAME/members/M/prompt")
+    try:
+        manifest = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{folder}: prompt format {manifest['format']}; this version reads {FORMAT}")
+        tensors = load_file(folder / "prompt.safetensors")
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != manifest["tensors"]:
+            raise UserError(f"{folder}: prompt.safetensors and prompt.json do not belong together; export the prompt again")
+        prompt = _build(manifest, tensors)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: damaged ({type(error).__name__}: {error}); export the prompt again") from None
+    return ExportedPrompt(folder, prompt.requires_grad_(False), manifest)
+
+
+@torch.no_grad()
+def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
+    shape, weight = PrefixShape(*manifest["shape"]), tensors["head.weight"]
+    own_pooler = "head.pooler.weight" in tensors
+    head = Head(shape.hidden_size, weight.shape[0], manifest["pooling"], 0, weight.dtype, own_pooler)
+    head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+    prefix = None
+    if "prefix" in tensors:
+        table = tensors["prefix"].permute(3, 0, 1, 2, 4)
+        layers = None if manifest["layers"] is None else tuple(manifest["layers"])
+        prefix = Prefix(shape, len(table), 0, table.dtype, layers)
+        prefix.embedding.copy_(table.reshape(len(table), -1))
+    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"])
+
+

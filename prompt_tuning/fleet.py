@@ -1,0 +1,217 @@
+"""The fleet: members trained together over one backbone, and one training step of all of them.
+
+Nothing here is written for one prompt: an ordinary run is a fleet of one. A member's numbers depend on its own settings,
+seed and data alone; only rounding depends on who runs beside it and on how many ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model_parallel import rng
+from model_parallel.collectives import sum_gradients
+from model_parallel.grid import Grid
+from prompt_tuning.backbone import Backbone
+from prompt_tuning.config import OptimizerSection
+from prompt_tuning.data import Features
+from prompt_tuning.model import Prompt, member_logits
+from prompt_tuning.packing import Batch, Items, Pool, lay_out, plan
+from prompt_tuning.runfile import MemberSpec
+from prompt_tuning.tasks import Task
+
+
+@dataclass
+class Best:
+    """The best evaluation so far and the trained tensors it saw."""
+
+    step: int
+    metrics: dict[str, float]
+    loss: float
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Member:
+    """One prompt in training."""
+
+    spec: MemberSpec
+    task: Task
+    labels: tuple[str, ...]
+    splits: dict[str, Features]
+    prompt: Prompt
+    backbone: Backbone
+    status: str = "running"
+    """running, finished, stopped (early stopping) or diverged."""
+    step: int = 0
+    """Steps done."""
+    stale: int = 0
+    """Evaluations since the last best one."""
+    seconds: float = 0.0
+    examples: int = 0
+    best: Best | None = None
+    optimizer: torch.optim.AdamW = field(init=False)
+    parameters: list[tuple[str, nn.Parameter]] = field(init=False)
+    _order: tuple[int, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.spec.config.optimizer
+        self.parameters = self.prompt.trained()
+        if self.spec.config.method == "full":
+            named = list(self.backbone.model.named_parameters())
+            if self.backbone.pooler is not None:
+                named += [(f"pooler.{name}", p) for name, p in self.backbone.pooler.named_parameters()]
+            self.parameters = self.parameters + [(f"backbone.{name}", p) for name, p in named]
+        heads = [p for name, p in self.parameters if name.startswith("head.")]
+        others = [p for name, p in self.parameters if not name.startswith("head.")]
+        groups = [(others, settings.lr), (heads, settings.head_lr or settings.lr)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": lr, "peak_lr": lr} for parameters, lr in groups if parameters],
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def seed(self) -> int:
+        return self.spec.config.train.seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.splits["train"]) / self.spec.config.train.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        train = self.spec.config.train
+        return train.max_steps or train.epochs * self.steps_per_epoch
+
+    def step_examples(self, step: int) -> np.ndarray:
+        """Indices of the training examples of a step, over all ranks; the last batch of an epoch may be short."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            count = len(self.splits["train"])
+            self._order = (epoch, rng.permutation(rng.key(self.seed, "order", epoch), count).numpy())
+        size = self.spec.config.train.batch_size
+        return self._order[1][place * size : (place + 1) * size]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of all trained tensors."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters:
+            parameter.copy_(tensors[name])
+
+
+def learning_rate_factor(settings: OptimizerSection, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """Multiple of the peak rate in a step counted from 0: linear warm-up, then the schedule."""
+    warmup = round(settings.warmup * total_steps)
+    if step < warmup:
+        return step / warmup
+    if settings.schedule == "linear":
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+    if settings.schedule == "exponential":
+        return settings.gamma ** (step // steps_per_epoch)
+    return 1.0
+
+
+@dataclass
+class StepRecord:
+    """Losses and unclipped gradient norms [members] of one step, still on the device."""
+
+    step: int
+    members: list[int]
+    losses: Tensor
+    """This rank's share; the sum over ranks is the mean loss of the step."""
+    norms: Tensor
+
+
+class Fleet:
+    """Members, and the arrays and settings that a step over all of them needs."""
+
+    def __init__(self, backbone: Backbone, members: list[Member], grid: Grid) -> None:
+        self.backbone, self.members, self.grid = backbone, members, grid
+        shared = members[0].spec.config
+        self.budget = shared.train.tokens_per_batch
+        self.has_backbone_dropout = shared.train.backbone_dropout is not False and shared.train.backbone_dropout != 0
+        self.pools = {
+            split: Pool([m.splits.get(split, _NOTHING) for m in members]) for split in ("train", "dev", "test")
+        }
+        self.prompt_lengths = np.array([m.prompt.length for m in members])
+        self.reaches_backbone = np.array(
+            [m.prompt.reaches_backbone or m.spec.config.method == "full" for m in members]
+        )
+        self.pad_token = backbone.pad_token
+
+    def running(self) -> list[int]:
+        return [i for i, member in enumerate(self.members) if member.status == "running"]
+
+    def batches(self, split: str, items: Items) -> Iterator[Batch]:
+        """This rank's laid-out batches for items; members that do not reach the backbone run apart, without its gradient."""
+        pool = self.pools[split]
+        for kind in (True, False):
+            part = items.take(np.flatnonzero(self.reaches_backbone[items.members] == kind))
+            if len(part):
+                for chosen in plan(pool, part, self.prompt_lengths, self.budget, self.grid.rank, self.grid.size):
+                    yield lay_out(pool, chosen, self.pad_token, self.grid.device)
+
+    def train_step(self, active: list[int]) -> StepRecord:
+        """One step of the members ``active``: forward and backward of all their rows, then each its own update."""
+        step = self.members[active[0]].step
+        parts = []
+        for index in active:
+            examples = self.members[index].step_examples(self.members[index].step)
+            parts.append((index, examples, 1 / len(examples)))
+        place = {index: i for i, index in enumerate(active)}
+        losses = torch.zeros(len(active), dtype=torch.float64, device=self.grid.device)
+        for number, batch in enumerate(self.batches("train", Items.of(parts))):
+            if self.has_backbone_dropout:
+                seed = rng.key(self.members[0].seed, "backbone dropout", step, number, self.grid.rank)
+                torch.manual_seed(seed)
+            prompts = [self.members[m].prompt for m in batch.members]
+            outputs = member_logits(self.backbone, prompts, batch, self._row_keys(batch))
+            total = batch.weights.new_zeros(())
+            for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
+                each = nn.functional.cross_entropy(logits, batch.labels[examples], reduction="none")
+                loss = (each * batch.weights[examples].to(each.dtype)).sum()
+                losses[place[member]] += loss.detach()
+                total = total + loss
+            total.backward()
+        sum_gradients([p for index in active for _, p in self.members[index].parameters], self.grid)
+        norms = torch.stack([self._update(self.members[index]) for index in active])
+        return StepRecord(step, active, losses, norms)
+
+    def _update(self, member: Member) -> Tensor:
+        """Clip, set the rate, step. Returns the unclipped norm. Touches this member's tensors only."""
+        settings = member.spec.config.optimizer
+        parameters = [parameter for _, parameter in member.parameters]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if settings.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+        factor = learning_rate_factor(settings, member.step, member.total_steps, member.steps_per_epoch)
+        for group in member.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        member.optimizer.step()
+        member.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _row_keys(self, batch: Batch) -> Tensor | None:
+        """One random key for each row, from member seed, step and example; None where no member drops anything."""
+        members = [self.members[index] for index in batch.members]
+        if not any(member.prompt.dropout for member in members):
+            return None
+        keys = [rng.key(member.seed, "prompt dropout", member.step) for member in members]
+        return rng.fold(torch.tensor(keys, device=self.grid.device)[batch.member_of_row], batch.row_examples)
+
+
+_NOTHING = Features(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), 1, np.zeros(0, np.int64))
+

@@ -1,0 +1,86 @@
+"""Heads: from the backbone's last hidden states to the logits of one member.
+
+Shape letters: R rows, L tokens, H hidden size, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model_parallel import rng
+from prompt_tuning.prefix import INIT_STD
+
+POOLINGS = ("pooler", "first", "mean", "last")
+
+
+class Head(nn.Module):
+    """Pooling, dropout and a linear layer with N(0, 0.02) weights and zero bias.
+
+    A choice task has one output for each sequence. Its bias shifts all choices alike, so its true gradient is zero and it
+    is not trained. With ``own_pooler`` the head brings a random tanh pooler, as RoBERTa's masked-LM checkpoints need;
+    it is frozen unless ``train_pooler`` and travels with the prompt.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_outputs: int,
+        pooling: str,
+        seed: int,
+        dtype: torch.dtype,
+        own_pooler: bool = False,
+        train_pooler: bool = False,
+        train_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+        def draw(name: str, *size: int) -> Tensor:
+            return rng.normal(rng.key(seed, "init", name), *size, std=INIT_STD).to(dtype)
+
+        self.weight = nn.Parameter(draw("head.weight", num_outputs, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(num_outputs, dtype=dtype), requires_grad=train_bias)
+        self.pooler: nn.Linear | None = None
+        if own_pooler:
+            self.pooler = nn.Linear(hidden_size, hidden_size, dtype=dtype)
+            self.pooler.weight.data = draw("head.pooler.weight", hidden_size, hidden_size)
+            self.pooler.bias.data.zero_()
+            self.pooler.requires_grad_(train_pooler)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        lengths: Tensor,
+        backbone_pooler: nn.Module | None = None,
+        row_keys: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Logits [R, C] from hidden states [R, L, H] and real lengths [R]; dropout only where ``row_keys`` [R] are given."""
+        features = self.features(hidden, lengths, backbone_pooler)
+        if row_keys is not None and dropout > 0:
+            rates = torch.full_like(row_keys, dropout, dtype=torch.float64)
+            keep = rng.keep_mask(rng.fold(row_keys, HEAD_DROPOUT), features.shape[-1], rates)
+            features = features * keep / (1 - dropout)
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def features(self, hidden: Tensor, lengths: Tensor, backbone_pooler: nn.Module | None = None) -> Tensor:
+        """The pooled text [R, H] in the head's type."""
+        dtype = self.weight.dtype
+        if self.pooling == "mean":
+            real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+            # Padding may hold anything, NaN included, so it is replaced and not multiplied away.
+            kept = hidden.to(dtype).masked_fill(~real[..., None], 0)
+            return kept.sum(1) / lengths[:, None]
+        if self.pooling == "last":
+            return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1].to(dtype)
+        if self.pooling == "first":
+            return hidden[:, 0].to(dtype)
+        if self.pooler is not None:
+            return torch.tanh(self.pooler(hidden[:, 0].to(dtype)))
+        assert backbone_pooler is not None, "a head without its own pooler needs the backbone's"
+        return backbone_pooler(hidden).to(dtype)
+
+
+HEAD_DROPOUT = 1 << 20
+"""Folded into row keys for the head, apart from every layer's number."""

@@ -1,0 +1,73 @@
+"""Where prompts start: from the backbone's own view of training text, or from an exported prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_parallel import rng
+from prompt_tuning.backbone import Backbone
+from prompt_tuning.data import Features
+from prompt_tuning.errors import UserError
+from prompt_tuning.model import Prompt
+
+
+@torch.no_grad()
+def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed: int) -> None:
+    """Set a prompt to the keys and values (or, at the input, the word embeddings) of training text.
+
+    The text is training rows in a random order of the seed's, joined until they have as many tokens as the prompt. It
+    stands at positions 0 to P - 1, in front of where ``after_prefix`` puts the task's text.
+    """
+    tokens = _some_tokens(features, prompt.length, rng.key(seed, "init", "text"))
+    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(next(backbone.model.parameters()).device)
+    if prompt.inputs is not None:
+        prompt.inputs.copy_(backbone.model.get_input_embeddings()(ids)[0])
+        return
+    assert prompt.prefix is not None
+    captured: dict[int, Tensor] = {}
+    real = torch.ones_like(ids, dtype=torch.bool)
+    index = torch.arange(ids.shape[1], device=ids.device)[None]
+    positions = backbone.family.positions(index, real, backbone.model.config)
+    backbone.model.eval()
+    backbone.model(input_ids=ids, attention_mask=real.long(), position_ids=positions, captured=captured)
+    backbone.model.train()
+    layers = [captured[layer] for layer in sorted(captured)]
+    # [N, 2, 1, G, P, D] -> [P, N, 2, G, D]
+    table = torch.stack(layers)[:, :, 0].permute(3, 0, 1, 2, 4)
+    prompt.prefix.fill(table.to(prompt.prefix.embedding.dtype))
+
+
+def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:
+    order = rng.permutation(key, len(features.offsets) - 1).numpy()
+    pieces, have = [], 0
+    while have < count:
+        for row in order:
+            pieces.append(features.tokens[features.offsets[row] : features.offsets[row + 1]])
+            have += len(pieces[-1])
+            if have >= count:
+                break
+    return np.concatenate(pieces)[:count]
+
+
+@torch.no_grad()
+def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
+    """Copy prefix or input prompts, and the head where it has the same outputs, from an exported prompt."""
+    if source.length != prompt.length or (source.prefix is None) != (prompt.prefix is None):
+        have = "prefix" if source.prefix is not None else "input prompt" if source.inputs is not None else "prompt-free"
+        raise UserError(
+            f"prompt.init_from={where}: a {have} of length {source.length}, but this run trains length {prompt.length}"
+            f" ({'prefix' if prompt.prefix is not None else 'input prompts'}); set prompt.length and method to match"
+        )
+    if prompt.prefix is not None and source.prefix is not None:
+        if prompt.prefix.projection is not None:
+            raise UserError(f"prompt.init_from={where}: an exported prompt is a plain table; set prompt.reparameterisation 'none'")
+        prompt.prefix.fill(source.prefix.table())
+    if prompt.inputs is not None and source.inputs is not None:
+        prompt.inputs.copy_(source.inputs)
+    if source.head.weight.shape == prompt.head.weight.shape and source.head.pooling == prompt.head.pooling:
+        prompt.head.weight.copy_(source.head.weight)
+        prompt.head.bias.copy_(source.head.bias)
+    if prompt.head.pooler is not None and source.head.pooler is not None:
+        prompt.head.pooler.load_state_dict(source.head.pooler.state_dict())

@@ -1,0 +1,160 @@
+"""Which examples run together, on which rank, and how their tokens are laid out.
+
+Every rank computes the same plan from lengths that all know, so no counts are exchanged and every rank runs the same
+number of forwards; a rank with nothing left runs a dummy example of weight 0. Padding is this file's way to lay rows
+out; another way replaces :func:`lay_out` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_tuning.data import Features
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of several members, sorted by member; R rows, L padded length, E examples.
+
+    ``members`` are the fleet indices of the members in the batch and ``member_of_row`` [R] counts them.
+    ``spans`` has, for each of ``members``, its examples and its rows as slices.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor | None
+    lengths: Tensor
+    members: tuple[int, ...]
+    member_of_row: Tensor
+    spans: tuple[tuple[slice, slice], ...]
+    labels: Tensor
+    weights: Tensor
+    """[E] float64: 1 / (examples of the member in the whole step), 0 for a dummy."""
+    examples: Tensor
+    """[E] index of each example in its member's split."""
+    row_examples: Tensor
+    """[R] the same for each row, choices told apart: example * rows_per_example + choice."""
+
+
+class Pool:
+    """The features of several members in one set of arrays, so that a batch is gathered in a few vectorised reads."""
+
+    def __init__(self, features: list[Features]) -> None:
+        distinct = list(dict.fromkeys(features))
+        row_base = np.cumsum([0, *[len(f.offsets) - 1 for f in distinct]])
+        token_base = np.cumsum([0, *[len(f.tokens) for f in distinct]])
+        self.tokens = np.concatenate([f.tokens for f in distinct])
+        self.token_types = (
+            np.concatenate([f.token_types for f in distinct if f.token_types is not None])
+            if all(f.token_types is not None for f in distinct)
+            else None
+        )
+        self.starts = np.concatenate([f.offsets[:-1] + base for f, base in zip(distinct, token_base, strict=False)])
+        self.lengths = np.concatenate([np.diff(f.offsets) for f in distinct])
+        place = {id(f): i for i, f in enumerate(distinct)}
+        self.first_row = np.array([row_base[place[id(f)]] for f in features])
+        example_base = np.cumsum([0, *[len(f) for f in distinct]])
+        self.first_example = np.array([example_base[place[id(f)]] for f in features])
+        self.labels = np.concatenate([f.labels for f in distinct])
+        self.rows_per_example = np.array([f.rows_per_example for f in features])
+        self.example_lengths = [np.diff(f.offsets).reshape(-1, f.rows_per_example).max(1) for f in features]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Examples to run: member (fleet index), index within the member's split, and loss weight; arrays of one length."""
+
+    members: np.ndarray
+    examples: np.ndarray
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def take(self, index: np.ndarray) -> Items:
+        return Items(self.members[index], self.examples[index], self.weights[index])
+
+    @staticmethod
+    def of(parts: list[tuple[int, np.ndarray, float]]) -> Items:
+        """From (member, examples, weight) triples."""
+        return Items(
+            np.concatenate([np.full(len(examples), member) for member, examples, _ in parts]),
+            np.concatenate([examples for _, examples, _ in parts]),
+            np.concatenate([np.full(len(examples), weight) for _, examples, weight in parts]),
+        )
+
+
+def plan(
+    pool: Pool, items: Items, extra_tokens: np.ndarray, budget: int, rank: int, ranks: int
+) -> Iterator[Items]:
+    """This rank's micro-batches of at most ``budget`` padded tokens, longest first, equally many on every rank.
+
+    ``extra_tokens`` [members] are the prompt tokens that each row of a member brings. An example longer than the budget
+    runs alone.
+    """
+    lengths = np.empty(len(items), np.int64)
+    for member in np.unique(items.members):
+        mine = items.members == member
+        lengths[mine] = pool.example_lengths[member][items.examples[mine]] + extra_tokens[member]
+    order = np.argsort(-lengths, kind="stable")
+    cuts = []
+    for other in range(ranks):
+        share = order[other::ranks]
+        rows = np.cumsum(pool.rows_per_example[items.members[share]])
+        cut, start, done = [], 0, 0
+        while start < len(share):
+            end = int(np.searchsorted(rows, done + budget // lengths[share[start]], side="right"))
+            end = max(end, start + 1)
+            cut.append(share[start:end])
+            start, done = end, rows[end - 1]
+        cuts.append(cut)
+    mine_cut = cuts[rank]
+    yield from (items.take(index) for index in mine_cut)
+    dummy = items.take(order[-1:])
+    for _ in range(max(map(len, cuts)) - len(mine_cut)):
+        yield Items(dummy.members, dummy.examples, np.zeros(1))
+
+
+def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> Batch:
+    """Gather the items' tokens into right-padded rows on the device."""
+    items = items.take(np.argsort(items.members, kind="stable"))
+    members, member_of_example = np.unique(items.members, return_inverse=True)
+    per_example = pool.rows_per_example[items.members]
+    row_examples = np.repeat(items.examples * per_example, per_example)
+    row_ends = np.cumsum(per_example)
+    row_examples += np.arange(row_ends[-1]) - np.repeat(row_ends - per_example, per_example)
+    rows = np.repeat(pool.first_row[items.members], per_example) + row_examples
+    lengths = pool.lengths[rows]
+    column = np.arange(lengths.max())
+    real = column < lengths[:, None]
+    index = np.where(real, pool.starts[rows][:, None] + column, 0)
+    input_ids = np.where(real, pool.tokens[index], pad_token).astype(np.int64)
+    token_types = None if pool.token_types is None else np.where(real, pool.token_types[index], 0).astype(np.int64)
+    example_ends = np.searchsorted(member_of_example, np.arange(len(members)), side="right")
+    spans, example_start, row_start = [], 0, 0
+    for end in example_ends.tolist():
+        row_end = int(row_ends[end - 1])
+        spans.append((slice(example_start, end), slice(row_start, row_end)))
+        example_start, row_start = end, row_end
+    labels = pool.labels[pool.first_example[items.members] + items.examples]
+
+    def move(array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    return Batch(
+        input_ids=move(input_ids),
+        token_type_ids=None if token_types is None else move(token_types),
+        lengths=move(lengths),
+        members=tuple(members.tolist()),
+        member_of_row=move(np.repeat(member_of_example, per_example)),
+        spans=tuple(spans),
+        labels=move(labels),
+        weights=move(items.weights),
+        examples=move(items.examples),
+        row_examples=move(row_examples),
+    )

@@ -1,0 +1,34 @@
+"""Winograd schema challenge: does a pronoun refer to a given noun phrase (Levesque et al. 2012; SuperGLUE).
+
+``prefixed`` puts the pronoun in front of the text, ``starred`` marks it inside the text; the noun phrase is the second
+text of both. SuperGLUE's own files nest the spans under ``target``; the hub's have them as columns.
+"""
+
+from prompt_tuning.tasks import Pair, Row, Task
+
+
+def _flatten(row: Row) -> Row:
+    return {**row, **row["target"]} if isinstance(row.get("target"), dict) else dict(row)
+
+
+def _prefixed(row: Row) -> tuple[Pair, ...]:
+    return ((f"{row['span2_text']}: {row['text']}", row["span1_text"]),)
+
+
+def _starred(row: Row) -> tuple[Pair, ...]:
+    words = row["text"].split()
+    words[row["span2_index"]] = f"*{words[row['span2_index']]}*"
+    return ((" ".join(words), row["span1_text"]),)
+
+
+TASK = Task(
+    name="wsc",
+    kind="classification",
+    labels=("False", "True"),
+    metrics=("accuracy",),
+    columns=("text", "span1_text", "span2_text", "span2_index"),
+    templates={"prefixed": _prefixed, "starred": _starred},
+    hub=("aps/super_glue", "wsc.fixed"),
+    folder="WSC",
+    normalise=_flatten,
+)

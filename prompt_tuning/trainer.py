@@ -1,0 +1,187 @@
+"""Training of a run: from its settings to members' prompts and results. Reads top to bottom from :func:`train`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+
+from model_parallel.collectives import barrier, broadcast_object
+from model_parallel.grid import Grid
+from prompt_tuning import checkpoint
+from prompt_tuning.backbone import Backbone, load_backbone
+from prompt_tuning.data import TaskData, load_task_data
+from prompt_tuning.evaluate import evaluate
+from prompt_tuning.export import load_prompt
+from prompt_tuning.fleet import Best, Fleet, Member, StepRecord
+from prompt_tuning.initialise import start_from_prompt, start_from_text
+from prompt_tuning.model import build_prompt
+from prompt_tuning.progress import Progress
+from prompt_tuning.results import MetricsLog, finish_member, write_results
+from prompt_tuning.runfile import Run
+from prompt_tuning.tasks import find_task
+
+logger = logging.getLogger(__name__)
+
+
+def train(run: Run, grid: Grid) -> dict[str, Any]:
+    """Train all members of ``run`` (continuing from its newest checkpoint), write their results, return the run's result."""
+    fleet = build_fleet(run, grid)
+    prove_frozen(fleet)
+    checkpoints = run.output / "checkpoints"
+    step = _resume(fleet, checkpoints, run)
+    log = MetricsLog(run, fleet, step)
+    horizon = max(member.total_steps for member in fleet.members)
+    with Progress(horizon, step, visible=grid.is_first) as progress:
+        while fleet.running():
+            step += 1
+            _step(fleet, log)
+            due = _due(fleet)
+            if due or step % run.shared.train.log_steps == 0 or not fleet.running():
+                log.flush()
+                progress.show(step, log.latest)
+            _evaluate(fleet, [index for index in due if fleet.members[index].status == "running"], log, progress)
+            _finish(fleet)
+            if _checkpoint_due(run, step, bool(due)) or not fleet.running():
+                log.flush()
+                if grid.is_first:
+                    checkpoint.save(checkpoints, fleet, step, run.experiment(), run.shared.train.keep_checkpoints)
+                barrier(grid)
+    log.close()
+    return _results(run, fleet)
+
+
+def build_fleet(run: Run, grid: Grid) -> Fleet:
+    """Load the backbone once, then every member's data and untrained prompt."""
+    shared = run.shared
+    backbone = load_backbone(
+        shared.backbone,
+        grid.device,
+        dropout=shared.train.backbone_dropout,
+        activation_checkpointing=shared.train.activation_checkpointing,
+        trainable=shared.method == "full",
+    )
+    cache: dict[str, TaskData] = {}
+    members = [_build_member(spec, backbone, cache) for spec in run.members]
+    for member in members:
+        member.prompt.to(grid.device)
+    return Fleet(backbone, members, grid)
+
+
+def _build_member(spec: Any, backbone: Backbone, cache: dict[str, TaskData]) -> Member:
+    config = spec.config
+    task = find_task(config.task)
+    identity = repr((config.task, config.data))
+    if identity not in cache:
+        limits = {
+            "train": config.data.max_train_examples,
+            "dev": config.data.max_eval_examples,
+            "test": config.data.max_eval_examples,
+        }
+        hub_config = config.task.get("hub_config") if isinstance(config.task, dict) else None
+        cache[identity] = load_task_data(
+            task, backbone.tokenizer, config.data.path, config.data.max_length, config.data.template, limits, hub_config
+        )
+    data = cache[identity]
+    prompt = build_prompt(config, backbone, len(data.labels), task.kind)
+    if config.prompt.init == "text" and prompt.length:
+        start_from_text(prompt, backbone, data.splits["train"], config.train.seed)
+    if config.prompt.init_from is not None:
+        source = load_prompt(config.prompt.init_from)
+        source.check_backbone(backbone)
+        start_from_prompt(prompt, source.prompt, config.prompt.init_from)
+    return Member(spec, task, data.labels, data.splits, prompt, backbone)
+
+
+def prove_frozen(fleet: Fleet) -> None:
+    """Check that the backbone has no gradient, no gradient buffer and no optimizer state, and say what is trained."""
+    weights = list(fleet.backbone.model.parameters())
+    if fleet.members[0].spec.config.method != "full":
+        trained = {id(p) for member in fleet.members for group in member.optimizer.param_groups for p in group["params"]}
+        assert not any(w.requires_grad or w.grad is not None or id(w) in trained for w in weights), "backbone not frozen"
+    total = sum(w.numel() for w in weights)
+    for member in fleet.members:
+        count = sum(p.numel() for _, p in member.parameters)
+        logger.info("%s: %s trained parameters, %.3f %% of the backbone's", member.name, f"{count:,}", 100 * count / total)
+
+
+def _resume(fleet: Fleet, folder: Path, run: Run) -> int:
+    """Load the newest sound checkpoint, the same on every rank; 0 where there is none."""
+    path = broadcast_object(checkpoint.newest(folder) if fleet.grid.is_first else None, fleet.grid)
+    if path is None:
+        return 0
+    step = checkpoint.load(Path(str(path)), fleet, run.experiment())
+    logger.info("continuing from %s", path)
+    return step
+
+
+def _step(fleet: Fleet, log: MetricsLog) -> None:
+    active = fleet.running()
+    started = time.perf_counter()
+    record: StepRecord = fleet.train_step(active)
+    seconds = time.perf_counter() - started
+    for index in active:
+        member = fleet.members[index]
+        member.step += 1
+        member.seconds += seconds
+        member.examples += len(member.step_examples(member.step - 1))
+    log.add(record)
+
+
+def _due(fleet: Fleet) -> list[int]:
+    """Running members that have reached an evaluation or their last step."""
+    due = []
+    for index in fleet.running():
+        member = fleet.members[index]
+        every = member.spec.config.train.eval_steps or member.steps_per_epoch
+        if member.step % every == 0 or member.step >= member.total_steps:
+            due.append(index)
+    return due
+
+
+def _evaluate(fleet: Fleet, due: list[int], log: MetricsLog, progress: Progress) -> None:
+    """Evaluate members on dev together, keep each one's best, stop those without progress."""
+    if not due:
+        return
+    for index, (metrics, loss) in evaluate(fleet, due, "dev").items():
+        member = fleet.members[index]
+        log.evaluation(index, metrics, loss)
+        key = member.task.metrics[0]
+        if member.best is None or metrics[key] > member.best.metrics[key]:
+            member.best = Best(member.step, metrics, loss, member.tensors())
+            member.stale = 0
+        else:
+            member.stale += 1
+        progress.evaluated(member, metrics)
+        patience = member.spec.config.train.patience
+        if patience is not None and member.stale >= patience:
+            member.status = "stopped"
+
+
+def _finish(fleet: Fleet) -> None:
+    for index in fleet.running():
+        member = fleet.members[index]
+        if member.step >= member.total_steps:
+            member.status = "finished"
+
+
+def _checkpoint_due(run: Run, step: int, evaluated: bool) -> bool:
+    every = run.shared.train.checkpoint_steps
+    return evaluated if every is None else step % every == 0
+
+
+def _results(run: Run, fleet: Fleet) -> dict[str, Any]:
+    """Test every member with its best tensors, export its prompt and write results, the run's own last."""
+    for member in fleet.members:
+        if member.best is not None:
+            member.load_tensors(member.best.tensors)
+    tested = [i for i, m in enumerate(fleet.members) if "test" in m.splits and m.best is not None]
+    tests = evaluate(fleet, tested, "test") if tested else {}
+    results = []
+    if fleet.grid.is_first:
+        for index, member in enumerate(fleet.members):
+            results.append(finish_member(run, member, tests.get(index)))
+    barrier(fleet.grid)
+    return write_results(run, results) if fleet.grid.is_first else {}
