@@ -50,6 +50,7 @@ def bits(keys: Tensor | int, count: int, device: torch.device | str = "cpu") -> 
 
 def fold(keys: Tensor, data: Tensor | int) -> Tensor:
     """New keys from keys and whole numbers (both int64, broadcast against each other)."""
+    data = torch.as_tensor(data, device=keys.device)
     return _mix(_mix(keys) + (data + 1) * _GOLDEN)
 
 

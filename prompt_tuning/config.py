@@ -87,8 +87,10 @@ class TrainSection(Section):
         True, description="true: the backbone's own; false: none; a number: rate of its hidden dropout."
     )
     activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
-    tokens_per_batch: int = Field(
-        8192, gt=0, description="Most tokens, padding and prompts included, of one forward on one rank."
+    tokens_per_batch: int | None = Field(
+        None,
+        gt=0,
+        description="Most tokens, padding and prompts included, of one forward on one rank; None: 1024 on CPU, 16384 on GPU.",
     )
 
     tensorboard: bool = Field(False, description="Write TensorBoard events too (extra `tensorboard`).")

@@ -9,7 +9,6 @@ from model_parallel.collectives import gather_objects
 from prompt_tuning.fleet import Fleet
 from prompt_tuning.metrics import METRICS
 from prompt_tuning.model import member_logits
-from prompt_tuning.packing import Items
 
 
 @torch.no_grad()
@@ -17,15 +16,15 @@ def split_logits(fleet: Fleet, members: list[int], split: str) -> dict[int, np.n
     """Logits of every example of a split for some members: float64 [examples, outputs], the same on every rank."""
     fleet.backbone.model.eval()
     counts = {m: len(fleet.members[m].splits[split]) for m in members}
-    items = Items.of([(m, np.arange(counts[m]), 1.0) for m in members])
+    parts = [(m, np.arange(counts[m]), 1.0) for m in members if m not in fleet.frozen]
     found = []
-    for batch in fleet.batches(split, items):
+    for batch in fleet.batches(split, parts):
         outputs = member_logits(fleet.backbone, [fleet.members[m].prompt for m in batch.members], batch)
         for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
             found.append((member, batch.examples[examples], batch.weights[examples] > 0, logits))
+    result = {m: fleet.frozen_logits(m, split, np.arange(counts[m])).double().cpu().numpy() for m in members if m in fleet.frozen}
     fleet.backbone.model.train()
     mine = [(m, e.cpu().numpy(), real.cpu().numpy(), x.double().cpu().numpy()) for m, e, real, x in found]
-    result: dict[int, np.ndarray] = {}
     for part in gather_objects(mine, fleet.grid):
         for member, examples, real, logits in part:  # type: ignore[attr-defined]
             if member not in result:

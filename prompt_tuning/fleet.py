@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from model_parallel import rng
-from model_parallel.collectives import sum_gradients
+from model_parallel.collectives import gather_objects, sum_gradients
 from model_parallel.grid import Grid
 from prompt_tuning.backbone import Backbone
 from prompt_tuning.config import OptimizerSection
 from prompt_tuning.data import Features
-from prompt_tuning.model import Prompt, member_logits
-from prompt_tuning.packing import Batch, Items, Pool, lay_out, plan
+from prompt_tuning.model import Prompt, member_logits, pooled_texts
+from prompt_tuning.packing import Batch, Items, Pool, default_budget, lay_out, plan
 from prompt_tuning.runfile import MemberSpec
 from prompt_tuning.tasks import Task
 
@@ -141,7 +141,7 @@ class Fleet:
     def __init__(self, backbone: Backbone, members: list[Member], grid: Grid) -> None:
         self.backbone, self.members, self.grid = backbone, members, grid
         shared = members[0].spec.config
-        self.budget = shared.train.tokens_per_batch
+        self.budget = shared.train.tokens_per_batch or default_budget(grid.device)
         self.has_backbone_dropout = shared.train.backbone_dropout is not False and shared.train.backbone_dropout != 0
         self.pools = {
             split: Pool([m.splits.get(split, _NOTHING) for m in members]) for split in ("train", "dev", "test")
@@ -151,18 +151,67 @@ class Fleet:
             [m.prompt.reaches_backbone or m.spec.config.method == "full" for m in members]
         )
         self.pad_token = backbone.pad_token
+        # Without backbone dropout, what a head alone sees of a text never changes.
+        self.frozen = {
+            index
+            for index, member in enumerate(members)
+            if not self.reaches_backbone[index] and not self.has_backbone_dropout and _texts_fit(member)
+        }
+        self._frozen_texts: dict[tuple[int, str], Tensor] = {}
 
     def running(self) -> list[int]:
         return [i for i, member in enumerate(self.members) if member.status == "running"]
 
-    def batches(self, split: str, items: Items) -> Iterator[Batch]:
-        """This rank's laid-out batches for items; members that do not reach the backbone run apart, without its gradient."""
+    def batches(self, split: str, parts: list[tuple[int, np.ndarray, float]]) -> Iterator[Batch]:
+        """This rank's laid-out batches for (member, examples, weight) parts.
+
+        Members that do not reach the backbone run apart from the others, without its gradient.
+        """
         pool = self.pools[split]
         for kind in (True, False):
-            part = items.take(np.flatnonzero(self.reaches_backbone[items.members] == kind))
-            if len(part):
-                for chosen in plan(pool, part, self.prompt_lengths, self.budget, self.grid.rank, self.grid.size):
+            some = [part for part in parts if self.reaches_backbone[part[0]] == kind]
+            if some:
+                items = Items.of(some)
+                for chosen in plan(pool, items, self.prompt_lengths, self.budget, self.grid.rank, self.grid.size):
                     yield lay_out(pool, chosen, self.pad_token, self.grid.device)
+
+    def frozen_texts(self, index: int, split: str) -> Tensor:
+        """Pooled texts [rows, H] of a split for a member of ``frozen``: computed once, shared by like members."""
+        member = self.members[index]
+        entry = (id(member.splits[split]), member.prompt.head.pooling)
+        if entry not in self._frozen_texts:
+            mine = []
+            with torch.no_grad():
+                for batch in self.batches(split, [(index, np.arange(len(member.splits[split])), 1.0)]):
+                    if bool(batch.weights[0] > 0):
+                        (texts,) = pooled_texts(self.backbone, [member.prompt], batch)
+                        mine.append((batch.row_examples.cpu().numpy(), texts.cpu().numpy()))
+            rows, texts = map(np.concatenate, zip(*sum(gather_objects(mine, self.grid), []), strict=True))
+            whole = torch.from_numpy(texts[np.argsort(rows)])
+            self._frozen_texts[entry] = whole.to(self.grid.device)
+        return self._frozen_texts[entry]
+
+    def _frozen_step(self, index: int, examples: np.ndarray, weight: float) -> Tensor | float:
+        """Loss and backward of this rank's examples of a member whose texts are fixed."""
+        if not len(examples):
+            return 0.0
+        member = self.members[index]
+        logits = self.frozen_logits(index, "train", examples, dropout=True)
+        labels = torch.from_numpy(member.splits["train"].labels[examples]).to(self.grid.device)
+        loss = _loss(logits, labels, torch.full_like(labels, weight, dtype=torch.float64))
+        loss.backward()
+        return loss.detach()
+
+    def frozen_logits(self, index: int, split: str, examples: np.ndarray, dropout: bool = False) -> Tensor:
+        """Logits [examples, outputs] of a member of ``frozen``."""
+        member = self.members[index]
+        choices = member.splits[split].rows_per_example
+        rows = torch.from_numpy((examples[:, None] * choices + np.arange(choices)).reshape(-1)).to(self.grid.device)
+        keys = None
+        if dropout and member.prompt.dropout:
+            keys = rng.fold(torch.tensor(self._step_key(member), device=self.grid.device), rows)
+        texts = self.frozen_texts(index, split)[rows]
+        return member.prompt.head(texts, keys, member.prompt.dropout).view(len(examples), -1)
 
     def train_step(self, active: list[int]) -> StepRecord:
         """One step of the members ``active``: forward and backward of all their rows, then each its own update."""
@@ -173,7 +222,7 @@ class Fleet:
             parts.append((index, examples, 1 / len(examples)))
         place = {index: i for i, index in enumerate(active)}
         losses = torch.zeros(len(active), dtype=torch.float64, device=self.grid.device)
-        for number, batch in enumerate(self.batches("train", Items.of(parts))):
+        for number, batch in enumerate(self.batches("train", [part for part in parts if part[0] not in self.frozen])):
             if self.has_backbone_dropout:
                 seed = rng.key(self.members[0].seed, "backbone dropout", step, number, self.grid.rank)
                 torch.manual_seed(seed)
@@ -181,11 +230,13 @@ class Fleet:
             outputs = member_logits(self.backbone, prompts, batch, self._row_keys(batch))
             total = batch.weights.new_zeros(())
             for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
-                each = nn.functional.cross_entropy(logits, batch.labels[examples], reduction="none")
-                loss = (each * batch.weights[examples].to(each.dtype)).sum()
+                loss = _loss(logits, batch.labels[examples], batch.weights[examples])
                 losses[place[member]] += loss.detach()
                 total = total + loss
             total.backward()
+        for index, examples, weight in parts:
+            if index in self.frozen:
+                losses[place[index]] += self._frozen_step(index, examples[self.grid.rank :: self.grid.size], weight)
         sum_gradients([p for index in active for _, p in self.members[index].parameters], self.grid)
         norms = torch.stack([self._update(self.members[index]) for index in active])
         return StepRecord(step, active, losses, norms)
@@ -204,13 +255,28 @@ class Fleet:
         member.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    @staticmethod
+    def _step_key(member: Member) -> int:
+        return rng.key(member.seed, "prompt dropout", member.step)
+
     def _row_keys(self, batch: Batch) -> Tensor | None:
         """One random key for each row, from member seed, step and example; None where no member drops anything."""
         members = [self.members[index] for index in batch.members]
         if not any(member.prompt.dropout for member in members):
             return None
-        keys = [rng.key(member.seed, "prompt dropout", member.step) for member in members]
+        keys = [self._step_key(member) for member in members]
         return rng.fold(torch.tensor(keys, device=self.grid.device)[batch.member_of_row], batch.row_examples)
+
+
+def _loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of cross entropies: logits [E, outputs], labels [E], weights [E]."""
+    return (nn.functional.cross_entropy(logits, labels, reduction="none") * weights.to(logits.dtype)).sum()
+
+
+def _texts_fit(member: Member, limit_bytes: int = 2**30) -> bool:
+    """Whether pooled texts of all splits are worth keeping in memory."""
+    rows = sum(len(features.offsets) for features in member.splits.values())
+    return rows * member.prompt.head.weight.shape[1] * member.prompt.head.weight.element_size() <= limit_bytes
 
 
 _NOTHING = Features(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), 1, np.zeros(0, np.int64))

@@ -48,24 +48,8 @@ class Head(nn.Module):
             self.pooler.bias.data.zero_()
             self.pooler.requires_grad_(train_pooler)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        lengths: Tensor,
-        backbone_pooler: nn.Module | None = None,
-        row_keys: Tensor | None = None,
-        dropout: float = 0.0,
-    ) -> Tensor:
-        """Logits [R, C] from hidden states [R, L, H] and real lengths [R]; dropout only where ``row_keys`` [R] are given."""
-        features = self.features(hidden, lengths, backbone_pooler)
-        if row_keys is not None and dropout > 0:
-            rates = torch.full_like(row_keys, dropout, dtype=torch.float64)
-            keep = rng.keep_mask(rng.fold(row_keys, HEAD_DROPOUT), features.shape[-1], rates)
-            features = features * keep / (1 - dropout)
-        return nn.functional.linear(features, self.weight, self.bias)
-
-    def features(self, hidden: Tensor, lengths: Tensor, backbone_pooler: nn.Module | None = None) -> Tensor:
-        """The pooled text [R, H] in the head's type."""
+    def pool(self, hidden: Tensor, lengths: Tensor, backbone_pooler: nn.Module | None = None) -> Tensor:
+        """What the backbone says of each text [R, H], in the head's type: hidden states [R, L, H], real lengths [R]."""
         dtype = self.weight.dtype
         if self.pooling == "mean":
             real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
@@ -74,12 +58,19 @@ class Head(nn.Module):
             return kept.sum(1) / lengths[:, None]
         if self.pooling == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1].to(dtype)
-        if self.pooling == "first":
+        if self.pooling == "first" or self.pooler is not None:
             return hidden[:, 0].to(dtype)
-        if self.pooler is not None:
-            return torch.tanh(self.pooler(hidden[:, 0].to(dtype)))
         assert backbone_pooler is not None, "a head without its own pooler needs the backbone's"
         return backbone_pooler(hidden).to(dtype)
+
+    def forward(self, pooled: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+        """Logits [R, C] from pooled texts [R, H]; dropout only where ``row_keys`` [R] are given."""
+        features = pooled if self.pooler is None else torch.tanh(self.pooler(pooled))
+        if row_keys is not None and dropout > 0:
+            rates = torch.full_like(row_keys, dropout, dtype=torch.float64)
+            keep = rng.keep_mask(rng.fold(row_keys, HEAD_DROPOUT), features.shape[-1], rates)
+            features = features * keep / (1 - dropout)
+        return nn.functional.linear(features, self.weight, self.bias)
 
 
 HEAD_DROPOUT = 1 << 20

@@ -1,20 +1,20 @@
 """Where a prefix enters: one attention function for all families that dispatch through transformers' interface.
 
 ``model(..., prefix=PrefixRows)`` carries the prefix as a forward argument down to :func:`prefix_attention`, which puts it
-in front of keys and values after rotary embedding and projection, extends the mask, and calls the stock kernel. No model
+in front of keys and values after rotary embedding and projection, extends the mask, and calls the kernel. No model
 is patched, and activation checkpointing recomputes the same thing.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from prompt_tuning.prefix import PrefixRows
@@ -24,7 +24,7 @@ INDEX = "prefix_layer_index"
 
 
 def prefix_attention(
-    stock: str,
+    kernel: Callable[..., tuple[Tensor, Tensor | None]],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -34,7 +34,7 @@ def prefix_attention(
     captured: dict[int, Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over [prefix ; text] for query [R, heads, L, D] and key, value [R, G, L, D]; ``stock`` names the kernel.
+    """Attention over [prefix ; text] for query [R, heads, L, D] and key, value [R, G, L, D]; ``kernel`` is what attends.
 
     ``captured`` collects every layer's own keys and values [2, R, G, L, D], from which prefixes may start.
     """
@@ -48,14 +48,40 @@ def prefix_attention(
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
         attention_mask = prefix.extend_mask(layer, attention_mask)
-    return _stock_kernel(stock, module)(module, query, key, value, attention_mask, **kwargs)
+    return kernel(module, query, key, value, attention_mask, **kwargs)
 
 
-def _stock_kernel(stock: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    if stock == "eager":
-        # Every modelling file has its own eager function, beside the attention class.
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-    return AttentionInterface()[stock]  # type: ignore[no-any-return]
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention written out; returns the weights too.
+
+    The modelling files' own eager functions take LLaMA's softmax in float32 even for float64; this one never rounds below
+    the type of its inputs, and takes it in float32 for half types.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(query.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "sdpa": (sdpa_attention_forward, sdpa_mask),
+    "eager": (eager_attention, eager_mask),
+}
+"""Attention kernels by name, each with the function that builds its mask."""
 
 
 def _always(build: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,21 +95,18 @@ def _always(build: Callable[..., Any]) -> Callable[..., Any]:
     return mask
 
 
-_MASKS = {"sdpa": sdpa_mask, "eager": eager_mask}
+def attention_name(kernel: str) -> str:
+    """Name under which the prefix version of a kernel is registered."""
+    return f"promptfleet_{kernel}"
 
 
-def attention_name(stock: str) -> str:
-    """Name under which the prefix version of a stock kernel is registered."""
-    return f"promptfleet_{stock}"
+for _name, (_kernel, _mask) in KERNELS.items():
+    AttentionInterface.register(attention_name(_name), functools.partial(prefix_attention, _kernel))
+    AttentionMaskInterface.register(attention_name(_name), _always(_mask))
 
 
-for _stock, _build in _MASKS.items():
-    AttentionInterface.register(attention_name(_stock), functools.partial(prefix_attention, _stock))
-    AttentionMaskInterface.register(attention_name(_stock), _always(_build))
-
-
-def open_door(model: PreTrainedModel, attention_modules: Iterable[nn.Module], stock: str) -> None:
+def open_door(model: PreTrainedModel, attention_modules: Iterable[nn.Module], kernel: str) -> None:
     """Let prefixes into ``model``: number its attention modules and select our attention function."""
     for index, module in enumerate(attention_modules):
         setattr(module, INDEX, index)
-    model.set_attn_implementation(attention_name(stock))
+    model.set_attn_implementation(attention_name(kernel))

@@ -176,14 +176,24 @@ def member_logits(
     backbone: Backbone, prompts: list[Prompt], batch: Batch, row_keys: Tensor | None = None
 ) -> list[Tensor]:
     """Logits of each of ``batch.members`` [its examples, classes or choices]."""
+    logits = []
+    pooled = pooled_texts(backbone, prompts, batch, row_keys)
+    for prompt, texts, (examples, rows) in zip(prompts, pooled, batch.spans, strict=True):
+        keys = None if row_keys is None else row_keys[rows]
+        logits.append(prompt.head(texts, keys, prompt.dropout).view(examples.stop - examples.start, -1))
+    return logits
+
+
+def pooled_texts(
+    backbone: Backbone, prompts: list[Prompt], batch: Batch, row_keys: Tensor | None = None
+) -> list[Tensor]:
+    """Pooled texts of each of ``batch.members`` [its rows, H]; without gradient where nothing below the head trains."""
     needs_gradient = torch.is_grad_enabled() and (
         any(prompt.reaches_backbone for prompt in prompts) or next(backbone.model.parameters()).requires_grad
     )
     with torch.set_grad_enabled(needs_gradient):
         hidden = hidden_states(backbone, prompts, batch, row_keys)
-    logits = []
-    for prompt, (examples, rows) in zip(prompts, batch.spans, strict=True):
-        keys = None if row_keys is None else row_keys[rows]
-        output = prompt.head(hidden[rows], batch.lengths[rows], backbone.pooler, keys, prompt.dropout)
-        logits.append(output.view(examples.stop - examples.start, -1))
-    return logits
+        return [
+            prompt.head.pool(hidden[rows], batch.lengths[rows], backbone.pooler)
+            for prompt, (_, rows) in zip(prompts, batch.spans, strict=True)
+        ]

@@ -17,6 +17,11 @@ from torch import Tensor
 from prompt_tuning.data import Features
 
 
+def default_budget(device: torch.device) -> int:
+    """Tokens of one forward: few keep a CPU's caches warm and padding low, many fill a GPU."""
+    return 1024 if device.type == "cpu" else 16384
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of several members, sorted by member; R rows, L padded length, E examples.

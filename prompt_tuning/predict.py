@@ -15,7 +15,7 @@ from prompt_tuning.data import Features, encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.export import ExportedPrompt
 from prompt_tuning.model import member_logits
-from prompt_tuning.packing import Items, Pool, lay_out, plan
+from prompt_tuning.packing import Items, Pool, default_budget, lay_out, plan
 from prompt_tuning.sources import LocatedRow
 
 
@@ -26,9 +26,10 @@ class AttachedPrompts:
     >>> model.predict([{"text": "It crashes."}, {"text": "Thank you!"}], prompts=[0, 1])   # doctest: +SKIP
     """
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[ExportedPrompt], tokens_per_batch: int = 8192) -> None:
-        self.backbone, self.prompts, self.budget = backbone, list(prompts), tokens_per_batch
+    def __init__(self, backbone: Backbone, prompts: Sequence[ExportedPrompt], tokens_per_batch: int | None = None) -> None:
+        self.backbone, self.prompts = backbone, list(prompts)
         self.device = next(backbone.model.parameters()).device
+        self.budget = tokens_per_batch or default_budget(self.device)
         for exported in self.prompts:
             exported.check_backbone(backbone)
             exported.prompt.to(self.device)

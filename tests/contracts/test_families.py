@@ -1,0 +1,235 @@
+"""Contract of every backbone family: prefixes act exactly as an independent computation says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, DynamicCache
+
+from prompt_tuning.backbone import load_backbone
+from prompt_tuning.backbones import families
+from prompt_tuning.config import BackboneSection
+from prompt_tuning.data import Features
+from prompt_tuning.errors import UserError
+from prompt_tuning.heads import Head
+from prompt_tuning.model import Prompt, hidden_states
+from prompt_tuning.packing import Items, Pool, lay_out
+from prompt_tuning.prefix import Prefix
+from tests.support.tiny import CONFIGS, make_backbone
+
+FAMILIES = sorted(families())
+LENGTHS = (3, 11, 7, 1)
+P = 5
+BOUNDS = {"float64": 1e-10, "float32": 1e-5}
+
+
+def test_every_family_has_a_tiny_model():
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, tmp_path_factory):
+    return make_backbone(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def open_backbone(folder, dtype="float64", attention="sdpa", **options):
+    return load_backbone(BackboneSection(path=str(folder), dtype=dtype, attention=attention), torch.device("cpu"), **options)
+
+
+def make_prompt(backbone, length=P, seed=3, positions="after_prefix", **options):
+    """A prompt whose prefix is large enough to matter."""
+    prefix = Prefix(backbone.shape, length, seed, backbone.prompt_dtype, **options)
+    with torch.no_grad():
+        prefix.embedding.mul_(25)
+    head = Head(backbone.shape.hidden_size, 2, "first", seed, backbone.prompt_dtype)
+    return Prompt(head, prefix, positions=positions)
+
+
+def make_batch(lengths=LENGTHS, members=None, vocabulary=60, with_types=False, seed=0):
+    generator = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = generator.integers(4, vocabulary, offsets[-1]).astype(np.int32)
+    types = generator.integers(0, 2, offsets[-1]).astype(np.int8) if with_types else None
+    features = Features(tokens, types, offsets, 1, np.zeros(len(lengths), np.int64))
+    members = np.zeros(len(lengths), np.int64) if members is None else np.asarray(members)
+    pool = Pool([features] * (members.max() + 1))
+    items = Items(members, np.arange(len(lengths)), np.ones(len(lengths)))
+    return lay_out(pool, items, pad_token=0, device=torch.device("cpu"))
+
+
+def ramp_loss(hidden, batch):
+    """A fixed projection of the real tokens: a plain sum after a final norm would have no gradient."""
+    ramp = torch.linspace(-1, 1, hidden.shape[1] * hidden.shape[2], dtype=hidden.dtype).view(hidden.shape[1:]) ** 3
+    real = torch.arange(hidden.shape[1]) < batch.lengths[:, None]
+    return (hidden * ramp)[real].sum()
+
+
+def prefix_gradients(loss, prompts):
+    """One gradient a layer and side, as separate tensors, so that no large one hides a wrong small one."""
+    for prompt in prompts:
+        prompt.zero_grad()
+    loss.backward()
+    result = []
+    for prompt in prompts:
+        table = prompt.prefix.embedding.grad.view(prompt.length, -1, 2, prompt.prefix.shape.layer_width // 2)
+        result += [table[:, layer, side] for layer in range(table.shape[1]) for side in range(2)]
+    return result
+
+
+def assert_equal(found, expected, bound):
+    for a, b in zip(found, expected, strict=True):
+        assert b.norm() > 1e-3, "the expected tensor would prove nothing"
+        assert ((a - b).norm() / b.norm()).item() < bound
+
+
+def cache_route(folder, backbone, prompt, batch, dtype):
+    """Hidden states by transformers' own cache: its model, its SDPA, one padded batch."""
+    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    rows = len(batch.lengths)
+    table = prompt.prefix.table()
+    cache = DynamicCache()
+    for layer in range(table.shape[1]):
+        key, value = (table[:, layer, side].transpose(0, 1).expand(rows, -1, -1, -1) for side in range(2))
+        cache.update(key, value, layer)
+    real = torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]
+    mask = torch.cat([torch.ones(rows, prompt.length, dtype=torch.long), real.long()], 1)
+    arguments = {"input_ids": batch.input_ids, "attention_mask": mask, "past_key_values": cache}
+    if batch.token_type_ids is not None:
+        arguments["token_type_ids"] = batch.token_type_ids
+    if backbone.family.pooling == "pooler":
+        # The route's own position ids count padding in for RoBERTa; real tokens agree either way.
+        index = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids) + prompt.length
+        first = backbone.model.config.pad_token_id + 1 if "roberta" in backbone.model.config.model_type else 0
+        arguments["position_ids"] = torch.where(real, index + first, first)
+    return model(**arguments).last_hidden_state
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_forward_and_gradients_equal_the_cache_route(folder, dtype, attention):
+    backbone = open_backbone(folder, dtype, attention)
+    prompt = make_prompt(backbone)
+    batch = make_batch(with_types=backbone.model.config.model_type == "bert")
+    ours = hidden_states(backbone, [prompt], batch)
+    theirs = cache_route(folder, backbone, prompt, batch, dtype)
+    real = torch.arange(ours.shape[1]) < batch.lengths[:, None]
+    assert_equal([ours[real]], [theirs[real]], BOUNDS[dtype])
+    found = prefix_gradients(ramp_loss(ours, batch), [prompt])
+    expected = prefix_gradients(ramp_loss(theirs, batch), [prompt])
+    assert_equal(found, expected, BOUNDS[dtype])
+
+
+def test_checkpointing_gives_the_same_bits(folder):
+    results = []
+    for checkpointing in (False, True):
+        backbone = open_backbone(folder, "float32", activation_checkpointing=checkpointing)
+        prompt = make_prompt(backbone)
+        prompt.dropout = 0.3
+        batch = make_batch()
+        hidden = hidden_states(backbone, [prompt], batch, row_keys=torch.arange(len(batch.lengths)))
+        results.append([hidden.detach(), *prefix_gradients(ramp_loss(hidden, batch), [prompt])])
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+@pytest.mark.parametrize("positions", ["after_prefix", "from_zero"])
+def test_mixed_members_equal_each_row_alone(folder, positions):
+    """Members of different lengths, layers and none at all in one padded batch, against one row, one member, no padding."""
+    backbone = open_backbone(folder)
+    prompts = [
+        make_prompt(backbone, 5, 1, positions),
+        make_prompt(backbone, 2, 2, "after_prefix", layers=(0, 2)),
+        Prompt(Head(backbone.shape.hidden_size, 2, "first", 0, backbone.prompt_dtype)),
+    ]
+    members = [0, 1, 2, 0, 1]
+    lengths = (3, 11, 7, 1, 4)
+    batch = make_batch(lengths, members)
+    hidden = hidden_states(backbone, prompts, batch)
+    found = prefix_gradients(ramp_loss(hidden, batch), prompts[:2])
+    total = 0.0
+    for row in range(len(members)):
+        place = int((batch.examples == row).nonzero())
+        single = make_batch(lengths, members)
+        alone = type(single)(
+            input_ids=single.input_ids[place : place + 1, : lengths[row]],
+            token_type_ids=None,
+            lengths=single.lengths[place : place + 1],
+            members=(members[row],),
+            member_of_row=torch.zeros(1, dtype=torch.long),
+            spans=((slice(0, 1), slice(0, 1)),),
+            labels=single.labels[:1],
+            weights=single.weights[:1],
+            examples=single.examples[:1],
+            row_examples=single.row_examples[:1],
+        )
+        expected = hidden_states(backbone, [prompts[members[row]]], alone)
+        assert_equal([hidden[place, : lengths[row]]], [expected[0]], 1e-10)
+        ramp = torch.linspace(-1, 1, hidden.shape[1] * hidden.shape[2], dtype=hidden.dtype).view(hidden.shape[1:]) ** 3
+        total = total + (expected[0] * ramp[: lengths[row]]).sum()
+    assert_equal([g for g in found if g.norm() > 0], [g for g in prefix_gradients(total, prompts[:2]) if g.norm() > 0], 1e-10)
+
+
+def test_nan_in_one_member_reaches_no_other(folder):
+    backbone = open_backbone(folder)
+    prompts = [make_prompt(backbone, 5, 1), make_prompt(backbone, 2, 2)]
+    with torch.no_grad():
+        prompts[0].prefix.embedding.fill_(float("nan"))
+    batch = make_batch(LENGTHS, [0, 1, 1, 0])
+    hidden = hidden_states(backbone, prompts, batch)
+    rows = batch.member_of_row == 1
+    assert not hidden[~rows].isfinite().all()
+    assert hidden[rows].isfinite().all()
+    ramp_loss(hidden, batch).backward()
+    assert prompts[1].prefix.embedding.grad.isfinite().all()
+
+
+def test_positions_change_the_numbers(folder):
+    """Both policies must be told apart, or the equalities above would prove nothing about positions."""
+    backbone = open_backbone(folder)
+    batch = make_batch()
+    after, zero = (hidden_states(backbone, [make_prompt(backbone, positions=p)], batch) for p in ("after_prefix", "from_zero"))
+    assert (after - zero).abs().max() > 1e-3
+
+
+def test_position_table_overflow_is_one_sentence(folder):
+    backbone = open_backbone(folder)
+    limit = backbone.family.max_positions(backbone.model.config)
+    backbone.check_length(5, limit - 5, "after_prefix")
+    backbone.check_length(5, limit, "from_zero")
+    with pytest.raises(UserError, match=f"set data.max_length to {limit - 5} or less"):
+        backbone.check_length(5, limit - 4, "after_prefix")
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_input_prompts_equal_a_hand_made_sequence(folder, with_prefix):
+    """Shallow prompts of two lengths in one batch, against inputs_embeds written out row by row."""
+    backbone = open_backbone(folder)
+    hidden_size = backbone.shape.hidden_size
+    head = Head(hidden_size, 2, "first", 0, torch.float64)
+    prompts = [Prompt(head, inputs=torch.randn(length, hidden_size, dtype=torch.float64)) for length in (4, 2)]
+    if with_prefix:
+        prompts[1] = make_prompt(backbone, 3)
+    members = [0, 1, 1, 0]
+    batch = make_batch(LENGTHS, members)
+    hidden = hidden_states(backbone, prompts, batch)
+    for place, row in enumerate(batch.examples.tolist()):
+        prompt, length = prompts[members[row]], LENGTHS[row]
+        if prompt.inputs is None:
+            continue
+        words = backbone.model.get_input_embeddings()(batch.input_ids[place : place + 1, :length])
+        sequence = torch.cat([prompt.inputs[None], words], 1)
+        expected = backbone.model(inputs_embeds=sequence, attention_mask=torch.ones(sequence.shape[:2])).last_hidden_state
+        assert_equal([hidden[place, :length]], [expected[0, prompt.length :]], 1e-10)
+
+
+def test_bfloat16_follows_float32(folder):
+    """Same sign and size of gradient; no more is promised of bfloat16."""
+    gradients = []
+    for dtype in ("float32", "bfloat16"):
+        backbone = open_backbone(folder, dtype)
+        prompt = make_prompt(backbone)
+        batch = make_batch()
+        gradients.append(torch.cat([g.flatten() for g in prefix_gradients(ramp_loss(hidden_states(backbone, [prompt], batch), batch), [prompt])]))
+    assert gradients[1].dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98

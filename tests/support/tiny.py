@@ -1,0 +1,135 @@
+"""Tiny random backbones with tokenizers, and small data sets, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+WORDS = [f"w{i}" for i in range(60)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 80,
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+# Fewer key/value heads than heads, a head size that is not hidden / heads, biases where the family allows them.
+DECODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "vocab_size": 80,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {**ENCODER, "pad_token_id": 0},
+    "roberta": {**ENCODER, "type_vocab_size": 1, "pad_token_id": 1},
+    "xlm-roberta": {**ENCODER, "type_vocab_size": 1, "pad_token_id": 1},
+    "llama": {**DECODER, "attention_bias": True},
+    "mistral": {**DECODER, "sliding_window": None},
+    "qwen2": {key: value for key, value in DECODER.items() if key != "head_dim"},
+    "qwen3": {**DECODER, "attention_bias": True},
+}
+
+
+def make_backbone(folder: Path, model_type: str, seed: int = 0, with_pooler: bool = True, **changes: Any) -> Path:
+    """Save a random backbone of a family, biases and norms random too, with a word tokenizer; returns its folder."""
+    config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    if not with_pooler and getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    model.save_pretrained(folder)
+    make_tokenizer(config.pad_token_id).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(pad_token_id: int = 0) -> PreTrainedTokenizerFast:
+    """One word, one token; [CLS] a [SEP] b [SEP] with token types."""
+    names = list(SPECIAL)
+    names.insert(pad_token_id, names.pop(0))
+    vocabulary = {name: i for i, name in enumerate([*names, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"] if pad_token_id == 0 else ["input_ids"],
+    )
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_texts(folder: Path, sizes: dict[str, int] | None = None, labels: int = 3, seed: int = 0) -> Path:
+    """A folder of classification data whose labels depend on the words; lengths from 1 to 14 words."""
+    generator = torch.Generator().manual_seed(seed)
+    for split, count in (sizes or {"train": 22, "dev": 9, "test": 7}).items():
+        rows = []
+        for i in range(count):
+            label = i % labels
+            length = int(torch.randint(1, 15, (1,), generator=generator))
+            ids = torch.randint(0, len(WORDS) // labels, (length,), generator=generator) * labels + label
+            rows.append({"text": " ".join(WORDS[j] for j in ids.tolist()), "label": f"class{label}"})
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def make_copa(folder: Path, sizes: dict[str, int] | None = None, seed: int = 1) -> Path:
+    """A folder in COPA's format: the right choice repeats a word of the premise."""
+    generator = torch.Generator().manual_seed(seed)
+    for split, count in (sizes or {"train": 13, "val": 6}).items():
+        rows = []
+        for i in range(count):
+            a, b, c = (WORDS[int(j)] for j in torch.randperm(len(WORDS), generator=generator)[:3])
+            choices = [f"{a} {b}", f"{c} {b} {c}"]
+            label = i % 2
+            pair = choices if label == 0 else choices[::-1]
+            question = ("cause", "effect")[i % 2]
+            rows.append({"premise": f"{a} {a}", "question": question, "choice1": pair[0], "choice2": pair[1], "label": label})
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def run_json(backbone: Path, data: Path, **sections: Any) -> dict[str, Any]:
+    """A small run file for :func:`make_texts` data in float64, everything random switched off unless asked for."""
+    from prompt_tuning.runfile import merge
+
+    base = {
+        "task": {"kind": "classification", "name": "texts"},
+        "backbone": {"path": str(backbone), "dtype": "float64"},
+        "data": {"path": str(data), "max_length": 24},
+        "prompt": {"length": 5},
+        "optimizer": {"lr": 0.02},
+        "train": {"epochs": 2, "batch_size": 8, "backbone_dropout": False},
+    }
+    return merge(base, sections)
