@@ -15,9 +15,8 @@ if __name__ == "__main__":
 import argparse
 import json
 import logging
-import os
 
-from launcher.environment import Process, find_process, record, threads
+from launcher.environment import Process, find_process, quiet_libraries, record, threads
 from launcher.logs import log_to_file, start_logging
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
@@ -71,15 +70,13 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
     """Open the ranks, prepare the run folder, train, report."""
     import torch
     import torch.distributed as dist
-    import transformers
 
     from launcher.report import print_report
     from model_parallel.collectives import barrier
     from model_parallel.grid import Grid, local_device
     from prompt_tuning.trainer import build_fleet, prove_frozen, train
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     num_threads = threads(process)
     torch.set_num_threads(num_threads)
     device = local_device(process.local_rank)
@@ -138,5 +135,4 @@ def prepare_folder(run: Run, *, resume: bool, fresh: bool) -> bool:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main())

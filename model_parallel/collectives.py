@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,16 +33,16 @@ def sum_over_ranks(tensor: Tensor, grid: Grid) -> Tensor:
     return tensor
 
 
-def gather_objects(value: object, grid: Grid) -> list[object]:
+def gather_objects(value: Any, grid: Grid) -> list[Any]:
     """``value`` of every rank, in rank order, on every rank."""
     if grid.size == 1:
         return [value]
-    values: list[object] = [None] * grid.size
+    values: list[Any] = [None] * grid.size
     dist.all_gather_object(values, value)
     return values
 
 
-def broadcast_object(value: object, grid: Grid) -> object:
+def broadcast_object(value: Any, grid: Grid) -> Any:
     """``value`` of the first rank, on every rank."""
     if grid.size == 1:
         return value

@@ -94,7 +94,7 @@ def find_folder(path: str, revision: str | None = None) -> Path:
         # Never pickles: only weights in safetensors, configs and tokenizer files.
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # noqa: BLE001  the hub client raises dozens of kinds; each means "not to be had"
+    except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
             f"backbone.path={path}: no such folder, and not to be had from the hub ({reason}); check the id and the network"

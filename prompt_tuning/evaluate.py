@@ -26,7 +26,7 @@ def split_logits(fleet: Fleet, members: list[int], split: str) -> dict[int, np.n
     fleet.backbone.model.train()
     mine = [(m, e.cpu().numpy(), real.cpu().numpy(), x.double().cpu().numpy()) for m, e, real, x in found]
     for part in gather_objects(mine, fleet.grid):
-        for member, examples, real, logits in part:  # type: ignore[attr-defined]
+        for member, examples, real, logits in part:
             if member not in result:
                 result[member] = np.full((counts[member], logits.shape[1]), np.nan)
             result[member][examples[real]] = logits[real]

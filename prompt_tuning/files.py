@@ -16,8 +16,13 @@ from prompt_tuning.errors import UserError
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, with sorted keys, so that equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     _flush(temporary)
     temporary.replace(path)
     _flush(path.parent)

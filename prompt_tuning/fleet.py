@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -183,12 +184,13 @@ class Fleet:
             mine = []
             with torch.no_grad():
                 for batch in self.batches(split, [(index, np.arange(len(member.splits[split])), 1.0)]):
+                    (texts,) = pooled_texts(self.backbone, [member.prompt], batch)
                     if bool(batch.weights[0] > 0):
-                        (texts,) = pooled_texts(self.backbone, [member.prompt], batch)
                         mine.append((batch.row_examples.cpu().numpy(), texts.cpu().numpy()))
-            rows, texts = map(np.concatenate, zip(*sum(gather_objects(mine, self.grid), []), strict=True))
-            whole = torch.from_numpy(texts[np.argsort(rows)])
-            self._frozen_texts[entry] = whole.to(self.grid.device)
+            pieces = [piece for part in gather_objects(mine, self.grid) for piece in part]
+            rows = np.concatenate([piece[0] for piece in pieces])
+            whole = np.concatenate([piece[1] for piece in pieces])[np.argsort(rows)]
+            self._frozen_texts[entry] = torch.from_numpy(whole).to(self.grid.device)
         return self._frozen_texts[entry]
 
     def _frozen_step(self, index: int, examples: np.ndarray, weight: float) -> Tensor | float:
@@ -234,9 +236,9 @@ class Fleet:
                 losses[place[member]] += loss.detach()
                 total = total + loss
             total.backward()
-        for index, examples, weight in parts:
+        for index, chosen, weight in parts:
             if index in self.frozen:
-                losses[place[index]] += self._frozen_step(index, examples[self.grid.rank :: self.grid.size], weight)
+                losses[place[index]] += self._frozen_step(index, chosen[self.grid.rank :: self.grid.size], weight)
         sum_gradients([p for index in active for _, p in self.members[index].parameters], self.grid)
         norms = torch.stack([self._update(self.members[index]) for index in active])
         return StepRecord(step, active, losses, norms)

@@ -22,8 +22,7 @@ from prompt_tuning.errors import UserError
 
 SHARED = ("$schema", "name", "description", "published", "backbone", "parallel", "fleet", "output")
 SAME_FOR_ALL = (
-    "checkpoint_steps keep_checkpoints backbone_dropout activation_checkpointing tokens_per_batch log_steps tensorboard"
-    .split()
+    ["checkpoint_steps", "keep_checkpoints", "backbone_dropout", "activation_checkpointing", "tokens_per_batch", "log_steps", "tensorboard"]
 )
 
 Json = dict[str, Any]
@@ -65,6 +64,19 @@ class Run:
     def experiment(self) -> Json:
         """The part of :meth:`to_json` that changes the numbers: runs with equal experiments may continue each other."""
         return _experiment(self.to_json())
+
+
+def load_recorded_run(folder: Path) -> Run:
+    """The run that a run folder's run.json records. Raises :class:`UserError`."""
+    record = read_json(folder / "run.json")
+    try:
+        members = tuple(
+            MemberSpec(member["name"], member["overrides"], RunFile.model_validate(member["config"]))
+            for member in record["members"]
+        )
+        return Run(record["name"], folder, members, None)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{folder / 'run.json'}: not the record of a run ({type(error).__name__})") from None
 
 
 def _experiment(record: Json) -> Json:

@@ -110,7 +110,7 @@ def _read_hub(task: Task, path: str | None, split: str, hub_config: str | None) 
         if name is None:
             return None
         rows = load_dataset(repository, configuration, split=name, revision=revision)
-    except Exception as error:  # noqa: BLE001  the hub client raises dozens of kinds; each means "not to be had"
+    except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
             f"data set {repository!r} cannot be loaded from the hub ({reason});"

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 from model_parallel.collectives import barrier, broadcast_object
 from model_parallel.grid import Grid
 from prompt_tuning import checkpoint
@@ -99,12 +98,15 @@ def prove_frozen(fleet: Fleet) -> None:
     """Check that the backbone has no gradient, no gradient buffer and no optimizer state, and say what is trained."""
     weights = list(fleet.backbone.model.parameters())
     if fleet.members[0].spec.config.method != "full":
-        trained = {id(p) for member in fleet.members for group in member.optimizer.param_groups for p in group["params"]}
-        assert not any(w.requires_grad or w.grad is not None or id(w) in trained for w in weights), "backbone not frozen"
+        groups = [group for member in fleet.members for group in member.optimizer.param_groups]
+        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        loose = [w for w in weights if w.requires_grad or w.grad is not None or id(w) in trained]
+        assert not loose, "the backbone is not frozen"
     total = sum(w.numel() for w in weights)
     for member in fleet.members:
         count = sum(p.numel() for _, p in member.parameters)
-        logger.info("%s: %s trained parameters, %.3f %% of the backbone's", member.name, f"{count:,}", 100 * count / total)
+        share = 100 * count / total
+        logger.info("%s: %s trained parameters, %.3f %% of the backbone's", member.name, f"{count:,}", share)
 
 
 def _resume(fleet: Fleet, folder: Path, run: Run) -> int:

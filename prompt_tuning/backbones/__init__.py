@@ -25,7 +25,7 @@ class Family:
     """
 
     model_types: tuple[str, ...]
-    attention_modules: Callable[[nn.Module], Iterable[nn.Module]]
+    attention_modules: Callable[[Any], Iterable[nn.Module]]
     pooling: str
     hidden_dropout: tuple[str, ...]
     attention_dropout: tuple[str, ...]

@@ -1,0 +1,207 @@
+"""The driver: promptfleet validate | schema | predict | evaluate | export.
+
+``promptfleet --help`` and ``validate`` do not import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.errors import UserError
+
+DESCRIPTION = """\
+Deep prompts (P-tuning v2) for frozen transformer backbones.
+
+Training is started by a launcher that you know, on as many ranks as you like:
+  deepspeed launcher/run.py --config configs/quickstart.json
+  torchrun --nproc-per-node 2 launcher/run.py --config configs/boolq.json
+
+What comes before and after it:"""
+
+EXAMPLES = """\
+examples:
+  promptfleet validate configs/*.json
+  promptfleet predict --prompt runs/quickstart/members/tickets-deep_prompt-seed11/prompt --input tickets.jsonl
+  promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
+  promptfleet export runs/boolq --output exported/"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The driver's options."""
+    options = argparse.ArgumentParser(
+        prog="promptfleet", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = options.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = verbs.add_parser("validate", help="check run files and say what each would train")
+    verb.add_argument("configs", nargs="+", metavar="CONFIG")
+    verb.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)")
+
+    verbs.add_parser("schema", help="print the JSON Schema of run files, for editors")
+
+    verb = verbs.add_parser("predict", help="labels and probabilities for the rows of a file")
+    _prompt_options(verb)
+    verb.add_argument("--input", required=True, metavar="FILE", help="JSONL, CSV or Parquet with the task's columns")
+    verb.add_argument("--output", metavar="FILE", help="JSONL to write (default: standard output)")
+
+    verb = verbs.add_parser("evaluate", help="metrics of a prompt on labelled data")
+    _prompt_options(verb)
+    verb.add_argument("--task", help="task (default: the prompt's own)")
+    verb.add_argument("--data", metavar="PATH", help="data folder or hub id (default: the task's hub data set)")
+    verb.add_argument("--split", default="dev", choices=("train", "dev", "test"), help="split (default: dev)")
+
+    verb = verbs.add_parser("export", help="write the best prompts of a run, finished or not, from its newest checkpoint")
+    verb.add_argument("run", metavar="RUN", help="run folder, for example runs/quickstart")
+    verb.add_argument("--member", action="append", help="only this member (repeatable)")
+    verb.add_argument("--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member")
+    return options
+
+
+def _prompt_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--prompt", required=True, metavar="DIR", help="exported prompt (a folder with prompt.json)")
+    verb.add_argument("--backbone", metavar="PATH", help="the prompt's backbone, where it is not at its recorded path")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return {"validate": validate, "schema": schema, "predict": predict, "evaluate": evaluate, "export": export}[
+            options.verb
+        ](options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or 'input or output failed'}: {error.strerror or error}", file=sys.stderr)
+    return 1
+
+
+def validate(options: argparse.Namespace) -> int:
+    """Check every file; report all that are wrong."""
+    from prompt_tuning.runfile import load_run
+
+    failed = 0
+    for path in options.configs:
+        try:
+            run = load_run(path, options.set)
+        except UserError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        methods = sorted({member.config.method for member in run.members})
+        print(f"{path}: ok, {len(run.members)} member(s), {', '.join(methods)}, on {run.shared.backbone.path}")
+    return 1 if failed else 0
+
+
+def schema(options: argparse.Namespace) -> int:
+    """Print the JSON Schema."""
+    from prompt_tuning.config import RunFile
+
+    print(json.dumps(RunFile.model_json_schema(), indent=2))
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Read rows, write each with its label and probabilities."""
+    from prompt_tuning.files import write_text
+    from prompt_tuning.sources import read_rows
+
+    rows = [row for _, row in read_rows(Path(options.input))]
+    model = _attach(options)
+    predictions = model.predict(rows)
+    lines = [
+        json.dumps({**row, **prediction}, ensure_ascii=False, default=str)
+        for row, prediction in zip(rows, predictions, strict=True)
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    if options.output:
+        write_text(Path(options.output), text)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Print the metrics of a prompt as JSON."""
+    from prompt_tuning.data import load_task_data
+    from prompt_tuning.evaluate import score
+    from prompt_tuning.tasks import find_task
+
+    model = _attach(options)
+    exported = model.prompts[0]
+    task = find_task(options.task) if options.task else exported.task
+    if task.kind != exported.task.kind or task.labels not in (None, exported.labels):
+        raise UserError(
+            f"--task {options.task}: the prompt answers {exported.task.name} ({', '.join(exported.labels)}),"
+            f" not {task.name}; leave --task out or give the prompt's own"
+        )
+    template = exported.manifest["template"] if task.name == exported.task.name else None
+    data = load_task_data(
+        task,
+        model.backbone.tokenizer,
+        options.data,
+        exported.manifest["max_length"],
+        template,
+        splits=(options.split,),
+        labels=exported.labels,
+    )
+    if options.split not in data.splits:
+        raise UserError(f"the {options.split} split of {options.data or task.name} is missing or has no labels")
+    features = data.splits[options.split]
+    (logits,) = model.logits([0], [features])
+    metrics, loss = score(task.metrics, logits, features.labels)
+    result: dict[str, Any] = {"task": task.name, "split": options.split, "examples": len(features)}
+    print(json.dumps({**result, "metrics": metrics, "loss": loss}, indent=2))
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write members' best prompts out of the newest checkpoint."""
+    from launcher.environment import quiet_libraries
+    from model_parallel.grid import Grid, local_device
+    from prompt_tuning import checkpoint
+    from prompt_tuning.export import write_prompt
+    from prompt_tuning.runfile import load_recorded_run
+    from prompt_tuning.trainer import build_fleet
+
+    quiet_libraries()
+    run = load_recorded_run(Path(options.run))
+    path = checkpoint.newest(run.output / "checkpoints")
+    if path is None:
+        raise UserError(f"{options.run}: no usable checkpoint yet; wait for the first evaluation")
+    fleet = build_fleet(run, Grid(device=local_device(0)))
+    checkpoint.load(path, fleet, run.experiment())
+    names = options.member or [member.name for member in fleet.members]
+    unknown = set(names) - {member.name for member in fleet.members}
+    if unknown:
+        known = ", ".join(member.name for member in fleet.members)
+        raise UserError(f"--member {sorted(unknown)[0]}: not in {options.run}; its members: {known}")
+    for member in fleet.members:
+        if member.name not in names:
+            continue
+        if member.best is None:
+            print(f"{member.name}: not evaluated yet, nothing to export", file=sys.stderr)
+            continue
+        member.load_tensors(member.best.tensors)
+        folder = Path(options.output) / member.name
+        write_prompt(folder, member, {"step": member.best.step, "metrics": member.best.metrics})
+        print(folder)
+    return 0
+
+
+def _attach(options: argparse.Namespace) -> Any:
+    from launcher.environment import quiet_libraries
+    from prompt_tuning.export import load_prompt
+    from prompt_tuning.predict import attach
+
+    prompt = load_prompt(options.prompt)
+    quiet_libraries()
+    return attach(prompt, options.backbone)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
