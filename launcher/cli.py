@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("configs", nargs="+", metavar="CONFIG")
     verb.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)")
 
-    verbs.add_parser("schema", help="print the JSON Schema of run files, for editors")
+    verb = verbs.add_parser("schema", help="print the JSON Schema of run files, for editors")
+    verb.add_argument("--markdown", action="store_true", help="print the reference page instead")
 
     verb = verbs.add_parser("predict", help="labels and probabilities for the rows of a file")
     _prompt_options(verb)
@@ -98,10 +99,10 @@ def validate(options: argparse.Namespace) -> int:
 
 
 def schema(options: argparse.Namespace) -> int:
-    """Print the JSON Schema."""
-    from prompt_tuning.config import RunFile
+    """Print the JSON Schema, or the reference page."""
+    from launcher.reference import json_schema, markdown
 
-    print(json.dumps(RunFile.model_json_schema(), indent=2))
+    sys.stdout.write(markdown() if options.markdown else json_schema())
     return 0
 
 

@@ -13,11 +13,13 @@ from rich.table import Table
 def print_report(result: dict[str, Any], folder: Path) -> None:
     """Print one line for each task and method: mean and spread over members, beside the majority class."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # a log file has no width of its own
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for member in result["members"]:
         groups.setdefault((member["task"], member["method"]), []).append(member)
     table = Table(title=f"{result['name']}: mean ± standard deviation over members", title_justify="left")
-    columns = ("task", "method", "members", "metric", "dev", "test", "trained parameters", "of backbone", "exported bytes")
+    columns = ("task", "method", "members", "metric", "dev", "test", "trained", "of backbone", "exported bytes")
     for column in columns:
         table.add_column(column, justify="left" if column in ("task", "method", "metric") else "right")
     shown: set[str] = set()

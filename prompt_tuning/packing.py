@@ -8,7 +8,7 @@ out; another way replaces :func:`lay_out` alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,17 @@ class Batch:
     """[E] index of each example in its member's split."""
     row_examples: Tensor
     """[R] the same for each row, choices told apart: example * rows_per_example + choice."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; copies to a GPU do not wait for it."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if device.type == "cuda" and tensor.device.type == "cpu":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)
+
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
 
 
 class Pool:
@@ -147,19 +158,15 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         example_start, row_start = end, row_end
     labels = pool.labels[pool.first_example[items.members] + items.examples]
 
-    def move(array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
     return Batch(
-        input_ids=move(input_ids),
-        token_type_ids=None if token_types is None else move(token_types),
-        lengths=move(lengths),
+        input_ids=torch.from_numpy(input_ids),
+        token_type_ids=None if token_types is None else torch.from_numpy(token_types),
+        lengths=torch.from_numpy(lengths),
         members=tuple(members.tolist()),
-        member_of_row=move(np.repeat(member_of_example, per_example)),
+        member_of_row=torch.from_numpy(np.repeat(member_of_example, per_example)),
         spans=tuple(spans),
-        labels=move(labels),
-        weights=move(items.weights),
-        examples=move(items.examples),
-        row_examples=move(row_examples),
-    )
+        labels=torch.from_numpy(labels),
+        weights=torch.from_numpy(items.weights),
+        examples=torch.from_numpy(items.examples),
+        row_examples=torch.from_numpy(row_examples),
+    ).to(device)

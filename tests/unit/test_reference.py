@@ -1,0 +1,15 @@
+"""Generated documentation is never stale."""
+
+from pathlib import Path
+
+from launcher.reference import json_schema, markdown
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_reference_page_is_current():
+    assert (DOCS / "run-file.md").read_text() == markdown(), "run: promptfleet schema --markdown > docs/run-file.md"
+
+
+def test_json_schema_is_current():
+    assert (DOCS / "run-file.schema.json").read_text() == json_schema(), "run: promptfleet schema > docs/run-file.schema.json"
