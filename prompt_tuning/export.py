@@ -101,7 +101,7 @@ def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = Non
 
 @torch.no_grad()
 def _tensors(prompt: Prompt) -> dict[str, Tensor]:
-    tensors = {f"head.{name}": parameter for name, parameter in prompt.head.named_parameters()}
+    tensors: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in prompt.head.named_parameters()}
     if prompt.prefix is not None:
         table = prompt.prefix.table()
         if prompt.prefix.layers is not None:

@@ -195,6 +195,7 @@ class Fleet:
 
     def _frozen_step(self, index: int, examples: np.ndarray, weight: float) -> Tensor | float:
         """Loss and backward of this rank's examples of a member whose texts are fixed."""
+        self.frozen_texts(index, "train")  # all ranks compute them together, those without an example included
         if not len(examples):
             return 0.0
         member = self.members[index]
@@ -231,8 +232,8 @@ class Fleet:
             prompts = [self.members[m].prompt for m in batch.members]
             outputs = member_logits(self.backbone, prompts, batch, self._row_keys(batch))
             total = batch.weights.new_zeros(())
-            for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
-                loss = _loss(logits, batch.labels[examples], batch.weights[examples])
+            for member, logits, (span, _) in zip(batch.members, outputs, batch.spans, strict=True):
+                loss = _loss(logits, batch.labels[span], batch.weights[span])
                 losses[place[member]] += loss.detach()
                 total = total + loss
             total.backward()

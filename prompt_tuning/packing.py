@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ class Batch:
             return tensor.to(device)
 
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
+        moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
 
 class Pool:
@@ -105,34 +107,39 @@ class Items:
 
 
 def plan(
-    pool: Pool, items: Items, extra_tokens: np.ndarray, budget: int, rank: int, ranks: int
+    pool: Pool, items: Items, prompt_lengths: np.ndarray, budget: int, rank: int, ranks: int
 ) -> Iterator[Items]:
     """This rank's micro-batches of at most ``budget`` padded tokens, longest first, equally many on every rank.
 
-    ``extra_tokens`` [members] are the prompt tokens that each row of a member brings. An example longer than the budget
-    runs alone.
+    ``prompt_lengths`` [members] are the prompt tokens that each row of a member brings; a batch pads texts and prompts to
+    its longest of each. An example longer than the budget runs alone.
     """
-    lengths = np.empty(len(items), np.int64)
+    texts = np.empty(len(items), np.int64)
     for member in np.unique(items.members):
         mine = items.members == member
-        lengths[mine] = pool.example_lengths[member][items.examples[mine]] + extra_tokens[member]
-    order = np.argsort(-lengths, kind="stable")
-    cuts = []
-    for other in range(ranks):
-        share = order[other::ranks]
-        rows = np.cumsum(pool.rows_per_example[items.members[share]])
-        cut, start, done = [], 0, 0
-        while start < len(share):
-            end = int(np.searchsorted(rows, done + budget // lengths[share[start]], side="right"))
-            end = max(end, start + 1)
-            cut.append(share[start:end])
-            start, done = end, rows[end - 1]
-        cuts.append(cut)
-    mine_cut = cuts[rank]
-    yield from (items.take(index) for index in mine_cut)
+        texts[mine] = pool.example_lengths[member][items.examples[mine]]
+    prompts, rows = prompt_lengths[items.members], pool.rows_per_example[items.members]
+    order = np.argsort(-(texts + prompts), kind="stable")
+    shares = [order[other::ranks] for other in range(ranks)]
+    cuts = [_cut(texts[share], prompts[share], rows[share], budget) for share in shares]
+    yield from (items.take(shares[rank][start:end]) for start, end in cuts[rank])
     dummy = items.take(order[-1:])
-    for _ in range(max(map(len, cuts)) - len(mine_cut)):
+    for _ in range(max(map(len, cuts)) - len(cuts[rank])):
         yield Items(dummy.members, dummy.examples, np.zeros(1))
+
+
+def _cut(texts: np.ndarray, prompts: np.ndarray, rows: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    """Starts and ends of batches of examples, given each one's longest text, prompt length and rows; longest sum first."""
+    cut, start = [], 0
+    while start < len(texts):
+        # No later row is wider by itself than the first, so at most this many come into question.
+        window = slice(start, start + max(1, int(budget // (texts[start] + prompts[start]))))
+        widths = np.maximum.accumulate(texts[window]) + np.maximum.accumulate(prompts[window])
+        tokens = widths * np.cumsum(rows[window])
+        end = start + max(1, int(np.searchsorted(tokens, budget, side="right")))
+        cut.append((start, end))
+        start = end
+    return cut
 
 
 def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> Batch:

@@ -48,7 +48,7 @@ class AttachedPrompts:
         used = sorted(parts)
         features = []
         for p in used:
-            located = [(f"row {i + 1}", {**rows[i]}) for i in parts[p]]
+            located = [(f"row {i + 1}", dict(rows[i])) for i in parts[p].tolist()]
             features.append(self._encode(p, located))
         for p, logits in zip(used, self.logits(used, features), strict=True):
             labels = self.prompts[p].labels

@@ -126,27 +126,27 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
         _put(outer, dotted, value)
     fleet = outer.pop("fleet", None)
     problems: list[str] = []
-    specs: list[tuple[str, str, Json, Json]] = []
+    specs: list[tuple[str, tuple[str, ...], Json, Json]] = []
     if fleet is None:
-        specs.append(("", "", {}, outer))
+        specs.append(("", ("",), {}, outer))
     else:
         # The fleet section is checked by itself: members may bring what the outer file lacks (their tasks).
         problems += _problems({**_PLACEHOLDER, "fleet": fleet}, "")
         if problems:
             raise _error(path, problems)
         specs += _members(outer, fleet, path, sets)
-    configs: list[tuple[str, Json, RunFile]] = []
-    for where, name, overrides, merged in specs:
+    configs: list[tuple[tuple[str, ...], Json, RunFile]] = []
+    for where, label, overrides, merged in specs:
         found = _problems(merged, where)
         if not found:
-            configs.append((name, overrides, RunFile.model_validate(merged)))
+            configs.append((label, overrides, RunFile.model_validate(merged)))
         problems += [problem for problem in found if problem not in problems]
     if not problems:
         problems += _fleet_problems([config for _, _, config in configs])
     if problems:
         raise _error(path, problems)
     run_name = outer.get("name") or path.stem
-    names = _unique([name or _default_name(config, overrides) for name, overrides, config in configs])
+    names = _unique([_name(label, config) for label, _, config in configs])
     folder = Path(output or outer.get("output") or Path("runs") / run_name)
     members = tuple(MemberSpec(n, o, c) for n, (_, o, c) in zip(names, configs, strict=True))
     return Run(run_name, folder, members, fleet)
@@ -157,7 +157,7 @@ _PLACEHOLDER: Json = {"task": "boolq", "backbone": {"path": "."}}
 
 def _members(
     outer: Json, fleet: Json, path: Path, sets: list[tuple[str, Any]]
-) -> Iterator[tuple[str, str, Json, Json]]:
+) -> Iterator[tuple[str, tuple[str, ...], Json, Json]]:
     grid = fleet.get("grid") or {}
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for index, member in enumerate(fleet.get("members") or [{}]):
@@ -183,18 +183,20 @@ def _members(
             for dotted, value in sets:
                 if not dotted.startswith("fleet"):
                     _put(merged, dotted, value)
-            yield where, str(name), merge(base, overrides), merged
+            changed = [f"{dotted.rpartition('.')[2]}={value}" for dotted, value in point.items()]
+            label = (str(name), *changed, *(["seed"] if len(fleet.get("seeds") or []) > 1 else []))
+            yield where, label, merge(base, overrides), merged
 
 
-def _default_name(config: RunFile, overrides: Json) -> str:
-    task = config.task if isinstance(config.task, str) else config.task.get("name", config.task["kind"])
-    changed = [
-        f"{section}.{key}={value}"
-        for section, values in sorted(overrides.items())
-        if isinstance(values, dict) and section in ("prompt", "optimizer")
-        for key, value in sorted(values.items())
-    ]
-    return "-".join([str(task), config.method, *changed, f"seed{config.train.seed}"]).replace("/", "_")
+def _name(label: tuple[str, ...], config: RunFile) -> str:
+    """A member's name: its own or task and method, then what the grid changed, then the seed where it tells apart."""
+    own, *parts = label
+    if not own:
+        task = config.task if isinstance(config.task, str) else config.task.get("name", config.task["kind"])
+        own = f"{task}-{config.method}"
+    if not label[0] or parts[-1:] == ["seed"]:
+        parts = [part for part in parts if part != "seed"] + [f"seed{config.train.seed}"]
+    return "-".join([own, *parts]).replace("/", "_")
 
 
 def _unique(names: list[str]) -> list[str]:
