@@ -104,8 +104,16 @@ class TrainSection(Section):
 
 
 class ParallelSection(Section):
-    tensor: Literal[1] = Field(1, description="Ranks that share every layer; only 1 in this version.")
-    zero: Literal[False] = Field(False, description="Shard the frozen backbone by ZeRO-3; not in this version.")
+    tensor: int = Field(1, gt=0, description="Ranks that share every layer; only 1 in this version.")
+    zero: bool = Field(False, description="Shard the frozen backbone by ZeRO-3; not in this version.")
+
+    @model_validator(mode="after")
+    def _data_parallel_only(self) -> ParallelSection:
+        if self.tensor != 1:
+            raise ValueError(f"tensor={self.tensor}: this version keeps every layer whole on each rank; use 1")
+        if self.zero:
+            raise ValueError("zero=true: this version keeps the whole backbone on each rank; use false")
+        return self
 
 
 class FleetSection(Section):
@@ -135,7 +143,7 @@ class RunFile(Section):
     """One run: an experiment (what changes the numbers), where it is parallel, and where results go."""
 
     schema_: str | None = Field(None, alias="$schema", description="Path of the JSON Schema, for editors.")
-    name: str | None = Field(None, description="Name of the run; None: the file's name.")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run; None: the file's name.")
     description: str | None = Field(None, description="One line for people.")
     published: Literal[False] | list[Published] | None = Field(
         None, description="Published results of these settings; false: settings of our own."

@@ -10,6 +10,7 @@ import copy
 import difflib
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,7 +197,8 @@ def _name(label: tuple[str, ...], config: RunFile) -> str:
         own = f"{task}-{config.method}"
     if not label[0] or parts[-1:] == ["seed"]:
         parts = [part for part in parts if part != "seed"] + [f"seed{config.train.seed}"]
-    return "-".join([own, *parts]).replace("/", "_")
+    # A name is a folder: nothing in it may lead out of the run's.
+    return re.sub(r"[^A-Za-z0-9_.=+-]", "_", "-".join([own, *parts]))[:150].lstrip(".-") or "member"
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -316,7 +318,8 @@ def _sentence(item: Any, merged: Json, where: str) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not location or item["type"] == "value_error":
         return f"{place}: {message}" if place and place not in message else message
-    return f"{place}: {_short(item['input'])} does not fit: {message[0].lower()}{message[1:]}"
+    remedy = f"{message[0].lower()}{message[1:]}".replace("input should be", "give")
+    return f"{place}: {_short(item['input'])} does not fit: {remedy}"
 
 
 def _short(value: Any) -> str:
