@@ -33,13 +33,18 @@ examples:
 def parser() -> argparse.ArgumentParser:
     """The driver's options."""
     options = argparse.ArgumentParser(
-        prog="promptfleet", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="promptfleet",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = options.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     verb = verbs.add_parser("validate", help="check run files and say what each would train")
     verb.add_argument("configs", nargs="+", metavar="CONFIG")
-    verb.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)")
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)"
+    )
 
     verb = verbs.add_parser("schema", help="print the JSON Schema of run files, for editors")
     verb.add_argument("--markdown", action="store_true", help="print the reference page instead")
@@ -55,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--data", metavar="PATH", help="data folder or hub id (default: the task's hub data set)")
     verb.add_argument("--split", default="dev", choices=("train", "dev", "test"), help="split (default: dev)")
 
-    verb = verbs.add_parser("export", help="write the best prompts of a run, finished or not, from its newest checkpoint")
+    verb = verbs.add_parser(
+        "export", help="write the best prompts of a run, finished or not, from its newest checkpoint"
+    )
     verb.add_argument("run", metavar="RUN", help="run folder, for example runs/quickstart")
     verb.add_argument("--member", action="append", help="only this member (repeatable)")
     verb.add_argument("--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member")

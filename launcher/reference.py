@@ -56,7 +56,11 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _json(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, float) else repr(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, float)
+        else repr(value)
+    )
 
 
 def _type(annotation: Any) -> str:

@@ -1,8 +1,8 @@
 """The worker: every rank runs this file, whatever started it.
 
-    deepspeed launcher/run.py --config configs/quickstart.json
-    torchrun --nproc-per-node 2 launcher/run.py --config configs/boolq.json --set train.seed=12
-    python launcher/run.py --config configs/copa.json --dry-run
+deepspeed launcher/run.py --config configs/quickstart.json
+torchrun --nproc-per-node 2 launcher/run.py --config configs/boolq.json --set train.seed=12
+python launcher/run.py --config configs/copa.json --dry-run
 """
 
 import sys
@@ -28,16 +28,26 @@ logger = logging.getLogger("launcher.run")
 def parser() -> argparse.ArgumentParser:
     """The worker's options."""
     options = argparse.ArgumentParser(
-        prog="launcher/run.py", description="Train the members of a run file.", formatter_class=argparse.RawTextHelpFormatter
+        prog="launcher/run.py",
+        description="Train the members of a run file.",
+        formatter_class=argparse.RawTextHelpFormatter,
     )
-    options.add_argument("--config", required=True, metavar="FILE", help="run file, for example configs/quickstart.json")
     options.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable, JSON value)"
+        "--config", required=True, metavar="FILE", help="run file, for example configs/quickstart.json"
+    )
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key (repeatable, JSON value)",
     )
     options.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
     choice = options.add_mutually_exclusive_group()
     choice.add_argument("--resume", action="store_true", help="continue an unfinished run; an error if there is none")
-    choice.add_argument("--fresh", action="store_true", help="start anew; an older run folder is kept under another name")
+    choice.add_argument(
+        "--fresh", action="store_true", help="start anew; an older run folder is kept under another name"
+    )
     options.add_argument("--dry-run", action="store_true", help="load everything, say what would be trained, and stop")
     options.add_argument("--print-config", action="store_true", help="print the resolved run and stop")
     options.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it

@@ -127,11 +127,15 @@ def load_backbone(
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"backbone.path={section.path}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(
+            f"backbone.path={section.path}: cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from None
     missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
     if missing:
         names = ", ".join(sorted(missing)[:3])
-        raise UserError(f"backbone.path={section.path}: the weights lack {len(missing)} tensors of the model ({names}, ...)")
+        raise UserError(
+            f"backbone.path={section.path}: the weights lack {len(missing)} tensors of the model ({names}, ...)"
+        )
     pooler = getattr(model, "pooler", None)
     if pooler is not None:
         model.pooler = None

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import new_folder, sha256, write_json
 from prompt_tuning.fleet import Best, Fleet, Member
-from prompt_tuning.runfile import difference
+from prompt_tuning.problems import difference
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
     """Put the fleet into the state of a checkpoint and return its step. Raises :class:`UserError`."""
     state = json.loads((path / "state.json").read_text())
     if state["backbone"] != fleet.backbone.fingerprint:
-        raise UserError(f"{path}: belongs to another backbone than {fleet.backbone.path}; use the one it was trained on")
+        raise UserError(
+            f"{path}: belongs to another backbone than {fleet.backbone.path}; use the one it was trained on"
+        )
     if state["experiment"] != experiment:
         raise UserError(
             f"{path}: belongs to a run with other settings ({difference(state['experiment'], experiment)});"
@@ -147,4 +149,3 @@ def _damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
-

@@ -10,16 +10,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.problems import show
+
+FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""What names may look like that become folders: nothing that leads out of a folder."""
 
 
 class Section(BaseModel):
-    """A strict, frozen part of a run file: unknown keys and silent conversions are refused."""
+    """A strict, frozen part of a run file: unknown keys, silent conversions and infinite numbers are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class BackboneSection(Section):
-    path: str = Field(description="Folder, hub id, or package://module/path of an installed package.")
+    path: str = Field(min_length=1, description="Folder, hub id, or package://module/path of an installed package.")
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit); only for hub ids.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the frozen weights.")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="Stock attention kernel that the prefix enters.")
@@ -27,7 +31,9 @@ class BackboneSection(Section):
 
 
 class DataSection(Section):
-    path: str | None = Field(None, description="Folder of the task's files, or a hub id; None: the task's own hub id.")
+    path: str | None = Field(
+        None, min_length=1, description="Folder of the task's files, or a hub id; None: the task's own hub id."
+    )
     max_length: int = Field(128, gt=0, description="Tokens kept of a text (pair), special tokens included.")
     template: str | None = Field(None, description="Name of one of the task's templates; None: the task's first.")
     max_train_examples: int | None = Field(None, gt=0, description="Use only the first so many training examples.")
@@ -35,20 +41,20 @@ class DataSection(Section):
 
 
 class PromptSection(Section):
-    length: int = Field(20, gt=0, description="Prompt tokens P in front of every layer's attention.")
+    length: int = Field(20, gt=0, le=65536, description="Prompt tokens P in front of every layer's attention.")
     positions: Literal["after_prefix", "from_zero"] = Field(
         "after_prefix", description="Position of the first text token: P (as the reference) or 0."
     )
-    layers: list[int] | None = Field(None, description="Layers (from 0) that get a prefix; None: all.")
+    layers: list[int] | None = Field(None, min_length=1, description="Layers (from 0) that get a prefix; None: all.")
     init: Literal["normal", "zero", "text"] = Field(
         "normal",
         description="normal: N(0, 0.02); zero; text: the backbone's own keys and values of training text.",
     )
-    init_from: str | None = Field(None, description="Folder of an exported prompt to start from.")
+    init_from: str | None = Field(None, min_length=1, description="Folder of an exported prompt to start from.")
     reparameterisation: Literal["none", "mlp"] = Field(
         "none", description="mlp: table -> Linear -> tanh -> Linear; folded to a plain table on export."
     )
-    projection_width: int = Field(512, gt=0, description="Inner width of the reparameterisation.")
+    projection_width: int = Field(512, gt=0, le=65536, description="Inner width of the reparameterisation.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Per-example dropout on prompts and on the head's input.")
 
 
@@ -77,7 +83,7 @@ class TrainSection(Section):
     epochs: int = Field(10, gt=0, description="Passes over the training examples.")
     max_steps: int | None = Field(None, gt=0, description="Last step and horizon of the schedule, instead of epochs.")
     batch_size: int = Field(32, gt=0, description="Examples of one member in a step, over all ranks.")
-    seed: int = Field(11, ge=0, description="Seed of initial values, data order and prompt dropout.")
+    seed: int = Field(11, ge=0, lt=2**63, description="Seed of initial values, data order and prompt dropout.")
     eval_steps: int | None = Field(None, gt=0, description="Steps between evaluations on dev; None: once an epoch.")
     patience: int | None = Field(None, gt=0, description="Stop after so many evaluations without a new best.")
     log_steps: int = Field(10, gt=0, description="Steps between lines in metrics.jsonl.")
@@ -95,11 +101,11 @@ class TrainSection(Section):
 
     tensorboard: bool = Field(False, description="Write TensorBoard events too (extra `tensorboard`).")
 
-    @field_validator("backbone_dropout")
+    @field_validator("backbone_dropout", mode="before")
     @classmethod
-    def _rate(cls, value: bool | float) -> bool | float:
-        if not isinstance(value, bool) and not 0 <= value < 1:
-            raise ValueError("give true, false or a rate from 0 up to, not including, 1")
+    def _rate(cls, value: Any) -> Any:
+        if not isinstance(value, (bool, int, float)) or not (isinstance(value, bool) or 0 <= value < 1):
+            raise ValueError(f"{show(value)} is no rate; give true, false or a number from 0 up to, not including, 1")
         return value
 
 
@@ -124,12 +130,25 @@ class FleetSection(Section):
     grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
 
     @model_validator(mode="after")
-    def _not_empty(self) -> FleetSection:
+    def _sensible(self) -> FleetSection:
+        problems = []
         for name in ("seeds", "members", "grid"):
             if getattr(self, name) == ([] if name != "grid" else {}):
-                raise ValueError(f"`{name}` is empty; give at least one entry or leave it out")
-        if self.grid and any(not values for values in self.grid.values()):
-            raise ValueError("every key of `grid` needs at least one value")
+                problems.append(f"`{name}` is empty; give at least one entry or leave it out")
+        lists: dict[str, list[Any]] = {
+            "seeds": self.seeds or [],
+            **{f"grid.{k}": v for k, v in (self.grid or {}).items()},
+        }
+        for name, values in lists.items():
+            if name != "seeds" and not values:
+                problems.append(f"`{name}` is an empty list; give at least one value or leave it out")
+            twice = [value for i, value in enumerate(values) if show(value) in map(show, values[:i])]
+            if twice:
+                problems.append(
+                    f"`{name}` has {show(twice[0])} twice; members that are the same would count as several"
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -143,7 +162,9 @@ class RunFile(Section):
     """One run: an experiment (what changes the numbers), where it is parallel, and where results go."""
 
     schema_: str | None = Field(None, alias="$schema", description="Path of the JSON Schema, for editors.")
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run; None: the file's name.")
+    name: str | None = Field(
+        None, pattern=FOLDER_NAME, max_length=100, description="Name of the run; None: the file's name."
+    )
     description: str | None = Field(None, description="One line for people.")
     published: Literal[False] | list[Published] | None = Field(
         None, description="Published results of these settings; false: settings of our own."
@@ -160,7 +181,23 @@ class RunFile(Section):
     train: TrainSection = TrainSection()
     parallel: ParallelSection = ParallelSection()
     fleet: FleetSection | None = Field(None, description="Several members trained together; None: one.")
-    output: str | None = Field(None, description="Run folder; None: runs/<name>.")
+    output: str | None = Field(None, min_length=1, description="Run folder; None: runs/<name>.")
+
+    @field_validator("published", mode="before")
+    @classmethod
+    def _false_or_results(cls, value: Any) -> Any:
+        if value is not None and value is not False and not isinstance(value, list):
+            raise ValueError(f"{show(value)} is neither false nor a list of published results")
+        return value
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _name_or_object(cls, value: Any) -> Any:
+        if not isinstance(value, (str, dict)):
+            raise ValueError(
+                f'{show(value)} is no task; give a name, or an object such as {{"kind": "classification"}}'
+            )
+        return value
 
     @field_validator("task")
     @classmethod
@@ -177,24 +214,27 @@ class RunFile(Section):
     def _consistent(self) -> RunFile:
         from prompt_tuning.tasks import find_task
 
-        task = find_task(self.task)
+        task, prompt, problems = find_task(self.task), self.prompt, []
         if self.data.template is not None and self.data.template not in task.templates:
-            raise ValueError(
-                f"data.template={self.data.template!r} is no template of {task.name}; choose {', '.join(task.templates)}"
-            )
-        if self.method == "shallow_prompt" and self.prompt.positions == "from_zero":
-            raise ValueError(
+            choices = ", ".join(task.templates)
+            problems.append(f"data.template={self.data.template!r} is no template of {task.name}; choose {choices}")
+        if self.method == "shallow_prompt" and prompt.positions == "from_zero":
+            problems.append(
                 "prompt.positions='from_zero' does not fit method 'shallow_prompt': its prompts take the first positions;"
                 " use 'after_prefix'"
             )
-        if self.method == "shallow_prompt" and self.prompt.layers is not None:
-            raise ValueError("prompt.layers does not fit method 'shallow_prompt', whose prompts are at the input only")
-        if self.prompt.reparameterisation == "mlp" and self.prompt.init != "normal":
-            raise ValueError(
-                f"prompt.init={self.prompt.init!r} fills the table itself and needs prompt.reparameterisation 'none'"
+        if self.method == "shallow_prompt" and prompt.layers is not None:
+            problems.append("prompt.layers does not fit method 'shallow_prompt', whose prompts are at the input only")
+        if prompt.reparameterisation == "mlp" and prompt.init != "normal":
+            problems.append(
+                f"prompt.init={prompt.init!r} fills the table itself and needs prompt.reparameterisation 'none'"
             )
         if self.method == "full" and self.backbone.dtype == "bfloat16":
-            raise ValueError("method 'full' updates the weights themselves and needs backbone.dtype 'float32' or 'float64'")
-        if self.method == "full" and self.prompt.init_from is not None:
-            raise ValueError("prompt.init_from does not fit method 'full', which has no prompt")
+            problems.append(
+                "method 'full' updates the weights themselves and needs backbone.dtype 'float32' or 'float64', not 'bfloat16'"
+            )
+        if self.method == "full" and prompt.init_from is not None:
+            problems.append("prompt.init_from does not fit method 'full', which has no prompt")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self

@@ -63,14 +63,18 @@ def load_task_data(
             continue
         if not found:
             where = path or (task.hub or ("the hub",))[0]
-            raise UserError(f"task {task.name!r}: the {split} split of {where} is {'missing' if found is None else 'empty'}")
+            raise UserError(
+                f"task {task.name!r}: the {split} split of {where} is {'missing' if found is None else 'empty'}"
+            )
         rows[split] = found[: (limits or {}).get(split)]
     known = labels or task.labels or _collect_labels(task, rows.get("train", []))
     features = {split: encode(task, tokenizer, found, max_length, known, template) for split, found in rows.items()}
     for split in ("train", "dev"):
         if split in features and not features[split].is_labelled:
             where = rows[split][int(np.argmin(features[split].labels))][0]
-            raise UserError(f"{where}: no label in column `{task.label_column}`; the {split} split needs one in every row")
+            raise UserError(
+                f"{where}: no label in column `{task.label_column}`; the {split} split needs one in every row"
+            )
     return TaskData(known, {split: f for split, f in features.items() if f.is_labelled})
 
 

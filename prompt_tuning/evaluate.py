@@ -22,7 +22,11 @@ def split_logits(fleet: Fleet, members: list[int], split: str) -> dict[int, np.n
         outputs = member_logits(fleet.backbone, [fleet.members[m].prompt for m in batch.members], batch)
         for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
             found.append((member, batch.examples[examples], batch.weights[examples] > 0, logits))
-    result = {m: fleet.frozen_logits(m, split, np.arange(counts[m])).double().cpu().numpy() for m in members if m in fleet.frozen}
+    result = {
+        m: fleet.frozen_logits(m, split, np.arange(counts[m])).double().cpu().numpy()
+        for m in members
+        if m in fleet.frozen
+    }
     fleet.backbone.model.train()
     mine = [(m, e.cpu().numpy(), real.cpu().numpy(), x.double().cpu().numpy()) for m, e, real, x in found]
     for part in gather_objects(mine, fleet.grid):

@@ -132,7 +132,9 @@ def load_prompt(folder: str | Path) -> ExportedPrompt:
     folder = Path(folder)
     missing = [name for name in NAMES if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder}: no {' and no '.join(missing)} there; give a prompt folder, such as runs/NAME/members/M/prompt")
+        raise UserError(
+            f"{folder}: no {' and no '.join(missing)} there; give a prompt folder, such as runs/NAME/members/M/prompt"
+        )
     try:
         manifest = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -140,7 +142,9 @@ def load_prompt(folder: str | Path) -> ExportedPrompt:
         tensors = load_file(folder / "prompt.safetensors")
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
         if shapes != manifest["tensors"]:
-            raise UserError(f"{folder}: prompt.safetensors and prompt.json do not belong together; export the prompt again")
+            raise UserError(
+                f"{folder}: prompt.safetensors and prompt.json do not belong together; export the prompt again"
+            )
         prompt = _build(manifest, tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
@@ -162,5 +166,3 @@ def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
         prefix = Prefix(shape, len(table), 0, table.dtype, layers)
         prefix.embedding.copy_(table.reshape(len(table), -1))
     return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"])
-
-

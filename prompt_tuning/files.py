@@ -58,7 +58,9 @@ def _flush(path: Path) -> None:
 def sha256(path: Path) -> str:
     """SHA-256 of a file, as hex digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file.read())
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file.read())
+        )
 
 
 def _sha256(data: bytes) -> str:
@@ -73,4 +75,6 @@ def make_folder(path: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"output folder {path} cannot be written: {error.strerror}; choose another with --output") from None
+        raise UserError(
+            f"output folder {path} cannot be written: {error.strerror}; choose another with --output"
+        ) from None

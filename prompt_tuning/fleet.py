@@ -148,9 +148,7 @@ class Fleet:
             split: Pool([m.splits.get(split, _NOTHING) for m in members]) for split in ("train", "dev", "test")
         }
         self.prompt_lengths = np.array([m.prompt.length for m in members])
-        self.reaches_backbone = np.array(
-            [m.prompt.reaches_backbone or m.spec.config.method == "full" for m in members]
-        )
+        self.reaches_backbone = np.array([m.prompt.reaches_backbone or m.spec.config.method == "full" for m in members])
         self.pad_token = backbone.pad_token
         # Without backbone dropout, what a head alone sees of a text never changes.
         self.frozen = {
@@ -283,4 +281,3 @@ def _texts_fit(member: Member, limit_bytes: int = 2**30) -> bool:
 
 
 _NOTHING = Features(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), 1, np.zeros(0, np.int64))
-

@@ -62,7 +62,9 @@ def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
         )
     if prompt.prefix is not None and source.prefix is not None:
         if prompt.prefix.projection is not None:
-            raise UserError(f"prompt.init_from={where}: an exported prompt is a plain table; set prompt.reparameterisation 'none'")
+            raise UserError(
+                f"prompt.init_from={where}: an exported prompt is a plain table; set prompt.reparameterisation 'none'"
+            )
         prompt.prefix.fill(source.prefix.table())
     if prompt.inputs is not None and source.inputs is not None:
         prompt.inputs.copy_(source.inputs)

@@ -83,7 +83,9 @@ def build_prompt(config: RunFile, backbone: Backbone, num_outputs: int, kind: st
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
         prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width)
     elif config.method == "shallow_prompt":
-        inputs = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, shape.hidden_size, std=0.02).to(dtype)
+        inputs = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, shape.hidden_size, std=0.02).to(
+            dtype
+        )
     if prefix is not None or inputs is not None:
         backbone.check_length(config.prompt.length, config.data.max_length, config.prompt.positions)
         if config.prompt.init == "zero":
@@ -96,7 +98,9 @@ def build_prompt(config: RunFile, backbone: Backbone, num_outputs: int, kind: st
 def _check_layers(layers: list[int], num_layers: int) -> tuple[int, ...]:
     wrong = [layer for layer in layers if not 0 <= layer < num_layers]
     if wrong or len(set(layers)) != len(layers) or not layers:
-        raise UserError(f"prompt.layers={layers} is not a set of layers of this backbone; choose from 0 to {num_layers - 1}")
+        raise UserError(
+            f"prompt.layers={layers} is not a set of layers of this backbone; choose from 0 to {num_layers - 1}"
+        )
     return tuple(sorted(layers))
 
 

@@ -26,7 +26,9 @@ class AttachedPrompts:
     >>> model.predict([{"text": "It crashes."}, {"text": "Thank you!"}], prompts=[0, 1])   # doctest: +SKIP
     """
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[ExportedPrompt], tokens_per_batch: int | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, prompts: Sequence[ExportedPrompt], tokens_per_batch: int | None = None
+    ) -> None:
         self.backbone, self.prompts = backbone, list(prompts)
         self.device = next(backbone.model.parameters()).device
         self.budget = tokens_per_batch or default_budget(self.device)
@@ -70,15 +72,21 @@ class AttachedPrompts:
     def logits(self, prompts: list[int], features: list[Features]) -> list[np.ndarray]:
         """Logits [examples, outputs] of tokenised examples under some of the prompts, all in common batches."""
         pool = Pool(features)
-        items = Items.of([(i, np.arange(len(f)), 1.0) for i, f in enumerate(features) if len(f)] or [(0, np.arange(0), 1.0)])
-        outputs: list[np.ndarray] = [np.zeros((len(f), len(self.prompts[p].labels))) for p, f in zip(prompts, features, strict=True)]
+        items = Items.of(
+            [(i, np.arange(len(f)), 1.0) for i, f in enumerate(features) if len(f)] or [(0, np.arange(0), 1.0)]
+        )
+        outputs: list[np.ndarray] = [
+            np.zeros((len(f), len(self.prompts[p].labels))) for p, f in zip(prompts, features, strict=True)
+        ]
         lengths = np.array([self.prompts[p].prompt.length for p in prompts])
         if not len(items):
             return outputs
         for chosen in plan(pool, items, lengths, self.budget, 0, 1):
             batch = lay_out(pool, chosen, self.backbone.pad_token, self.device)
             modules = [self.prompts[prompts[m]].prompt for m in batch.members]
-            for m, found, (examples, _) in zip(batch.members, member_logits(self.backbone, modules, batch), batch.spans, strict=True):
+            for m, found, (examples, _) in zip(
+                batch.members, member_logits(self.backbone, modules, batch), batch.spans, strict=True
+            ):
                 outputs[m][batch.examples[examples].cpu().numpy()] = found.double().cpu().numpy()
         return outputs
 
@@ -89,7 +97,9 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def attach(
-    prompts: ExportedPrompt | Sequence[ExportedPrompt], backbone: Backbone | str | None = None, device: str | None = None
+    prompts: ExportedPrompt | Sequence[ExportedPrompt],
+    backbone: Backbone | str | None = None,
+    device: str | None = None,
 ) -> AttachedPrompts:
     """Load the backbone that the prompts name (or take another path to it) and put the prompts on it.
 

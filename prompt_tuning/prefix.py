@@ -115,7 +115,9 @@ class PrefixRows:
         table = self.tables[:, :, layer]
         rows = len(self.member_of_row)
         # One prompt needs no gather: an expanded view is concatenated straight into the keys.
-        gathered = table.expand(rows, *table.shape[1:]) if len(table) == 1 else table.index_select(0, self.member_of_row)
+        gathered = (
+            table.expand(rows, *table.shape[1:]) if len(table) == 1 else table.index_select(0, self.member_of_row)
+        )
         if self.dropout is not None and self.row_keys is not None:
             keep = rng.keep_mask(rng.fold(self.row_keys, layer), gathered[0].numel(), self.dropout)
             scale = (1 / (1 - self.dropout)).to(gathered.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from prompt_tuning.export import write_prompt
 from prompt_tuning.files import write_json
 from prompt_tuning.fleet import Fleet, Member, StepRecord, learning_rate_factor
 from prompt_tuning.runfile import Run
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -57,8 +60,7 @@ class MetricsLog:
         if member.status == "diverged":
             return
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            member.status = "diverged"
-            self._write(index, {"step": step, "event": "diverged", "loss": loss, "gradient_norm": norm})
+            self._stop(index, {"step": step, "event": "diverged", "loss": loss, "gradient_norm": norm})
             return
         self.latest[member.name] = loss
         if step % self.run.shared.train.log_steps == 0 or step == member.total_steps:
@@ -69,9 +71,18 @@ class MetricsLog:
             self._write(index, {"step": step, "event": "train", "epoch": round(epoch, 4), **values})
 
     def evaluation(self, index: int, metrics: dict[str, float], loss: float) -> None:
-        """Write an evaluation on dev."""
+        """Write an evaluation on dev; a loss that is not finite stops the member as one in training does."""
         step = self.fleet.members[index].step
         self._write(index, {"step": step, "event": "dev", "loss": loss, "metrics": metrics})
+        if not math.isfinite(loss):
+            self._stop(index, {"step": step, "event": "diverged", "loss": loss})
+
+    def _stop(self, index: int, line: dict[str, Any]) -> None:
+        member = self.fleet.members[index]
+        member.status = "diverged"
+        if self.fleet.grid.is_first:
+            logger.warning("%s: diverged in step %d and is stopped; the others go on", member.name, line["step"])
+        self._write(index, line)
 
     def _write(self, index: int, line: dict[str, Any]) -> None:
         if not self.fleet.grid.is_first:

@@ -14,17 +14,24 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from prompt_tuning.config import RunFile
 from prompt_tuning.errors import UserError
+from prompt_tuning.problems import difference, sentences
 
 SHARED = ("$schema", "name", "description", "published", "backbone", "parallel", "fleet", "output")
-SAME_FOR_ALL = (
-    ["checkpoint_steps", "keep_checkpoints", "backbone_dropout", "activation_checkpointing", "tokens_per_batch", "log_steps", "tensorboard"]
-)
+SAME_FOR_ALL = [
+    "checkpoint_steps",
+    "keep_checkpoints",
+    "backbone_dropout",
+    "activation_checkpointing",
+    "tokens_per_batch",
+    "log_steps",
+    "tensorboard",
+]
 
 Json = dict[str, Any]
 
@@ -95,19 +102,6 @@ def experiment_difference(record: Json, run: Run) -> str | None:
     """Where the experiment recorded in a run.json differs from ``run``'s; None: nowhere."""
     old, new = _experiment(record), run.experiment()
     return None if old == new else difference(old, new)
-
-
-def difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place where two unequal JSON values differ, as a phrase."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                return difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (a, b) in enumerate(zip(old, new, strict=True)):
-            if a != b:
-                return difference(a, b, f"{where}[{index}]")
-    return f"{where}: {_short(old)} there, {_short(new)} now"
 
 
 def load_run(path: str | Path, sets: list[str] | None = None, output: str | None = None) -> Run:
@@ -218,7 +212,9 @@ def _fleet_problems(configs: list[RunFile]) -> list[str]:
         if len(values) > 1:
             problems.append(f"train.{key}: all members of a fleet share it, but the file gives {', '.join(values)}")
     if len(configs) > 1 and any(config.method == "full" for config in configs):
-        problems.append("method: 'full' trains the backbone itself, so it is a fleet of exactly one; give it its own file")
+        problems.append(
+            "method: 'full' trains the backbone itself, so it is a fleet of exactly one; give it its own file"
+        )
     if any(config.backbone != first.backbone for config in configs):
         problems.append("backbone: all members of a fleet share one")
     return problems
@@ -297,43 +293,7 @@ def _problems(merged: Json, where: str) -> list[str]:
     try:
         RunFile.model_validate(merged)
     except ValidationError as error:
-        return [_sentence(item, merged, where) for item in error.errors()]
+        return sentences(error, RunFile, where)
     except UserError as error:
         return [f"{where + ': ' if where else ''}{error}"]
     return []
-
-
-def _sentence(item: Any, merged: Json, where: str) -> str:
-    """One problem as path, value met and remedy."""
-    location = [part for part in item["loc"] if not str(part).startswith(("function-", "literal["))]
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    place = f"{where}: {dotted}" if where and dotted else where or dotted
-    if item["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, 1)
-        remedy = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
-        return f"{place}: unknown key (value {_short(item['input'])}); {remedy}"
-    if item["type"] == "missing":
-        return f"{place}: missing; it has no default"
-    message = item["msg"].removeprefix("Value error, ")
-    if not location or item["type"] == "value_error":
-        return f"{place}: {message}" if place and place not in message else message
-    remedy = f"{message[0].lower()}{message[1:]}".replace("input should be", "give")
-    return f"{place}: {_short(item['input'])} does not fit: {remedy}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _keys_at(location: list[Any]) -> list[str]:
-    model: type[BaseModel] = RunFile
-    for part in location:
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        found = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
-        if not found:
-            return []
-        model = found[0]
-    return [field.alias or name for name, field in model.model_fields.items()]

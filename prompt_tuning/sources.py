@@ -78,7 +78,9 @@ def _csv(file: Path) -> Iterator[LocatedRow]:
             for row in reader:
                 if None in row or None in row.values():
                     have = len(reader.fieldnames or [])
-                    raise UserError(f"{file}:{reader.line_num}: not {have} fields, as the header has; quote commas in texts")
+                    raise UserError(
+                        f"{file}:{reader.line_num}: not {have} fields, as the header has; quote commas in texts"
+                    )
                 yield f"{file}:{reader.line_num}", row
         except csv.Error as error:
             raise UserError(f"{file}:{reader.line_num}: not CSV: {error}") from None

@@ -150,6 +150,8 @@ def _evaluate(fleet: Fleet, due: list[int], log: MetricsLog, progress: Progress)
     for index, (metrics, loss) in evaluate(fleet, due, "dev").items():
         member = fleet.members[index]
         log.evaluation(index, metrics, loss)
+        if member.status == "diverged":
+            continue
         key = member.task.metrics[0]
         if member.best is None or metrics[key] > member.best.metrics[key]:
             member.best = Best(member.step, metrics, loss, member.tensors())

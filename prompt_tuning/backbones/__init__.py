@@ -52,5 +52,7 @@ def find_family(model_type: str) -> Family:
     """The family of a config's ``model_type``. Raises :class:`UserError`."""
     known = families()
     if model_type not in known:
-        raise UserError(f"backbone of model_type {model_type!r} is not supported; choose one of {', '.join(sorted(known))}")
+        raise UserError(
+            f"backbone of model_type {model_type!r} is not supported; choose one of {', '.join(sorted(known))}"
+        )
     return known[model_type]

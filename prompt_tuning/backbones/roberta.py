@@ -8,6 +8,8 @@ FAMILY = Family(
     pooling="pooler",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
-    positions=lambda index, real, config: (index + config.pad_token_id + 1).where(real, index.new_tensor(config.pad_token_id)),
+    positions=lambda index, real, config: (index + config.pad_token_id + 1).where(
+        real, index.new_tensor(config.pad_token_id)
+    ),
     table_offset=lambda config: config.pad_token_id + 1,
 )

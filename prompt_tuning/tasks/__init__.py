@@ -88,6 +88,8 @@ def find_task(value: str | dict[str, Any]) -> Task:
         options = module.Options.model_validate({key: item for key, item in value.items() if key != "kind"})
     except ValidationError as error:
         known = ", ".join(module.Options.model_fields)
-        problems = [f"task.{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        problems = [
+            f"task.{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        ]
         raise UserError(f"{'; '.join(problems)} (keys of kind {name!r}: {known})") from None
     return module.build(options)

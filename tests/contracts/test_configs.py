@@ -53,7 +53,9 @@ def test_has_the_published_hyper_parameters(name):
         width,
     )
     assert found == PUBLISHED[name]
-    assert config.backbone.path == ("google-bert/bert-large-cased" if name.endswith("_bert") else "FacebookAI/roberta-large")
+    assert config.backbone.path == (
+        "google-bert/bert-large-cased" if name.endswith("_bert") else "FacebookAI/roberta-large"
+    )
     assert (config.prompt.dropout, config.train.backbone_dropout, config.data.max_length) == (0.1, True, 128)
     assert (config.prompt.init, config.prompt.positions, config.head.pooling) == ("normal", "after_prefix", "pooler")
     optimizer = config.optimizer
@@ -67,7 +69,10 @@ ROWS = {
     "copa": {"premise": "w1 .", "question": "cause", "choice1": "w2", "choice2": "w3 w4"},
     "rte": {"premise": "w1 w2", "hypothesis": "w3"},
     "wic": {"word": "w1", "sentence1": "w1 w2", "sentence2": "w1 w3"},
-    "wsc": {"text": "w1 said it", "target": {"span1_text": "w1", "span1_index": 0, "span2_text": "it", "span2_index": 2}},
+    "wsc": {
+        "text": "w1 said it",
+        "target": {"span1_text": "w1", "span1_index": 0, "span2_text": "it", "span2_index": 2},
+    },
 }
 
 
@@ -80,11 +85,16 @@ def test_trains_two_steps_on_a_tiny_backbone_of_its_family(path, tmp_path, monke
         make_texts(tmp_path / "data")
     else:
         for split in ("train", "val"):
-            rows = [{**ROWS[task.name], "label": task.labels[i % 2] if task.kind == "classification" else i % 2} for i in range(6)]
+            rows = [
+                {**ROWS[task.name], "label": task.labels[i % 2] if task.kind == "classification" else i % 2}
+                for i in range(6)
+            ]
             write_jsonl(tmp_path / "data" / f"{split}.jsonl", rows)
     family = "roberta" if "roberta" in run.shared.backbone.path else "bert"
     sets = {
-        "backbone.path": str(make_backbone(tmp_path / "tiny", family, with_pooler=family == "bert", max_position_embeddings=300)),
+        "backbone.path": str(
+            make_backbone(tmp_path / "tiny", family, with_pooler=family == "bert", max_position_embeddings=300)
+        ),
         "data.path": str(tmp_path / "data"),
         "train.max_steps": "2",
         "train.batch_size": "4",

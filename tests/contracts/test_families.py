@@ -34,7 +34,9 @@ def folder(request, tmp_path_factory):
 
 
 def open_backbone(folder, dtype="float64", attention="sdpa", **options):
-    return load_backbone(BackboneSection(path=str(folder), dtype=dtype, attention=attention), torch.device("cpu"), **options)
+    return load_backbone(
+        BackboneSection(path=str(folder), dtype=dtype, attention=attention), torch.device("cpu"), **options
+    )
 
 
 def make_prompt(backbone, length=P, seed=3, positions="after_prefix", **options):
@@ -167,7 +169,9 @@ def test_mixed_members_equal_each_row_alone(folder, positions):
         assert_equal([hidden[place, : lengths[row]]], [expected[0]], 1e-10)
         ramp = torch.linspace(-1, 1, hidden.shape[1] * hidden.shape[2], dtype=hidden.dtype).view(hidden.shape[1:]) ** 3
         total = total + (expected[0] * ramp[: lengths[row]]).sum()
-    assert_equal([g for g in found if g.norm() > 0], [g for g in prefix_gradients(total, prompts[:2]) if g.norm() > 0], 1e-10)
+    assert_equal(
+        [g for g in found if g.norm() > 0], [g for g in prefix_gradients(total, prompts[:2]) if g.norm() > 0], 1e-10
+    )
 
 
 def test_nan_in_one_member_reaches_no_other(folder):
@@ -188,7 +192,9 @@ def test_positions_change_the_numbers(folder):
     """Both policies must be told apart, or the equalities above would prove nothing about positions."""
     backbone = open_backbone(folder)
     batch = make_batch()
-    after, zero = (hidden_states(backbone, [make_prompt(backbone, positions=p)], batch) for p in ("after_prefix", "from_zero"))
+    after, zero = (
+        hidden_states(backbone, [make_prompt(backbone, positions=p)], batch) for p in ("after_prefix", "from_zero")
+    )
     assert (after - zero).abs().max() > 1e-3
 
 
@@ -219,7 +225,9 @@ def test_input_prompts_equal_a_hand_made_sequence(folder, with_prefix):
             continue
         words = backbone.model.get_input_embeddings()(batch.input_ids[place : place + 1, :length])
         sequence = torch.cat([prompt.inputs[None], words], 1)
-        expected = backbone.model(inputs_embeds=sequence, attention_mask=torch.ones(sequence.shape[:2])).last_hidden_state
+        expected = backbone.model(
+            inputs_embeds=sequence, attention_mask=torch.ones(sequence.shape[:2])
+        ).last_hidden_state
         assert_equal([hidden[place, :length]], [expected[0, prompt.length :]], 1e-10)
 
 
@@ -230,6 +238,13 @@ def test_bfloat16_follows_float32(folder):
         backbone = open_backbone(folder, dtype)
         prompt = make_prompt(backbone)
         batch = make_batch()
-        gradients.append(torch.cat([g.flatten() for g in prefix_gradients(ramp_loss(hidden_states(backbone, [prompt], batch), batch), [prompt])]))
+        gradients.append(
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in prefix_gradients(ramp_loss(hidden_states(backbone, [prompt], batch), batch), [prompt])
+                ]
+            )
+        )
     assert gradients[1].dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98

@@ -56,7 +56,9 @@ def test_packages_on_disk_are_those_that_are_installed():
     assert found == {name.strip().strip('"') for name in listed.split(",") if name.strip()}
 
 
-@pytest.mark.parametrize("code", ["import prompt_tuning.runfile, prompt_tuning.tasks.copa", "import launcher.cli, launcher.run"])
+@pytest.mark.parametrize(
+    "code", ["import prompt_tuning.runfile, prompt_tuning.tasks.copa", "import launcher.cli, launcher.run"]
+)
 def test_checking_a_run_file_does_not_import_torch(code):
     check = f"import sys; {code}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0

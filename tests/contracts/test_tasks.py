@@ -48,7 +48,9 @@ EXPECTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "template", "row", "pairs"), EXPECTED, ids=[f"{e[0]}-{e[1]}-{i}" for i, e in enumerate(EXPECTED)])
+@pytest.mark.parametrize(
+    ("name", "template", "row", "pairs"), EXPECTED, ids=[f"{e[0]}-{e[1]}-{i}" for i, e in enumerate(EXPECTED)]
+)
 def test_a_template_makes_the_published_text(name, template, row, pairs):
     task = find_task(name)
     assert task.templates[template](task.normalise(row)) == pairs
@@ -56,7 +58,16 @@ def test_a_template_makes_the_published_text(name, template, row, pairs):
 
 def test_labels_are_read_as_names_numbers_and_booleans():
     boolq, cb = find_task("boolq"), find_task("cb")
-    assert [boolq.label_index(v, boolq.labels) for v in (False, True, "false", "True", 0, 1, None, -1)] == [0, 1, 0, 1, 0, 1, None, None]
+    assert [boolq.label_index(v, boolq.labels) for v in (False, True, "false", "True", 0, 1, None, -1)] == [
+        0,
+        1,
+        0,
+        1,
+        0,
+        1,
+        None,
+        None,
+    ]
     assert [cb.label_index(v, cb.labels) for v in ("neutral", "entailment", 1)] == [2, 0, 1]
     with pytest.raises(KeyError):
         boolq.label_index("maybe", boolq.labels)

@@ -59,7 +59,12 @@ def golden(request, tmp_path):
                 "projection_width": case["projection_width"] or 512,
             },
             "optimizer": {"lr": training["lr"], "clip_norm": training["clip_grad_norm"], "schedule": "constant"},
-            "train": {"max_steps": training["steps"], "batch_size": 100, "backbone_dropout": False, "tokens_per_batch": 4096},
+            "train": {
+                "max_steps": training["steps"],
+                "batch_size": 100,
+                "backbone_dropout": False,
+                "tokens_per_batch": 4096,
+            },
         }
     )
     backbone = load_backbone(config.backbone, torch.device("cpu"))
@@ -95,7 +100,6 @@ def _whole_batch(fleet: Fleet):
     (batch,) = fleet.batches("train", [(0, np.arange(len(fleet.members[0].splits["train"])), 1.0)])
     order = torch.argsort(batch.examples)
     return batch, order
-
 
 
 def test_first_forward_and_gradients_match(golden):

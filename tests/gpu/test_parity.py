@@ -56,5 +56,7 @@ def test_checkpointing_gives_the_same_bits(folder):
 
 
 def test_bfloat16_follows_float32(folder):
-    half, single = (torch.cat([t.float().flatten() for t in run(folder, "cuda", dtype)[1:]]) for dtype in ("bfloat16", "float32"))
+    half, single = (
+        torch.cat([t.float().flatten() for t in run(folder, "cuda", dtype)[1:]]) for dtype in ("bfloat16", "float32")
+    )
     assert torch.nn.functional.cosine_similarity(half, single, dim=0) > 0.98

@@ -115,7 +115,9 @@ def make_copa(folder: Path, sizes: dict[str, int] | None = None, seed: int = 1) 
             label = i % 2
             pair = choices if label == 0 else choices[::-1]
             question = ("cause", "effect")[i % 2]
-            rows.append({"premise": f"{a} {a}", "question": question, "choice1": pair[0], "choice2": pair[1], "label": label})
+            rows.append(
+                {"premise": f"{a} {a}", "question": question, "choice1": pair[0], "choice2": pair[1], "label": label}
+            )
         write_jsonl(folder / f"{split}.jsonl", rows)
     return folder
 

@@ -51,7 +51,7 @@ MISTAKES = [
     ({"prompt": {"length": "5"}}, 'prompt.length: "5"', "integer"),
     ({"prompt": {"length": 0}}, "prompt.length: 0", "greater than 0"),
     ({"train": {"batch_size": True}}, "train.batch_size: true", "integer"),
-    ({"train": {"backbone_dropout": 1.5}}, "train.backbone_dropout", "a rate from 0"),
+    ({"train": {"backbone_dropout": 1.5}}, "train.backbone_dropout", "a number from 0"),
     ({"task": "bolq"}, 'task="bolq" is unknown', "did you mean 'boolq'?"),
     ({"task": {"kind": "classification", "texts": "t"}}, "task.texts", "keys of kind 'classification'"),
     ({"task": "classification"}, "describes your own data", '{"kind": "classification"'),
@@ -59,7 +59,11 @@ MISTAKES = [
     ({"parallel": {"tensor": 2}}, "tensor=2", "use 1"),
     ({"parallel": {"zero": True}}, "zero=true", "use false"),
     ({"method": "deep"}, 'method: "deep"', "deep_prompt"),
-    ({"method": "shallow_prompt", "prompt": {"positions": "from_zero"}}, "does not fit method 'shallow_prompt'", "after_prefix"),
+    (
+        {"method": "shallow_prompt", "prompt": {"positions": "from_zero"}},
+        "does not fit method 'shallow_prompt'",
+        "after_prefix",
+    ),
     ({"fleet": {"seeds": []}}, "`seeds` is empty", "leave it out"),
     ({"fleet": {"members": [{"backbone": {"path": "x"}}]}}, "sets `backbone`", "outer file"),
     ({"fleet": {"grid": {"optimizer.lrr": [1.0]}}}, "optimizer.lrr: unknown key", "did you mean `lr`?"),
@@ -142,7 +146,9 @@ def test_bad_data_is_named_by_file_and_line(raw, tmp_path, capsys, name, content
 
 def test_odd_but_right_files_are_read(raw, tmp_path):
     """A byte-order mark, Windows line ends, empty lines and a line of a megabyte are no mistakes."""
-    rows = [{"text": f"w{i}", "label": f"class{i % 3}"} for i in range(5)] + [{"text": "w1 " * 350_000, "label": "class0"}]
+    rows = [{"text": f"w{i}", "label": f"class{i % 3}"} for i in range(5)] + [
+        {"text": "w1 " * 350_000, "label": "class0"}
+    ]
     text = "\r\n\r\n".join(json.dumps(row) for row in rows)
     (tmp_path / "data" / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert worker.main(["--config", str(write(tmp_path, raw)), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
@@ -156,7 +162,9 @@ def test_files_that_are_not_text(raw, tmp_path, capsys):
 def test_ragged_csv(raw, tmp_path, capsys):
     (tmp_path / "data" / "train.jsonl").unlink()
     (tmp_path / "data" / "train.csv").write_text("text,label\nw1,class0\nw2, and more,class1\n")
-    assert "train.csv:3: not 2 fields" in failure(capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "out")
+    assert "train.csv:3: not 2 fields" in failure(
+        capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "out"
+    )
 
 
 def test_missing_data_folder(raw, tmp_path, capsys):
@@ -193,7 +201,9 @@ def test_unknown_family(raw, tmp_path, capsys):
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     raw["backbone"]["path"] = str(other)
-    assert "'gpt2' is not supported; choose one of bert" in failure(capsys, "--config", write(tmp_path, raw), "--dry-run")
+    assert "'gpt2' is not supported; choose one of bert" in failure(
+        capsys, "--config", write(tmp_path, raw), "--dry-run"
+    )
 
 
 def test_prompt_and_text_beyond_the_position_table(raw, tmp_path, capsys):
@@ -227,7 +237,9 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(raw, tmp_pa
 
 
 def test_resume_without_a_checkpoint(raw, tmp_path, capsys):
-    assert "has no checkpoint" in failure(capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "new", "--resume")
+    assert "has no checkpoint" in failure(
+        capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "new", "--resume"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +262,9 @@ def cli_failure(capsys, *arguments):
 def test_a_prompt_refuses_another_backbone(trained, tmp_path, capsys):
     folder, prompt = trained
     other = make_backbone(tmp_path / "other", "bert", seed=1)
-    message = cli_failure(capsys, "predict", "--prompt", prompt, "--input", folder / "data/test.jsonl", "--backbone", other)
+    message = cli_failure(
+        capsys, "predict", "--prompt", prompt, "--input", folder / "data/test.jsonl", "--backbone", other
+    )
     assert "was trained on" in message
 
 

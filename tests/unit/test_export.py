@@ -63,7 +63,9 @@ def test_equal_prompts_give_equal_bytes(tmp_path):
 
 def test_full_fine_tuning_exports_a_model_that_predicts_the_same(tmp_path):
     backbone = make_backbone(tmp_path / "backbone", "bert")
-    raw = run_json(backbone, make_texts(tmp_path / "data"), method="full", optimizer={"lr": 1e-3}, train={"max_steps": 4})
+    raw = run_json(
+        backbone, make_texts(tmp_path / "data"), method="full", optimizer={"lr": 1e-3}, train={"max_steps": 4}
+    )
     assert worker.main(["--config", str(write(tmp_path, raw)), "--output", str(tmp_path / "out")]) == 0
     (member,) = (tmp_path / "out" / "members").iterdir()
     result = json.loads((member / "result.json").read_text())
@@ -89,7 +91,12 @@ def two_tasks(tmp_path_factory):
         make_backbone(folder / "backbone", "bert"),
         make_texts(folder / "texts"),
         train={"max_steps": 3},
-        fleet={"members": [{"name": "texts"}, {"name": "copa", "task": "copa", "data": {"path": str(folder / "copa")}, "prompt": {"length": 2}}]},
+        fleet={
+            "members": [
+                {"name": "texts"},
+                {"name": "copa", "task": "copa", "data": {"path": str(folder / "copa")}, "prompt": {"length": 2}},
+            ]
+        },
     )
     assert worker.main(["--config", str(write(folder, raw)), "--output", str(folder / "out")]) == 0
     return folder
@@ -113,11 +120,18 @@ def test_the_driver_predicts_evaluates_and_exports(two_tasks, tmp_path, capsys):
     member = two_tasks / "out" / "members" / "texts"
     output = tmp_path / "predictions.jsonl"
     source = two_tasks / "texts" / "test.jsonl"
-    assert cli.main(["predict", "--prompt", str(member / "prompt"), "--input", str(source), "--output", str(output)]) == 0
+    assert (
+        cli.main(["predict", "--prompt", str(member / "prompt"), "--input", str(source), "--output", str(output)]) == 0
+    )
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 7 and all(row["label"].startswith("class") and "text" in row for row in rows)
     capsys.readouterr()
-    assert cli.main(["evaluate", "--prompt", str(member / "prompt"), "--data", str(two_tasks / "texts"), "--split", "test"]) == 0
+    assert (
+        cli.main(
+            ["evaluate", "--prompt", str(member / "prompt"), "--data", str(two_tasks / "texts"), "--split", "test"]
+        )
+        == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     assert printed["metrics"] == json.loads((member / "result.json").read_text())["test"]
     assert cli.main(["export", str(two_tasks / "out"), "--output", str(tmp_path / "exported")]) == 0
@@ -150,7 +164,9 @@ def test_text_prompts_are_the_models_own_keys_and_values(tmp_path, family):
         for layer in model.encoder.layer:
             pair = []
             for projection in (layer.attention.self.key, layer.attention.self.value):
-                projection.register_forward_hook(lambda m, i, out, pair=pair: pair.append(out[0].view(9, 4, 8).transpose(0, 1)))
+                projection.register_forward_hook(
+                    lambda m, i, out, pair=pair: pair.append(out[0].view(9, 4, 8).transpose(0, 1))
+                )
             found.append(pair)
         model(ids)
     for number, (key, value) in enumerate(found):

@@ -12,4 +12,6 @@ def test_reference_page_is_current():
 
 
 def test_json_schema_is_current():
-    assert (DOCS / "run-file.schema.json").read_text() == json_schema(), "run: promptfleet schema > docs/run-file.schema.json"
+    assert (DOCS / "run-file.schema.json").read_text() == json_schema(), (
+        "run: promptfleet schema > docs/run-file.schema.json"
+    )
