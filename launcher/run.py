@@ -67,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return work(run, process, options)
     except UserError as error:
-        logger.error("error: %s", error)
+        # All ranks meet the same mistake; one of each host names it.
+        if process.local_rank == 0:
+            logger.error("error: %s", error)
     except OSError as error:
         logger.error("error: %s: %s", error.filename or "input or output failed", error.strerror or error)
     except KeyboardInterrupt:
@@ -82,7 +84,7 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
     import torch.distributed as dist
 
     from launcher.report import print_report
-    from model_parallel.collectives import barrier
+    from model_parallel.collectives import RankLost, broadcast_object
     from model_parallel.grid import Grid, local_device
     from prompt_tuning.trainer import build_fleet, prove_frozen, train
 
@@ -97,15 +99,20 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
         if options.dry_run:
             prove_frozen(build_fleet(run, grid))
             return 0
+        is_unfinished, refusal = True, None
         if grid.is_first:
-            proceed = prepare_folder(run, resume=options.resume, fresh=options.fresh)
-        barrier(grid)
-        finished = run.output / "result.json"
-        if finished.exists():
+            try:
+                is_unfinished = prepare_folder(run, resume=options.resume, fresh=options.fresh)
+            except UserError as error:
+                refusal = str(error)
+        is_unfinished, refusal = broadcast_object((is_unfinished, refusal), grid)
+        if refusal is not None:
+            raise UserError(refusal)
+        if not is_unfinished:
             if grid.is_first:
                 logger.info("%s has finished already; use --fresh to run it anew", run.output)
             return 0
-        if grid.is_first and proceed:
+        if grid.is_first:
             log_to_file(run.output / "log.txt")
             write_json(run.output / "run.json", run.to_json())
             write_json(run.output / "environment.json", record(process, num_threads))
@@ -113,6 +120,9 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
         if grid.is_first:
             print_report(result, run.output)
         return 0 if not result or result["status"] == "finished" else 3
+    except RankLost as error:
+        logger.error("stopped with another rank, whose own message says why (%s)", error)
+        return 1
     finally:
         if process.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
@@ -130,8 +140,11 @@ def prepare_folder(run: Run, *, resume: bool, fresh: bool) -> bool:
         folder.rename(aside)
         logger.info("the older run is now %s", aside)
     make_folder(folder)
-    if resume and not any((folder / "checkpoints").glob("step-*")):
-        raise UserError(f"--resume: {folder} has no checkpoint; leave the flag out to start anew")
+    if resume:
+        from prompt_tuning.checkpoint import newest
+
+        if newest(folder / "checkpoints") is None:
+            raise UserError(f"--resume: {folder} has no checkpoint to continue from; leave the flag out to start anew")
     record_file = folder / "run.json"
     if record_file.exists():
         from prompt_tuning.runfile import experiment_difference

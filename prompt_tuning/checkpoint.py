@@ -44,13 +44,16 @@ def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep
         }
         state["sha256_of_state"] = _digest(state)
         write_json(target / "state.json", state)
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
+    kept = steps(folder)[-keep:]
+    for old in sorted(folder.glob("step-*")):  # half deleted ones too, which a killed run may leave
+        if old not in kept:
+            shutil.rmtree(old)
 
 
 def steps(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    complete = [path for path in folder.glob("step-*") if (path / "state.json").is_file()]
+    return sorted(complete, key=lambda path: (len(path.name), path.name))  # seven digits come after six
 
 
 def newest(folder: Path) -> Path | None:

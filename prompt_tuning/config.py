@@ -115,10 +115,13 @@ class ParallelSection(Section):
 
     @model_validator(mode="after")
     def _data_parallel_only(self) -> ParallelSection:
+        problems = []
         if self.tensor != 1:
-            raise ValueError(f"tensor={self.tensor}: this version keeps every layer whole on each rank; use 1")
+            problems.append(f"tensor={self.tensor}: this version keeps every layer whole on each rank; use 1")
         if self.zero:
-            raise ValueError("zero=true: this version keeps the whole backbone on each rank; use false")
+            problems.append("zero=true: this version keeps the whole backbone on each rank; use false")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -142,7 +145,8 @@ class FleetSection(Section):
         for name, values in lists.items():
             if name != "seeds" and not values:
                 problems.append(f"`{name}` is an empty list; give at least one value or leave it out")
-            twice = [value for i, value in enumerate(values) if show(value) in map(show, values[:i])]
+            texts = [repr(value) for value in values]
+            twice = [value for i, value in enumerate(values) if texts[i] in texts[:i]]
             if twice:
                 problems.append(
                     f"`{name}` has {show(twice[0])} twice; members that are the same would count as several"

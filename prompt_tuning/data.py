@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.problems import show
 from prompt_tuning.sources import SPLITS, LocatedRow, check_columns, read_split
 from prompt_tuning.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,27 +68,36 @@ def load_task_data(
             continue
         if not found:
             where = path or (task.hub or ("the hub",))[0]
-            raise UserError(
-                f"task {task.name!r}: the {split} split of {where} is {'missing' if found is None else 'empty'}"
-            )
+            names = f"give {split}.jsonl, {split}.csv or {split}.parquet" if found is None else "give it rows"
+            what = "missing" if found is None else "empty"
+            raise UserError(f"task {task.name!r}: the {split} split of {where} is {what}; {names}")
         rows[split] = found[: (limits or {}).get(split)]
     known = labels or task.labels or _collect_labels(task, rows.get("train", []))
     features = {split: encode(task, tokenizer, found, max_length, known, template) for split, found in rows.items()}
-    for split in ("train", "dev"):
-        if split in features and not features[split].is_labelled:
-            where = rows[split][int(np.argmin(features[split].labels))][0]
-            raise UserError(
-                f"{where}: no label in column `{task.label_column}`; the {split} split needs one in every row"
-            )
-    return TaskData(known, {split: f for split, f in features.items() if f.is_labelled})
+    for split, encoded in features.items():
+        if encoded.is_labelled:
+            continue
+        if split == "test" and (encoded.labels < 0).all():
+            logger.info("task %r: the test split has no labels and is not used", task.name)
+            continue
+        where = rows[split][int(np.argmin(encoded.labels))][0]
+        raise UserError(f"{where}: no label in column `{task.label_column}`; every row of the {split} split needs one")
+    return TaskData(known, {split: encoded for split, encoded in features.items() if encoded.is_labelled})
 
 
 def _collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
+    values: dict[str, str | int] = {}
     for where, row in rows:
         check_columns(task, where, row, labelled=True)
-    values = {row[task.label_column] for _, row in rows if isinstance(row[task.label_column], (str, int))}
-    numbers = all(isinstance(value, int) for value in values)
-    labels = tuple(str(value) for value in (sorted(values) if numbers else sorted(values, key=str)))
+        value = row[task.label_column]
+        if not isinstance(value, (str, int)):
+            raise UserError(f"{where}: label {show(value)} is neither a text nor a whole number")
+        if value in ("", -1):
+            hint = "" if value == "" else "; to use -1 as a label, list all labels in the task's `labels`"
+            raise UserError(f"{where}: no label in column `{task.label_column}`{hint}")
+        values.setdefault(str(value), value)
+    is_numbers = all(isinstance(value, int) for value in values.values())
+    labels = tuple(sorted(values, key=(lambda name: values[name]) if is_numbers else str))
     if len(labels) < 2:
         raise UserError(
             f"task {task.name!r}: column `{task.label_column}` of the training split has {len(labels)} label(s)"
@@ -110,19 +124,23 @@ def encode(
         check_columns(task, where, row)
         try:
             pairs = build(row)
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise UserError(f"{where}: the row does not fit task {task.name!r}: {error}") from None
         for first, second in pairs:
-            if not isinstance(first, str) or not isinstance(second, (str, type(None))):
-                raise UserError(f"{where}: {first if not isinstance(first, str) else second!r} is no text")
-            firsts.append(first)
+            firsts.append(_text(where, first))
             if second is not None:
-                seconds.append(second)
+                seconds.append(_text(where, second))
         try:
             index = task.label_index(row.get(task.label_column), labels)
         except KeyError as error:
             raise UserError(f"{where}: label {error.args[0]!r} is none of {', '.join(labels)}") from None
         indices.append(-1 if index is None else index)
+    special = tokenizer.num_special_tokens_to_add(pair=bool(seconds))
+    least = special + (2 if seconds else 1)
+    if max_length < least:
+        raise UserError(
+            f"data.max_length={max_length} leaves no room for text beside {special} special tokens; give {least} or more"
+        )
     encoded = tokenizer(firsts, seconds or None, truncation=True, max_length=max_length, return_attention_mask=False)
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int64, len(firsts))
     if len(lengths) and lengths.min() == 0:
@@ -135,3 +153,15 @@ def encode(
         rows_per_example=len(firsts) // max(1, len(rows)),
         labels=np.asarray(indices, np.int64),
     )
+
+
+def _text(where: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"{where}: {show(text)} is not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: character {error.start + 1} of a text is half of a surrogate pair; repair it"
+        ) from None
+    return text

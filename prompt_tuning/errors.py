@@ -1,5 +1,12 @@
 """The one error that users see."""
 
+import textwrap
+
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong, the value met and what to do; no traceback is shown."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library says of an error, on one short line."""
+    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__

@@ -67,6 +67,14 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def expand(path: str) -> Path:
+    """``path`` with ``~`` as the user's home, where there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def make_folder(path: Path) -> None:
     """Create a folder that this process can write to. Raises :class:`UserError`."""
     probe = path / ".writable"
@@ -74,7 +82,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"output folder {path} cannot be written: {error.strerror}; choose another with --output"
-        ) from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"output folder {path} cannot be written: {why}; choose another with --output") from None

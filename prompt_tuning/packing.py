@@ -132,7 +132,7 @@ def _cut(texts: np.ndarray, prompts: np.ndarray, rows: np.ndarray, budget: int) 
     while start < len(texts):
         # No later row is wider by itself than the first, so at most this many come into question.
         window = slice(start, start + max(1, int(budget // (texts[start] + prompts[start]))))
-        widths = np.maximum.accumulate(texts[window] + prompts[window])
+        widths = np.maximum.accumulate(texts[window]) + np.maximum.accumulate(prompts[window])
         tokens = widths * np.cumsum(rows[window])
         end = start + max(1, int(np.searchsorted(tokens, budget, side="right")))
         cut.append((start, end))

@@ -7,7 +7,6 @@ own keys, ``--set``. A fleet has one backbone, so the sections in ``SHARED`` alw
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import json
 import re
@@ -20,7 +19,8 @@ from pydantic import ValidationError
 
 from prompt_tuning.config import RunFile
 from prompt_tuning.errors import UserError
-from prompt_tuning.problems import difference, sentences
+from prompt_tuning.overrides import Json, extend, merge, parse_set, put, read_json
+from prompt_tuning.problems import MISSING, difference, sentences, show
 
 SHARED = ("$schema", "name", "description", "published", "backbone", "parallel", "fleet", "output")
 SAME_FOR_ALL = [
@@ -32,8 +32,7 @@ SAME_FOR_ALL = [
     "log_steps",
     "tensorboard",
 ]
-
-Json = dict[str, Any]
+_ONE_FOR_ALL = "is the same for all members of a fleet; move it to the outer file"
 
 
 @dataclass(frozen=True)
@@ -110,37 +109,24 @@ def load_run(path: str | Path, sets: list[str] | None = None, output: str | None
     Raises :class:`UserError` naming every problem of the file at once.
     """
     path = Path(path)
-    return resolve(read_json(path), path, [_parse_set(item) for item in sets or []], output)
+    return resolve(read_json(path), path, [parse_set(item) for item in sets or []], output)
 
 
 def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, output: str | None = None) -> Run:
     """As :func:`load_run`, from the parsed file; ``path`` names it in messages and anchors its ``extends``."""
-    sets = sets or []
-    outer = _extend(raw, path)
-    for dotted, value in sets:
-        _put(outer, dotted, value)
-    fleet = outer.pop("fleet", None)
-    problems: list[str] = []
-    specs: list[tuple[str, tuple[str, ...], Json, Json]] = []
-    if fleet is None:
-        specs.append(("", ("",), {}, outer))
-    else:
-        # The fleet section is checked by itself: members may bring what the outer file lacks (their tasks).
-        problems += _problems({**_PLACEHOLDER, "fleet": fleet}, "")
-        if problems:
-            raise _error(path, problems)
-        specs += _members(outer, fleet, path, sets)
-    configs: list[tuple[tuple[str, ...], Json, RunFile]] = []
-    for where, label, overrides, merged in specs:
-        found = _problems(merged, where)
-        if not found:
-            configs.append((label, overrides, RunFile.model_validate(merged)))
-        problems += [problem for problem in found if problem not in problems]
+    try:
+        outer = extend(raw, path)
+        for dotted, value in sets or []:
+            put(outer, dotted, value, f"--set {dotted}")
+        fleet = outer.pop("fleet", None)
+        configs, problems = _configs(outer, fleet, path, sets or [])
+    except RecursionError:
+        raise UserError(f"{path}: JSON nested too deeply") from None
     if not problems:
-        problems += _fleet_problems([config for _, _, config in configs])
+        problems = _fleet_problems([config for _, _, config in configs])
     if problems:
         raise _error(path, problems)
-    run_name = outer.get("name") or path.stem
+    run_name = outer.get("name") or _folder_name(path.stem)
     names = _unique([_name(label, config) for label, _, config in configs])
     folder = Path(output or outer.get("output") or Path("runs") / run_name)
     members = tuple(MemberSpec(n, o, c) for n, (_, o, c) in zip(names, configs, strict=True))
@@ -149,38 +135,67 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
 
 _PLACEHOLDER: Json = {"task": "boolq", "backbone": {"path": "."}}
 
+Label = tuple[str, ...]
+"""What a member is called: its own name (or nothing), then what tells it apart from its siblings."""
+
+
+def _configs(
+    outer: Json, fleet: Any, path: Path, sets: list[tuple[str, Any]]
+) -> tuple[list[tuple[Label, Json, RunFile]], list[str]]:
+    """Label, overrides and settings of every member; and all problems."""
+    if fleet is None:
+        problems = _problems(outer, "")
+        return ([] if problems else [(("",), {}, RunFile.model_validate(outer))]), problems
+    # The fleet section is checked by itself: members may bring what the outer file lacks (their tasks).
+    problems = _problems({**_PLACEHOLDER, "fleet": fleet}, "")
+    if problems:
+        return [], problems + [p for p in _problems(outer, "") if not p.endswith(MISSING)]
+    configs = []
+    for where, label, overrides, merged in _members(outer, fleet, path, sets, problems):
+        found = _problems(merged, where)
+        if not found:
+            configs.append((label, overrides, RunFile.model_validate(merged)))
+        # A grid meets the same unknown key at every point; once is enough.
+        seen = {problem.partition(" (value ")[0] for problem in problems}
+        problems += [problem for problem in found if problem.partition(" (value ")[0] not in seen]
+    return configs, problems
+
 
 def _members(
-    outer: Json, fleet: Json, path: Path, sets: list[tuple[str, Any]]
-) -> Iterator[tuple[str, tuple[str, ...], Json, Json]]:
-    grid = fleet.get("grid") or {}
+    outer: Json, fleet: Json, path: Path, sets: list[tuple[str, Any]], problems: list[str]
+) -> Iterator[tuple[str, Label, Json, Json]]:
+    """Where it stands, label, overrides and merged settings of every member; adds what is wrong to ``problems``."""
+    grid, seeds = fleet.get("grid") or {}, fleet.get("seeds") or []
+    problems += [f"fleet.grid: `{key}` {_ONE_FOR_ALL}" for key in grid if key.partition(".")[0] in (*SHARED, "extends")]
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for index, member in enumerate(fleet.get("members") or [{}]):
         where = f"fleet.members[{index}]" if fleet.get("members") else "fleet"
-        member = dict(member)
-        name = member.pop("name", "")
-        base = {}
-        if "extends" in member:
-            base = _extend({"extends": member.pop("extends")}, path)
-            base = {key: value for key, value in base.items() if key not in SHARED}
-        fixed = [key for key in SHARED if key in member]
-        if fixed:
-            raise UserError(
-                f"{path}: {where} sets `{fixed[0]}`, which all members of a fleet share; move it to the outer file"
-            )
-        for point, seed in itertools.product(points, fleet.get("seeds") or [None]):
-            overrides: Json = copy.deepcopy(member)
-            for dotted, value in point.items():
-                _put(overrides, dotted, value)
-            if seed is not None:
-                _put(overrides, "train.seed", seed)
-            merged = merge(merge(outer, base), overrides)
-            for dotted, value in sets:
-                if not dotted.startswith("fleet"):
-                    _put(merged, dotted, value)
-            changed = [f"{dotted.rpartition('.')[2]}={value}" for dotted, value in point.items()]
-            label = (str(name), *changed, *(["seed"] if len(fleet.get("seeds") or []) > 1 else []))
-            yield where, label, merge(base, overrides), merged
+        own = dict(member)
+        name = own.pop("name", None) or ""
+        wrong = [f"{where}: `{key}` {_ONE_FOR_ALL}" for key in SHARED if key in own]
+        if not isinstance(name, str):
+            wrong.append(f"{where}.name: {show(name)} is not a text")
+        problems += wrong
+        if wrong:
+            continue
+        try:
+            inherited = extend({"extends": own.pop("extends", None)}, path)
+            base = {key: value for key, value in inherited.items() if key not in SHARED}
+            for point, seed in itertools.product(points, seeds or [None]):
+                overrides: Json = copy.deepcopy(own)
+                for dotted, value in point.items():
+                    put(overrides, dotted, value, f"{where}: fleet.grid.{dotted}")
+                if seed is not None:
+                    put(overrides, "train.seed", seed, where)
+                merged = merge(merge(outer, base), overrides)
+                for dotted, value in sets:
+                    if dotted.partition(".")[0] != "fleet":
+                        put(merged, dotted, value, f"{where}: --set {dotted}")
+                changed = [f"{dotted.rpartition('.')[2]}={value}" for dotted, value in point.items()]
+                yield where, (name, *changed, *(["seed"] if len(seeds) > 1 else [])), merge(base, overrides), merged
+        except UserError as error:
+            text = str(error).removeprefix(f"{path}: ")
+            problems.append(text if text.startswith(where) else f"{where}: {text}")
 
 
 def _name(label: tuple[str, ...], config: RunFile) -> str:
@@ -191,16 +206,24 @@ def _name(label: tuple[str, ...], config: RunFile) -> str:
         own = f"{task}-{config.method}"
     if not label[0] or parts[-1:] == ["seed"]:
         parts = [part for part in parts if part != "seed"] + [f"seed{config.train.seed}"]
-    # A name is a folder: nothing in it may lead out of the run's.
-    return re.sub(r"[^A-Za-z0-9_.=+-]", "_", "-".join([own, *parts]))[:150].lstrip(".-") or "member"
+    return _folder_name("-".join([own, *parts]))
+
+
+def _folder_name(text: str) -> str:
+    """A name is a folder: nothing in it may lead out of the folder that holds it."""
+    return re.sub(r"[^A-Za-z0-9_.=+-]", "_", text)[:150].lstrip(".-") or "unnamed"
 
 
 def _unique(names: list[str]) -> list[str]:
-    seen: dict[str, int] = {}
+    """Names that differ, also on a file system that takes a and A for the same."""
+    taken: set[str] = set()
     result = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        while name.lower() in taken:
+            name = next(numbered)
+        taken.add(name.lower())
+        result.append(name)
     return result
 
 
@@ -220,80 +243,44 @@ def _fleet_problems(configs: list[RunFile]) -> list[str]:
     return problems
 
 
-def read_json(path: Path) -> Json:
-    """Parse a JSON object from a file, or raise :class:`UserError` with file, line and column."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.json")], 1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise UserError(f"{path}: no such run file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a UTF-8 JSON file") from None
-    try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UserError(f"{path}: JSON nested too deeply") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a run file is a JSON object, not {type(raw).__name__}")
-    return raw
+def _problems(merged: Json, where: str) -> list[str]:
+    """Every problem of resolved settings; ``where`` names the member they belong to.
+
+    What is wrong is then left out, so that the checks over several keys see the rest in the same pass.
+    """
+    problems: list[str] = []
+    for _ in range(2):
+        try:
+            RunFile.model_validate(merged)
+            break
+        except ValidationError as error:
+            for place, sentence in sentences(error, RunFile, ("extends",)):
+                problem = ": ".join(part for part in (where, place, sentence) if part)
+                if problem not in problems:
+                    problems.append(problem)
+            merged = _without(merged, [item["loc"] for item in error.errors()])
+    return problems
 
 
-def merge(base: Json, over: Json) -> Json:
-    """Deep copy of ``base`` with ``over`` laid on top; objects merge key by key, all else is replaced."""
-    result = copy.deepcopy(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        # A task object describes one data set: laying one over another would mix two.
-        result[key] = merge(result[key], value) if both and key != "task" else copy.deepcopy(value)
-    return result
-
-
-def _extend(raw: Json, path: Path, chain: tuple[Path, ...] = ()) -> Json:
-    raw = dict(raw)
-    target = raw.pop("extends", None)
-    if target is None:
-        return copy.deepcopy(raw)
-    if not isinstance(target, str):
-        raise UserError(f"{path}: `extends` is {json.dumps(target)}; give the path of a run file, relative to this one")
-    parent = (path.parent / target).resolve()
-    if parent in chain:
-        raise UserError(f"{path}: `extends` runs in a circle through {parent}")
-    return merge(_extend(read_json(parent), parent, (*chain, parent)), raw)
-
-
-def _parse_set(item: str) -> tuple[str, Any]:
-    dotted, equals, text = item.partition("=")
-    if not equals or not dotted:
-        raise UserError(f"--set {item!r}: write section.key=value, for example --set optimizer.lr=0.01")
-    try:
-        return dotted, json.loads(text)
-    except json.JSONDecodeError:
-        return dotted, text
-
-
-def _put(target: Json, dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        inner = target.get(section)
-        target[section] = dict(inner) if isinstance(inner, dict) else {}
-        target = target[section]
-    target[key] = copy.deepcopy(value)
+def _without(merged: Json, locations: list[tuple[Any, ...]]) -> Json:
+    """Settings without the keys at some places; what has no default gets a stand-in."""
+    merged = copy.deepcopy(merged)
+    for first, *rest in filter(None, locations):
+        section = merged.get(first)
+        if rest and isinstance(section, dict) and first != "task":
+            section.pop(rest[0], None)
+        else:
+            merged.pop(first, None)
+    if "task" not in merged:
+        merged["task"] = _PLACEHOLDER["task"]
+        if isinstance(merged.get("data"), dict):
+            merged["data"].pop("template", None)
+    if not isinstance(merged.get("backbone"), dict) or "path" not in merged["backbone"]:
+        merged["backbone"] = _PLACEHOLDER["backbone"]
+    return merged
 
 
 def _error(path: Path, problems: list[str]) -> UserError:
     if len(problems) == 1:
         return UserError(f"{path}: {problems[0]}")
     return UserError(f"{path}: {len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems))
-
-
-def _problems(merged: Json, where: str) -> list[str]:
-    try:
-        RunFile.model_validate(merged)
-    except ValidationError as error:
-        return sentences(error, RunFile, where)
-    except UserError as error:
-        return [f"{where + ': ' if where else ''}{error}"]
-    return []

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, reason
+from prompt_tuning.files import expand
+from prompt_tuning.problems import show
 from prompt_tuning.tasks import Task
 
 SPLITS = ("train", "dev", "test")
@@ -28,9 +30,10 @@ def read_split(task: Task, path: str | None, split: str, hub_config: str | None 
     """Rows of one split, or ``None`` where the source has no such split. Raises :class:`UserError`."""
     if path is None or not (Path(path).exists() or path.startswith((".", "/", "~"))):
         return _read_hub(task, path, split, hub_config)
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if not folder.is_dir():
-        raise UserError(f"data.path={path}: no such folder; give the folder that holds train.jsonl, dev.jsonl, ...")
+        what = "a file" if folder.exists() else "no such folder"
+        raise UserError(f"data.path={path}: {what}; give the folder that holds train.jsonl, dev.jsonl, ...")
     if task.folder and (folder / task.folder).is_dir():
         folder = folder / task.folder
     found = [folder / (name + suffix) for name in _FILE_NAMES[split] for suffix in _SUFFIXES]
@@ -50,7 +53,7 @@ def read_rows(file: Path) -> list[LocatedRow]:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8") from None
+        raise UserError(f"{file}{_undecodable(file)}: not UTF-8 ({error.reason}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
 
@@ -62,11 +65,16 @@ def _jsonl(file: Path) -> Iterator[LocatedRow]:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                message = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-                raise UserError(f"{file}:{number}: not JSON: {message}; every line is one JSON object") from None
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}:{number}: not JSON: {error.msg}; every line is one JSON object") from None
+            except RecursionError:
+                raise UserError(
+                    f"{file}:{number}: JSON nested too deeply; every line is one flat JSON object"
+                ) from None
+            except ValueError:
+                raise UserError(f"{file}:{number}: a number has too many digits; write it as a text") from None
             if not isinstance(row, dict):
-                raise UserError(f"{file}:{number}: a JSON {type(row).__name__}; every line is one JSON object")
+                raise UserError(f"{file}:{number}: the line holds {show(row)}; every line is one JSON object: {{...}}")
             yield f"{file}:{number}", row
 
 
@@ -75,6 +83,9 @@ def _csv(file: Path) -> Iterator[LocatedRow]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
+            twice = [name for i, name in enumerate(reader.fieldnames or []) if name in (reader.fieldnames or [])[:i]]
+            if twice:
+                raise UserError(f"{file}:1: two columns are called {show(twice[0])}; every column has its own name")
             for row in reader:
                 if None in row or None in row.values():
                     have = len(reader.fieldnames or [])
@@ -83,7 +94,18 @@ def _csv(file: Path) -> Iterator[LocatedRow]:
                     )
                 yield f"{file}:{reader.line_num}", row
         except csv.Error as error:
-            raise UserError(f"{file}:{reader.line_num}: not CSV: {error}") from None
+            raise UserError(f"{file}:{reader.reader.line_num}: not CSV: {error}") from None
+
+
+def _undecodable(file: Path) -> str:
+    """The first line that is not UTF-8, as ``:line``."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f":{number}"
+    return ""
 
 
 def _parquet(file: Path) -> Iterator[LocatedRow]:
@@ -92,7 +114,7 @@ def _parquet(file: Path) -> Iterator[LocatedRow]:
 
     try:
         rows = parquet.read_table(file).to_pylist()
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not Parquet: {error}") from None
     for number, row in enumerate(rows, 1):
         yield f"{file}:row {number}", row
@@ -113,9 +135,9 @@ def _read_hub(task: Task, path: str | None, split: str, hub_config: str | None) 
             return None
         rows = load_dataset(repository, configuration, split=name, revision=revision)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        what = f"data set {repository!r} is" if path is None else f"data.path={path}: no such folder, and"
         raise UserError(
-            f"data set {repository!r} cannot be loaded from the hub ({reason});"
+            f"{what} not to be had from the hub ({reason(error)});"
             " check the id and the network, or set data.path to a local folder"
         ) from None
     feature = rows.features.get(task.label_column)
@@ -129,9 +151,16 @@ def _read_hub(task: Task, path: str | None, split: str, hub_config: str | None) 
 
 
 def check_columns(task: Task, where: str, row: dict[str, Any], *, labelled: bool = False) -> None:
-    """Raise :class:`UserError` if a row lacks a column of the task or has no text in it."""
+    """Raise :class:`UserError` if a row lacks a column of the task, or has nothing or the wrong kind of thing in it."""
     for column in (*task.columns, *([task.label_column] if labelled else [])):
-        if row.get(column) is None:
-            near = difflib.get_close_matches(column, list(row), 1)
+        if column not in row:
+            near = difflib.get_close_matches(column, map(str, row), 1)
             hint = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(map(str, row)) or 'none'}"
-            raise UserError(f"{where}: column `{column}` of task {task.name!r} is missing or null; {hint}")
+            raise UserError(f"{where}: no column `{column}`, which task {task.name!r} needs; {hint}")
+        if row[column] is None:
+            raise UserError(f"{where}: column `{column}` of task {task.name!r} is null; fill it or remove the row")
+        if column == task.label_column:
+            continue
+        kind, name = (int, "whole number") if column in task.number_columns else (str, "text")
+        if not isinstance(row[column], kind) or isinstance(row[column], bool):
+            raise UserError(f"{where}: column `{column}` of task {task.name!r} is {show(row[column])}, not a {name}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.problems import sentences, show
 
 Row = Mapping[str, Any]
 Pair = tuple[str, str | None]
@@ -31,7 +31,8 @@ class Task:
     """What a task is: where its rows are, how a row becomes text, which labels and metrics it has.
 
     ``labels`` are the class names in the order of the logits; ``None`` means that they are collected from the training
-    split. For ``kind="choice"`` they name the choices. The first of ``metrics`` selects the best evaluation.
+    split. For ``kind="choice"`` they name the choices. The first of ``metrics`` selects the best evaluation. All ``columns``
+    hold texts but the ``number_columns``.
     """
 
     name: str
@@ -43,20 +44,22 @@ class Task:
     hub: tuple[str, str | None] | None = None
     folder: str | None = None
     label_column: str = "label"
+    number_columns: tuple[str, ...] = ()
     normalise: Callable[[Row], Row] = dict
 
     def label_index(self, value: Any, labels: tuple[str, ...]) -> int | None:
-        """Index of a raw label in ``labels``; ``None`` for an unlabelled row (missing, null or -1).
+        """Index of a raw label in ``labels``; ``None`` for an unlabelled row (missing, null, empty or -1, unless named so).
 
         Raises :class:`KeyError` for a label that is none of them. Strings are names; whole numbers are indices, unless
         the names themselves are numbers.
         """
-        if value is None or value == -1:
-            return None
         name = str(value)
         if name in labels:
             return labels.index(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels):
+        if value is None or name in ("", "-1"):
+            return None
+        named_by_numbers = any(label.lstrip("-").isdigit() for label in labels)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels) and not named_by_numbers:
             return value
         folded = [label.lower() for label in labels]
         if name.lower() in folded:
@@ -76,7 +79,7 @@ def find_task(value: str | dict[str, Any]) -> Task:
         near = difflib.get_close_matches(str(name), task_names(), 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known tasks: {', '.join(task_names())}"
         what = "task" if isinstance(value, str) else "task.kind"
-        raise UserError(f"{what}={json.dumps(name)} is unknown; {hint}")
+        raise UserError(f"{what}={show(name)} is unknown; {hint}")
     module = importlib.import_module(f"{__name__}.{name}")
     if isinstance(value, str):
         if not hasattr(module, "TASK"):
@@ -87,9 +90,6 @@ def find_task(value: str | dict[str, Any]) -> Task:
     try:
         options = module.Options.model_validate({key: item for key, item in value.items() if key != "kind"})
     except ValidationError as error:
-        known = ", ".join(module.Options.model_fields)
-        problems = [
-            f"task.{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-        ]
-        raise UserError(f"{'; '.join(problems)} (keys of kind {name!r}: {known})") from None
+        problems = [f"task.{place}: {sentence}" for place, sentence in sentences(error, module.Options, ("kind",))]
+        raise UserError("\n".join(problems)) from None
     return module.build(options)

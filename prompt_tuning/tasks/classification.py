@@ -5,14 +5,14 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from prompt_tuning.config import Section
+from prompt_tuning.config import FOLDER_NAME, Section
 from prompt_tuning.tasks import Pair, Row, Task
 
 
 class Options(Section):
-    name: str = Field("classification", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in results.")
+    name: str = Field("classification", pattern=FOLDER_NAME, max_length=100, description="Name in results.")
     text: str = Field("text", description="Column of the text.")
     text_pair: str | None = Field(None, description="Column of a second text.")
     label: str = Field("label", description="Column of the label: a name or a number.")
@@ -20,12 +20,20 @@ class Options(Section):
     metric: Literal["accuracy", "macro_f1"] = Field("accuracy", description="Metric that selects the best prompt.")
     hub_config: str | None = Field(None, description="Configuration of a hub data set.")
 
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        twice = [label for i, label in enumerate(value or []) if label in (value or [])[:i]]
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands twice; every label is a class of its own")
+        return value
+
 
 def build(options: Options) -> Task:
     """The task that ``options`` describe."""
 
     def texts(row: Row) -> tuple[Pair, ...]:
-        return ((str(row[options.text]), None if options.text_pair is None else str(row[options.text_pair])),)
+        return ((row[options.text], None if options.text_pair is None else row[options.text_pair]),)
 
     return Task(
         name=options.name,

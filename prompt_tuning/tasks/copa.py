@@ -2,9 +2,13 @@
 
 from prompt_tuning.tasks import Pair, Row, Task
 
+_WORDS = {"cause": "because", "effect": "so"}
+
 
 def _connective(row: Row) -> tuple[Pair, ...]:
-    start = f"{row['premise']} {'because' if row['question'] == 'cause' else 'so'}"
+    if row["question"] not in _WORDS:
+        raise ValueError(f"question is {row['question']!r}, neither 'cause' nor 'effect'")
+    start = f"{row['premise']} {_WORDS[row['question']]}"
     return ((start, row["choice1"]), (start, row["choice2"]))
 
 

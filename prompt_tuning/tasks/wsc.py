@@ -16,8 +16,10 @@ def _prefixed(row: Row) -> tuple[Pair, ...]:
 
 
 def _starred(row: Row) -> tuple[Pair, ...]:
-    words = row["text"].split()
-    words[row["span2_index"]] = f"*{words[row['span2_index']]}*"
+    words, index = row["text"].split(), row["span2_index"]
+    if not 0 <= index < len(words):
+        raise ValueError(f"span2_index is {index}, but the text has {len(words)} words, counted from 0")
+    words[index] = f"*{words[index]}*"
     return ((" ".join(words), row["span1_text"]),)
 
 
@@ -30,5 +32,6 @@ TASK = Task(
     templates={"prefixed": _prefixed, "starred": _starred},
     hub=("aps/super_glue", "wsc.fixed"),
     folder="WSC",
+    number_columns=("span2_index",),
     normalise=_flatten,
 )

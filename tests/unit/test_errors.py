@@ -48,12 +48,12 @@ MISTAKES = [
     ({"optimiser": {"lr": 1e-3}}, "optimiser: unknown key", "did you mean `optimizer`?"),
     ({"optimizer": {"learning_rate": 1e-3}}, "optimizer.learning_rate: unknown key (value 0.001)", "known keys: lr"),
     ({"prompt": {"lenght": 3}}, "prompt.lenght: unknown key (value 3)", "did you mean `length`?"),
-    ({"prompt": {"length": "5"}}, 'prompt.length: "5"', "integer"),
+    ({"prompt": {"length": "5"}}, 'prompt.length: "5"', "without quotes"),
     ({"prompt": {"length": 0}}, "prompt.length: 0", "greater than 0"),
-    ({"train": {"batch_size": True}}, "train.batch_size: true", "integer"),
+    ({"train": {"batch_size": True}}, "train.batch_size: true", "whole number"),
     ({"train": {"backbone_dropout": 1.5}}, "train.backbone_dropout", "a number from 0"),
     ({"task": "bolq"}, 'task="bolq" is unknown', "did you mean 'boolq'?"),
-    ({"task": {"kind": "classification", "texts": "t"}}, "task.texts", "keys of kind 'classification'"),
+    ({"task": {"kind": "classification", "texts": "t"}}, "task.texts", "did you mean `text`?"),
     ({"task": "classification"}, "describes your own data", '{"kind": "classification"'),
     ({"data": {"template": "nope"}}, "data.template='nope'", "choose plain"),
     ({"parallel": {"tensor": 2}}, "tensor=2", "use 1"),
@@ -65,11 +65,11 @@ MISTAKES = [
         "after_prefix",
     ),
     ({"fleet": {"seeds": []}}, "`seeds` is empty", "leave it out"),
-    ({"fleet": {"members": [{"backbone": {"path": "x"}}]}}, "sets `backbone`", "outer file"),
+    ({"fleet": {"members": [{"backbone": {"path": "x"}}]}}, "`backbone` is the same for all members", "outer file"),
     ({"fleet": {"grid": {"optimizer.lrr": [1.0]}}}, "optimizer.lrr: unknown key", "did you mean `lr`?"),
     ({"fleet": {"members": [{"method": "full"}, {}]}}, "fleet of exactly one", "its own file"),
     ({"fleet": {"members": [{"train": {"log_steps": 3}}, {}]}}, "train.log_steps", "all members of a fleet share it"),
-    ({"fleet": {"members": ["boolq.json"]}}, "fleet.members[0]", "dictionary"),
+    ({"fleet": {"members": ["boolq.json"]}}, "fleet.members[0]", "not an object"),
 ]
 
 
@@ -88,9 +88,9 @@ def test_all_problems_of_a_file_are_reported_at_once(raw, tmp_path):
 
 
 def test_files_that_are_no_run_files(tmp_path):
-    assert "no such run file; did you mean" in _missing(tmp_path)
+    assert "no such file; did you mean" in _missing(tmp_path)
     assert ":1:10: not JSON" in problem(tmp_path, '{"task": }')
-    assert "a run file is a JSON object, not list" in problem(tmp_path, "[]")
+    assert "the file holds []; it must be a JSON object" in problem(tmp_path, "[]")
     assert "missing; it has no default" in problem(tmp_path, "{}")
 
 
@@ -104,13 +104,13 @@ def _missing(tmp_path):
 def test_extends_in_a_circle(tmp_path, raw):
     write(tmp_path, {"extends": "run.json"}, "base.json")
     assert "runs in a circle" in problem(tmp_path, {**raw, "extends": "base.json"})
-    assert "no such run file" in problem(tmp_path, {**raw, "extends": "other.json"})
+    assert "no such file" in problem(tmp_path, {**raw, "extends": "other.json"})
     assert "`extends` is 3" in problem(tmp_path, {**raw, "extends": 3})
 
 
 def test_set_without_a_value(tmp_path, raw):
     assert "write section.key=value" in problem(tmp_path, raw, "optimizer.lr")
-    assert "optimizer.lr: {" in problem(tmp_path, raw, "optimizer.lr.x=1")
+    assert "`optimizer.lr` is 0.02, not an object" in problem(tmp_path, raw, "optimizer.lr.x=1")
 
 
 @pytest.mark.parametrize("hostile", ["../../escape", "/absolute", "a/b", ".", "..", ""])
@@ -127,8 +127,8 @@ def test_names_never_leave_the_run_folder(tmp_path, raw, hostile):
 
 DATA_MISTAKES = [
     ("train.jsonl", '{"text": "w1", "label": "a"}\n{"text": \n', "train.jsonl:2: not JSON"),
-    ("train.jsonl", '["w1"]\n', "train.jsonl:1: a JSON list"),
-    ("train.jsonl", '{"txt": "w1", "label": "a"}\n', "train.jsonl:1: column `text`"),
+    ("train.jsonl", '["w1"]\n', "train.jsonl:1: the line holds [\"w1\"]"),
+    ("train.jsonl", '{"txt": "w1", "label": "a"}\n', "train.jsonl:1: no column `text`"),
     ("train.jsonl", '{"text": "w1", "label": "a"}\n{"text": null, "label": "b"}\n', "train.jsonl:2: column `text`"),
     ("train.jsonl", '{"text": "w1", "label": "a"}\n', "at least two are needed"),
     ("train.jsonl", '{"text": "w1", "label": "a"}\n{"text": "w1", "label": null}\n', "train.jsonl:2: column `label`"),

@@ -16,7 +16,7 @@ from model_parallel.grid import Grid
 from prompt_tuning import trainer
 from prompt_tuning.config import OptimizerSection
 from prompt_tuning.fleet import learning_rate_factor
-from prompt_tuning.trainer import prove_frozen, train
+from prompt_tuning.trainer import build_fleet, prove_frozen, train
 from tests.support.fleets import STEPS, assert_same_course, follow, make_run, open_fleet
 from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
 
@@ -61,8 +61,9 @@ def five_members(places, dtype="float64", **train_section):
         {"name": "head", "method": "head", "prompt": {"dropout": 0.2}, "train": {"seed": 15}},
     ]
     train_section = {"max_steps": STEPS, **train_section}
-    backbone = {"dtype": dtype}
-    return run_json(places["backbone"], places["texts"], backbone=backbone, train=train_section, fleet={"members": members})
+    raw = run_json(places["backbone"], places["texts"], train=train_section, fleet={"members": members})
+    raw["backbone"]["dtype"] = dtype
+    return raw
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])
@@ -156,7 +157,7 @@ def test_backbone_dropout_leaves_no_text_fixed(places):
 
 
 def test_a_member_equals_a_loop_written_by_hand(places):
-    """AdamW with decay, a head rate, clipping, warm-up and linear decay over 20 steps, without any code of ours but the seed."""
+    """AdamW with decay, a head rate, clipping, warm-up and linear decay over 20 steps, from our start and order alone."""
     settings = {"lr": 0.02, "head_lr": 0.005, "weight_decay": 0.05, "beta1": 0.8, "beta2": 0.99, "eps": 1e-6}
     raw = run_json(
         places["backbone"],
@@ -300,10 +301,9 @@ def test_patience_stops_a_member_that_does_not_improve(places, tmp_path):
 
 def poison(monkeypatch, name):
     """Put a NaN into a member's prefix before training."""
-    build = trainer.build_fleet
 
     def build_poisoned(*args):
-        fleet = build(*args)
+        fleet = build_fleet(*args)
         for member in fleet.members:
             if member.name == name:
                 member.prompt.prefix.embedding.data[0, 0] = float("nan")
@@ -312,9 +312,21 @@ def poison(monkeypatch, name):
     monkeypatch.setattr(trainer, "build_fleet", build_poisoned)
 
 
+def keep_last_tensors(monkeypatch):
+    """Members' tensors at the latest checkpoint, by name: results hold the best ones only."""
+    last, save = {}, trainer.checkpoint.save
+
+    def save_and_keep(folder, fleet, *rest):
+        last.update({member.name: member.tensors() for member in fleet.members})
+        save(folder, fleet, *rest)
+
+    monkeypatch.setattr(trainer.checkpoint, "save", save_and_keep)
+    return last
+
+
 @pytest.fixture(scope="module")
 def without_the_sick(places, tmp_path_factory):
-    """The course of three members whose fourth does not exist, by dtype."""
+    """The course of the four other members where the first does not exist, by dtype."""
     courses = {}
     for dtype in ("float64", "float32"):
         raw = five_members(places, dtype)
@@ -333,10 +345,7 @@ def test_a_diverging_member_is_stopped_without_harm_to_others(
         raw["fleet"]["members"][0]["optimizer"] = {"lr": 1e30}
     else:
         poison(monkeypatch, "deep")
-    fleets = []
-    build = trainer.build_fleet
-    monkeypatch.setattr(trainer, "build_fleet", lambda *args: fleets.append(build(*args)) or fleets[-1])
-    monkeypatch.setattr(trainer.checkpoint, "save", _keep_last_tensors(save=trainer.checkpoint.save))
+    last = keep_last_tensors(monkeypatch)
     result = train(make_run(raw, tmp_path / "run"), Grid())
     sick, *others = result["members"]
     assert result["status"] == "diverged"
@@ -349,19 +358,5 @@ def test_a_diverging_member_is_stopped_without_harm_to_others(
         assert other["status"] == "finished"
         name = other["member"]
         for key, end in expected.end[name].items():
-            found = LAST[name][key]
             moved = (end - expected.start[name][key]).norm()
-            assert (found - end).norm() < (1e-7 if dtype == "float64" else 1e-3) * moved, f"{name}: {key}"
-
-
-LAST: dict[str, dict[str, torch.Tensor]] = {}
-
-
-def _keep_last_tensors(save):
-    """Results export the best tensors; the last ones are what the comparison wants."""
-
-    def wrapped(folder, fleet, *rest):
-        LAST.update({member.name: member.tensors() for member in fleet.members})
-        save(folder, fleet, *rest)
-
-    return wrapped
+            assert (last[name][key] - end).norm() < (1e-7 if dtype == "float64" else 1e-3) * moved, f"{name}: {key}"

@@ -1,0 +1,131 @@
+"""Training over 1, 2 and 3 ranks is the same training (DESIGN, section 6), ranks without a single example included."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from prompt_tuning.evaluate import evaluate
+from tests.support.fleets import assert_same_course, follow, open_fleet
+from tests.support.ranks import run_ranks
+from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
+
+SIZES = (1, 2, 3)
+DTYPES = ("float64", "float32")
+
+
+@pytest.fixture(scope="module")
+def raws(tmp_path_factory):
+    """Run files by name. 17 training texts in eights and 13 questions in fours leave one example for an epoch's last step."""
+    folder = tmp_path_factory.mktemp("ranks")
+    backbone = make_backbone(folder / "backbone", "bert")
+    texts = make_texts(folder / "texts", {"train": 17, "dev": 10})
+    copa = make_copa(folder / "copa")
+    fleet = [
+        {"name": "deep", "prompt": {"length": 5}},
+        {"name": "mlp", "prompt": {"length": 3, "reparameterisation": "mlp", "projection_width": 8, "dropout": 0.2}},
+        {"name": "shallow", "method": "shallow_prompt", "prompt": {"length": 4, "dropout": 0.1}},
+        {"name": "choice", "task": "copa", "data": {"path": str(copa)}, "train": {"batch_size": 4, "seed": 12}},
+        {"name": "head", "method": "head"},
+    ]
+    heads = [
+        # Two examples for three ranks, and a pooling of its own: the last rank must still help to compute the texts.
+        {"name": "pair", "method": "head", "head": {"pooling": "first"}, "train": {"batch_size": 2}},
+        {"name": "dropping", "method": "head", "prompt": {"dropout": 0.3}, "train": {"seed": 12}},
+        {"name": "mean", "method": "head", "head": {"pooling": "mean"}, "data": {"max_length": 9}},
+    ]
+    return {
+        "alone": run_json(backbone, texts),
+        "dropout": run_json(backbone, texts, prompt={"dropout": 0.3}),
+        # Few tokens a forward, so that a step takes several and ranks may need a dummy.
+        "fleet": run_json(backbone, texts, train={"tokens_per_batch": 150}, fleet={"members": fleet}),
+        "heads": run_json(backbone, texts, fleet={"members": heads}),
+    }
+
+
+def train_everything(grid, raws):
+    """Courses by run and dtype; what every rank ran in the first steps; dev metrics at the end."""
+    courses, work, metrics = {}, {}, {}
+    for name, dtype in itertools.product(raws, DTYPES):
+        raw = {**raws[name], "backbone": {**raws[name]["backbone"], "dtype": dtype}}
+        fleet = open_fleet(raw, grid)
+        if dtype == "float64":
+            work[name] = [describe_step(fleet, step) for step in range(6)]
+        courses[name, dtype] = follow(fleet)
+        metrics[name, dtype] = evaluate(fleet, list(range(len(fleet.members))), "dev")
+    return courses, work, metrics
+
+
+def describe_step(fleet, step):
+    """Forwards of this rank in a step, and (member, example, weight) of what is no dummy in them."""
+    parts = []
+    for index, member in enumerate(fleet.members):
+        if index not in fleet.frozen:
+            examples = member.step_examples(step)
+            parts.append((index, examples, 1 / len(examples)))
+    batches = list(fleet.batches("train", parts))
+    real = [
+        (member, int(batch.examples[i]), float(batch.weights[i]))
+        for batch in batches
+        for member, (examples, _) in zip(batch.members, batch.spans, strict=True)
+        for i in range(examples.start, examples.stop)
+        if batch.weights[i] > 0
+    ]
+    expected = [(member, int(e), weight) for member, examples, weight in parts for e in examples]
+    return len(batches), real, sorted(expected)
+
+
+@pytest.fixture(scope="module")
+def everything(raws):
+    return {size: run_ranks(size, train_everything, raws) for size in SIZES}
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("run", ["alone", "dropout", "fleet", "heads"])
+def test_training_on_ranks_equals_training_on_one(everything, run, dtype, size):
+    """Fails if gradients are averaged instead of summed, or losses divided by a rank's own count."""
+    (expected,) = everything[1]
+    for found in everything[size]:
+        assert_same_course(found[0][run, dtype], expected[0][run, dtype], dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("run", ["alone", "fleet"])
+def test_ranks_share_every_example_once_in_equally_many_forwards(everything, run, size):
+    for step in range(6):
+        steps = [work[run][step] for _, work, _ in everything[size]]
+        assert len({forwards for forwards, _, _ in steps}) == 1
+        assert sorted(itertools.chain(*(real for _, real, _ in steps))) == steps[0][2]
+
+
+def test_some_rank_has_nothing_to_do_at_times(everything):
+    """Otherwise the equalities above would not speak of empty ranks."""
+    empty = [sum(not real for _, real, _ in (work["alone"][step] for _, work, _ in everything[3])) for step in range(6)]
+    assert empty == [0, 0, 2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_evaluation_drops_and_doubles_nothing(everything, size):
+    (expected,) = everything[1]
+    for courses, _, metrics in everything[size]:
+        for key, course in expected[0].items():
+            for name, logits in course.dev_logits.items():
+                found = courses[key].dev_logits[name]
+                assert not np.isnan(logits).any(), "an example has no logits"
+                assert np.abs(found - logits).max() < (1e-8 if key[1] == "float64" else 1e-2)
+            if key[1] == "float64":
+                for index, (numbers, loss) in expected[2][key].items():
+                    assert metrics[key][index][0] == numbers
+                    assert abs(metrics[key][index][1] - loss) < 1e-8
+
+
+def test_all_ranks_hold_the_same_bits(everything):
+    """What is replicated must not drift: later steps, statuses and checkpoints are read from any rank."""
+    for size in SIZES[1:]:
+        first, *others = (courses for courses, _, _ in everything[size])
+        for other, (key, course) in itertools.product(others, first.items()):
+            for name, tensors in course.end.items():
+                assert all((other[key].end[name][k] == tensor).all() for k, tensor in tensors.items())

@@ -1,0 +1,151 @@
+"""Plans that lose and double nothing, and layouts equal to a plain loop over rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_tuning.data import Features
+from prompt_tuning.packing import Items, Pool, lay_out, plan
+
+CPU = torch.device("cpu")
+PAD = 99
+
+
+def make_features(row_lengths, choices=1, seed=0, with_types=True):
+    """Features of rows of given lengths, every token and label random."""
+    generator = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(row_lengths)])
+    tokens = generator.integers(0, 90, offsets[-1]).astype(np.int32)
+    types = generator.integers(0, 2, offsets[-1]).astype(np.int8) if with_types else None
+    labels = generator.integers(0, 5, len(row_lengths) // choices)
+    return Features(tokens, types, offsets, choices, labels)
+
+
+@st.composite
+def fleets(draw):
+    """A pool whose members differ in choices and prompts, some with the same data, and items of it."""
+    distinct = []
+    for seed in range(draw(st.integers(1, 3))):
+        choices = draw(st.integers(1, 3))
+        examples = draw(st.integers(1, 12))
+        lengths = draw(st.lists(st.integers(1, 30), min_size=choices * examples, max_size=choices * examples))
+        distinct.append(make_features(lengths, choices, seed))
+    members = [draw(st.sampled_from(distinct)) for _ in range(draw(st.integers(1, 4)))]
+    prompts = np.array([draw(st.sampled_from([0, 1, 5, 40])) for _ in members])
+    parts = []
+    for index, features in enumerate(members):
+        chosen = draw(st.lists(st.integers(0, len(features) - 1), unique=True))
+        if chosen:
+            parts.append((index, np.array(chosen), 1 / len(chosen)))
+    if not parts:
+        parts.append((0, np.array([0]), 1.0))
+    return members, prompts, parts
+
+
+@given(fleet=fleets(), budget=st.sampled_from([1, 30, 100, 10**6]), ranks=st.integers(1, 4))
+@settings(max_examples=150, deadline=None)
+def test_a_plan_covers_every_item_once_in_equally_many_batches(fleet, budget, ranks):
+    members, prompts, parts = fleet
+    pool, items = Pool(members), Items.of(parts)
+    plans = [list(plan(pool, items, prompts, budget, rank, ranks)) for rank in range(ranks)]
+    assert len({len(batches) for batches in plans}) == 1
+    batches = [batch for batches in plans for batch in batches]
+    found = [
+        (m, e, w)
+        for batch in batches
+        for m, e, w in zip(batch.members.tolist(), batch.examples.tolist(), batch.weights.tolist(), strict=True)
+        if w > 0
+    ]
+    assert sorted(found) == sorted((m, int(e), w) for m, examples, w in parts for e in examples)
+    for batch in batches:
+        assert len(batch) == 1 or (batch.weights > 0).all(), "a dummy runs alone"
+
+
+@given(fleet=fleets(), budget=st.sampled_from([1, 30, 100, 400]), ranks=st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_no_batch_outgrows_its_budget(fleet, budget, ranks):
+    """Padding counts, of texts and of prompts; only an example that is too long by itself may exceed the budget."""
+    members, prompts, parts = fleet
+    pool = Pool(members)
+    for rank in range(ranks):
+        for chosen in plan(pool, Items.of(parts), prompts, budget, rank, ranks):
+            batch = lay_out(pool, chosen, PAD, CPU)
+            rows, longest = batch.input_ids.shape
+            tokens = rows * (longest + prompts[list(batch.members)].max())
+            assert tokens <= budget or len(chosen) == 1
+
+
+def test_a_large_budget_makes_one_batch():
+    pool = Pool([make_features([3, 9, 4, 7])])
+    (batch,) = plan(pool, Items.of([(0, np.arange(4), 0.25)]), np.array([5]), 4 * 14, 0, 1)
+    assert batch.examples.tolist() == [1, 3, 2, 0], "longest first"
+    assert len(list(plan(pool, Items.of([(0, np.arange(4), 0.25)]), np.array([5]), 4 * 14 - 1, 0, 1))) == 2
+
+
+def test_a_rank_without_examples_runs_the_shortest_as_a_dummy():
+    pool = Pool([make_features([8, 2])])
+    items = Items.of([(0, np.array([0, 1]), 0.5)])
+    (idle,) = plan(pool, items, np.array([0]), 100, 2, 3)
+    assert idle.examples.tolist() == [1]
+    assert idle.weights.tolist() == [0.0]
+    batch = lay_out(pool, idle, PAD, CPU)
+    assert batch.weights.tolist() == [0.0]
+    assert batch.input_ids.shape == (1, 2)
+
+
+def naive_rows(members, items):
+    """Each row as (member, example, choice, tokens, types), sorted by member, by plain loops."""
+    rows = []
+    for member, example in sorted(zip(items.members.tolist(), items.examples.tolist(), strict=True), key=lambda x: x[0]):
+        features = members[member]
+        for choice in range(features.rows_per_example):
+            row = example * features.rows_per_example + choice
+            start, end = features.offsets[row], features.offsets[row + 1]
+            types = None if features.token_types is None else features.token_types[start:end].tolist()
+            rows.append((member, example, choice, features.tokens[start:end].tolist(), types))
+    return rows
+
+
+@given(fleet=fleets())
+@settings(max_examples=150, deadline=None)
+def test_a_layout_equals_a_loop_over_rows(fleet):
+    members, _, parts = fleet
+    pool, items = Pool(members), Items.of(parts)
+    shuffled = items.take(np.random.default_rng(0).permutation(len(items)))
+    batch = lay_out(pool, shuffled, PAD, CPU)
+    rows = naive_rows(members, shuffled)
+    longest = max(len(tokens) for *_, tokens, _ in rows)
+    assert batch.input_ids.tolist() == [tokens + [PAD] * (longest - len(tokens)) for *_, tokens, _ in rows]
+    assert batch.token_type_ids.tolist() == [types + [0] * (longest - len(types)) for *_, types in rows]
+    assert batch.lengths.tolist() == [len(tokens) for *_, tokens, _ in rows]
+    assert [batch.members[i] for i in batch.member_of_row] == [row[0] for row in rows]
+    keys = [example * members[member].rows_per_example + choice for member, example, choice, _, _ in rows]
+    assert batch.row_examples.tolist() == keys
+    firsts = [row for row in rows if row[2] == 0]
+    assert batch.examples.tolist() == [example for _, example, *_ in firsts]
+    assert batch.labels.tolist() == [members[member].labels[example] for member, example, *_ in firsts]
+    assert batch.weights.dtype == torch.float64
+    weights = {member: weight for member, _, weight in parts}
+    assert batch.weights.tolist() == [weights[member] for member, *_ in firsts]
+    for member, (examples, span) in zip(batch.members, batch.spans, strict=True):
+        assert {row[0] for row in rows[span]} == {member} == {row[0] for row in firsts[examples]}
+    assert sum(span.stop - span.start for _, span in batch.spans) == len(rows)
+
+
+def test_members_with_the_same_data_share_its_arrays():
+    features = make_features([3, 4, 5])
+    other = make_features([2, 2])
+    pool = Pool([features, other, features])
+    assert len(pool.tokens) == len(features.tokens) + len(other.tokens)
+    assert pool.first_row.tolist() == [0, 3, 0]
+
+
+@pytest.mark.parametrize("with_types", [True, False])
+def test_token_types_are_there_where_the_data_has_them(with_types):
+    pool = Pool([make_features([3, 4], with_types=with_types)])
+    batch = lay_out(pool, Items.of([(0, np.arange(2), 0.5)]), PAD, CPU)
+    assert (batch.token_type_ids is not None) == with_types
