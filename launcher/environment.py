@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,13 +29,24 @@ class Process:
 
 def find_process(local_rank: int | None = None, environment: Mapping[str, str] = os.environ) -> Process:
     """Rank and size as torchrun and DeepSpeed's launcher set them; one process alone where nothing is set."""
-    world_size = int(environment.get("WORLD_SIZE", 1))
-    local = environment.get("LOCAL_RANK")
+
+    def number(name: str, otherwise: int) -> int:
+        value = environment.get(name, str(otherwise))
+        if not value.isdigit():
+            raise UserError(f"environment variable {name}={value!r} is not a number; unset it or start with a launcher")
+        return int(value)
+
+    world_size = number("WORLD_SIZE", 1)
+    rank = number("RANK", 0)
+    if rank >= world_size:
+        raise UserError(
+            f"environment variables RANK={rank} and WORLD_SIZE={world_size} contradict each other; unset them"
+        )
     return Process(
-        rank=int(environment.get("RANK", 0)),
-        local_rank=int(local) if local is not None else local_rank or 0,
+        rank=rank,
+        local_rank=number("LOCAL_RANK", local_rank or 0),
         world_size=world_size,
-        local_world_size=int(environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", world_size))),
+        local_world_size=max(1, number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", world_size))),
     )
 
 

@@ -20,7 +20,7 @@ from launcher.environment import Process, find_process, quiet_libraries, record,
 from launcher.logs import log_to_file, start_logging
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
-from prompt_tuning.runfile import Run, load_run
+from prompt_tuning.runfile import Run, experiment_difference, load_run
 
 logger = logging.getLogger("launcher.run")
 
@@ -57,9 +57,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the worker; returns the exit code."""
     options = parser().parse_args(arguments)
-    process = find_process(options.local_rank)
+    process = Process()
     start_logging(process)
     try:
+        process = find_process(options.local_rank)
+        start_logging(process)
         run = load_run(options.config, options.set, options.output)
         if options.print_config:
             if process.rank == 0:
@@ -145,16 +147,19 @@ def prepare_folder(run: Run, *, resume: bool, fresh: bool) -> bool:
 
         if newest(folder / "checkpoints") is None:
             raise UserError(f"--resume: {folder} has no checkpoint to continue from; leave the flag out to start anew")
-    record_file = folder / "run.json"
-    if record_file.exists():
-        from prompt_tuning.runfile import experiment_difference
-
-        difference = experiment_difference(json.loads(record_file.read_text()), run)
+    if (folder / "run.json").exists() and _results(folder):
+        difference = experiment_difference(folder, run)
         if difference:
             raise UserError(
-                f"{folder} holds a run with other settings ({difference}); use --fresh to start anew or --output for another folder"
+                f"{folder} holds a run with other settings ({difference});"
+                " use --fresh to start anew or --output for another folder"
             )
     return not (folder / "result.json").exists()
+
+
+def _results(folder: Path) -> bool:
+    """Whether a run folder holds anything that another run would spoil, rather than just the record of a failed start."""
+    return (folder / "result.json").exists() or any((folder / "checkpoints").glob("step-*"))
 
 
 if __name__ == "__main__":

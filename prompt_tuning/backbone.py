@@ -16,10 +16,12 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, 
 
 from prompt_tuning.backbones import Family, find_family
 from prompt_tuning.config import BackboneSection
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, reason
+from prompt_tuning.files import expand
 from prompt_tuning.inject import open_door
 from prompt_tuning.prefix import PrefixShape
 
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _SAMPLE = 4096
 """Bytes of every tensor that enter the fingerprint."""
 
@@ -60,10 +62,16 @@ class Backbone:
         limit = self.family.max_positions(self.model.config)
         used = max_length + (prompt_length if positions == "after_prefix" else 0)
         if used > limit:
+            room = limit - used + max_length
+            text = f"set data.max_length to {room} or less" if room > 2 else "leave room for the text"
+            prompt = (
+                ", shorten the prompt, or (deep prompts) choose prompt.positions 'from_zero'"
+                if used > max_length
+                else ""
+            )
             raise UserError(
                 f"prompt.length={prompt_length} and data.max_length={max_length} need {used} positions, but"
-                f" {self.path} has {limit}; set data.max_length to {limit - used + max_length} or less, shorten the prompt,"
-                " or choose prompt.positions 'from_zero'"
+                f" {self.path} has {limit}; {text}{prompt}"
             )
 
 
@@ -81,13 +89,15 @@ def find_folder(path: str, revision: str | None = None) -> Path:
         if not (folder / "config.json").is_file():
             raise UserError(f"backbone.path={path}: {folder} holds no config.json")
         return folder
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"backbone.path={path}: the folder holds no config.json; give a transformers model folder")
         return folder
+    if folder.exists():
+        raise UserError(f"backbone.path={path}: a file; give the folder that holds config.json and model.safetensors")
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise UserError(f"backbone.path={path}: no such folder")
+        raise UserError(f"backbone.path={path}: no such folder; give a folder, a hub id or package://module/path")
     from huggingface_hub import snapshot_download
 
     try:
@@ -95,9 +105,9 @@ def find_folder(path: str, revision: str | None = None) -> Path:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"backbone.path={path}: no such folder, and not to be had from the hub ({reason}); check the id and the network"
+            f"backbone.path={path}: no such folder, and not to be had from the hub ({reason(error)});"
+            " check the id and the network"
         ) from None
 
 
@@ -116,30 +126,12 @@ def load_backbone(
     config = _read_config(folder, section)
     family = find_family(config.model_type)
     _set_dropout(config, family, dropout)
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, section.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=section.trust_remote_code,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"backbone.path={section.path}: cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from None
-    missing = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
-    if missing:
-        names = ", ".join(sorted(missing)[:3])
-        raise UserError(
-            f"backbone.path={section.path}: the weights lack {len(missing)} tensors of the model ({names}, ...)"
-        )
+    model, is_pooled = _read_model(folder, config, section)
+    tokenizer = _read_tokenizer(folder, model, section)
     pooler = getattr(model, "pooler", None)
     if pooler is not None:
         model.pooler = None
-        if report["missing_keys"]:
+        if not is_pooled:
             pooler = None
     model.requires_grad_(trainable)
     if pooler is not None:
@@ -156,10 +148,63 @@ def load_backbone(
 
 def _read_config(folder: Path, section: BackboneSection) -> Any:
     try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and isinstance(raw.get("model_type"), str):
+            find_family(raw["model_type"])
         return AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason}") from None
+    except UserError as error:
+        raise UserError(f"backbone.path={section.path}: {error}") from None
+    except Exception as error:  # the config classes raise kinds of their own
+        raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
+
+
+def _read_model(folder: Path, config: Any, section: BackboneSection) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its pooler is in the file. Every other tensor must be there, in the right size."""
+    path = f"backbone.path={section.path}"
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
+        hint = f" ({pickles[0]} is a pickle, which can run any code and is never read)" if pickles else ""
+        raise UserError(f"{path}: no model.safetensors there{hint}; save the model with save_pretrained")
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, section.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=section.trust_remote_code,
+        )
+    except Exception as error:  # damaged files and bad sizes raise many kinds
+        raise UserError(f"{path}: the weights cannot be loaded: {reason(error)}") from None
+    if report["mismatched_keys"]:
+        name, found, wanted = sorted(report["mismatched_keys"])[0]
+        sizes = f"{name} is {list(found)}, not {list(wanted)}"
+        raise UserError(f"{path}: the weights do not fit config.json: {sizes}; get the two from one place")
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(
+            f"{path}: the weights lack {len(missing)} of the model's tensors ({names}); get the whole model"
+        )
+    return model, not report["missing_keys"]
+
+
+def _read_tokenizer(folder: Path, model: PreTrainedModel, section: BackboneSection) -> PreTrainedTokenizerBase:
+    path = f"backbone.path={section.path}"
+    # Without files, transformers makes a tokenizer that knows five tokens.
+    if not any((folder / name).is_file() for name in _VOCABULARIES) and not any(folder.glob("*.model")):
+        raise UserError(f"{path}: no tokenizer there ({', '.join(_VOCABULARIES)} or *.model); save it beside the model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
+    except Exception as error:  # damaged files raise many kinds
+        raise UserError(f"{path}: its tokenizer cannot be loaded: {reason(error)}") from None
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; get the two from one place"
+        )
+    return tokenizer
 
 
 def _set_dropout(config: Any, family: Family, dropout: bool | float) -> None:

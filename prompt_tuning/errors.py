@@ -9,4 +9,5 @@ class UserError(Exception):
 
 def reason(error: BaseException) -> str:
     """What another library says of an error, on one short line."""
-    return textwrap.shorten(str(error), 240, placeholder=" ...") or type(error).__name__
+    text = textwrap.shorten(str(error), 240, placeholder=" ...")
+    return f"{type(error).__name__} {text}".strip() if isinstance(error, LookupError) or not text else text

@@ -5,6 +5,7 @@ A prefix is stored as keys and values [layers, 2, heads, tokens, head size], any
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prompt_tuning.backbone import Backbone, fingerprint
-from prompt_tuning.errors import UserError
-from prompt_tuning.files import new_folder, write_json
+from prompt_tuning.errors import UserError, reason
+from prompt_tuning.files import new_folder, sha256, write_json
 from prompt_tuning.fleet import Member
 from prompt_tuning.heads import Head
 from prompt_tuning.inject import attention_name
@@ -27,6 +28,7 @@ from prompt_tuning.tasks import Task, find_task
 
 FORMAT = 1
 NAMES = ("prompt.json", "prompt.safetensors")
+_AGAIN = "export the prompt again, with `promptfleet export` or by its run"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,12 @@ def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = Non
     }
     with new_folder(folder) as target:
         save_file(tensors, target / "prompt.safetensors")
-        write_json(target / "prompt.json", manifest)
+        manifest["sha256"] = sha256(target / "prompt.safetensors")
+        write_json(target / "prompt.json", {**manifest, "sha256_of_the_rest": _digest(manifest)})
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -139,17 +146,14 @@ def load_prompt(folder: str | Path) -> ExportedPrompt:
         manifest = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise UserError(f"{folder}: prompt format {manifest['format']}; this version reads {FORMAT}")
-        tensors = load_file(folder / "prompt.safetensors")
-        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        if shapes != manifest["tensors"]:
-            raise UserError(
-                f"{folder}: prompt.safetensors and prompt.json do not belong together; export the prompt again"
-            )
-        prompt = _build(manifest, tensors)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder}: damaged ({type(error).__name__}: {error}); export the prompt again") from None
+        declared = manifest.pop("sha256_of_the_rest")
+        if declared != _digest(manifest):
+            raise UserError(f"{folder}: prompt.json is damaged or was edited (its checksum differs); {_AGAIN}")
+        if manifest["sha256"] != sha256(folder / "prompt.safetensors"):
+            raise UserError(f"{folder}: prompt.safetensors is damaged or not that of prompt.json; {_AGAIN}")
+        prompt = _build(manifest, load_file(folder / "prompt.safetensors"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged ({reason(error)}); {_AGAIN}") from None
     return ExportedPrompt(folder, prompt.requires_grad_(False), manifest)
 
 

@@ -54,11 +54,10 @@ def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:
 @torch.no_grad()
 def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
     """Copy prefix or input prompts, and the head where it has the same outputs, from an exported prompt."""
-    if source.length != prompt.length or (source.prefix is None) != (prompt.prefix is None):
-        have = "prefix" if source.prefix is not None else "input prompt" if source.inputs is not None else "prompt-free"
+    if _kind(source) != _kind(prompt):
         raise UserError(
-            f"prompt.init_from={where}: a {have} of length {source.length}, but this run trains length {prompt.length}"
-            f" ({'prefix' if prompt.prefix is not None else 'input prompts'}); set prompt.length and method to match"
+            f"prompt.init_from={where}: it is a {_kind(source)}, but this run trains a {_kind(prompt)};"
+            " set prompt.length and method to match"
         )
     if prompt.prefix is not None and source.prefix is not None:
         if prompt.prefix.projection is not None:
@@ -73,3 +72,9 @@ def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
         prompt.head.bias.copy_(source.head.bias)
     if prompt.head.pooler is not None and source.head.pooler is not None:
         prompt.head.pooler.load_state_dict(source.head.pooler.state_dict())
+
+
+def _kind(prompt: Prompt) -> str:
+    if prompt.length == 0:
+        return "head alone"
+    return f"{'prefix' if prompt.prefix is not None else 'input prompt'} of length {prompt.length}"

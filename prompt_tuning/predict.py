@@ -39,12 +39,14 @@ class AttachedPrompts:
 
     def predict(self, rows: Sequence[dict[str, Any]], prompts: int | Sequence[int] = 0) -> list[dict[str, Any]]:
         """Label and probabilities of each row of the prompt's task; ``prompts`` says which prompt a row is for."""
-        choice = np.full(len(rows), prompts) if isinstance(prompts, int) else np.asarray(prompts, dtype=np.int64)
+        choice = np.full(len(rows), prompts) if np.ndim(prompts) == 0 else np.asarray(prompts, dtype=np.int64)
         if len(choice) != len(rows):
             raise UserError(f"{len(rows)} rows, but prompts for {len(choice)}; give one number, or one for each row")
         unknown = sorted({int(c) for c in choice if not 0 <= c < len(self.prompts)})
         if unknown:
             raise UserError(f"no prompt {unknown[0]}: {len(self.prompts)} attached, counted from 0")
+        if not len(rows):
+            return []
         result: list[dict[str, Any]] = [{} for _ in rows]
         parts = {int(p): np.flatnonzero(choice == p) for p in np.unique(choice)}
         used = sorted(parts)
@@ -106,6 +108,8 @@ def attach(
     Raises :class:`UserError` if the prompts belong to different backbones or to another one than given.
     """
     several = [prompts] if isinstance(prompts, ExportedPrompt) else list(prompts)
+    if not several:
+        raise UserError("no prompt to attach; give at least one")
     if isinstance(backbone, Backbone):
         return AttachedPrompts(backbone, several)
     identity = several[0].manifest["backbone"]

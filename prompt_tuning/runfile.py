@@ -75,15 +75,19 @@ class Run:
 
 def load_recorded_run(folder: Path) -> Run:
     """The run that a run folder's run.json records. Raises :class:`UserError`."""
-    record = read_json(folder / "run.json")
+    file = folder / "run.json"
+    record = read_json(file)
     try:
         members = tuple(
             MemberSpec(member["name"], member["overrides"], RunFile.model_validate(member["config"]))
             for member in record["members"]
         )
-        return Run(record["name"], folder, members, None)
+        run = Run(record["name"], folder, members, None)
     except (KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{folder / 'run.json'}: not the record of a run ({type(error).__name__})") from None
+        raise UserError(f"{file}: not the record of a run ({type(error).__name__}); give a run folder") from None
+    if not members:
+        raise UserError(f"{file}: the record of a run without members; give a run folder")
+    return run
 
 
 def _experiment(record: Json) -> Json:
@@ -97,9 +101,12 @@ def _experiment(record: Json) -> Json:
     return {"members": members}
 
 
-def experiment_difference(record: Json, run: Run) -> str | None:
-    """Where the experiment recorded in a run.json differs from ``run``'s; None: nowhere."""
-    old, new = _experiment(record), run.experiment()
+def experiment_difference(folder: Path, run: Run) -> str | None:
+    """Where the experiment that a folder's run.json records differs from ``run``'s; None: nowhere."""
+    try:
+        old, new = _experiment(read_json(folder / "run.json")), run.experiment()
+    except (UserError, KeyError, TypeError, AttributeError):
+        return "its run.json is damaged"
     return None if old == new else difference(old, new)
 
 

@@ -122,7 +122,7 @@ def make_copa(folder: Path, sizes: dict[str, int] | None = None, seed: int = 1) 
     return folder
 
 
-def run_json(backbone: Path, data: Path, **sections: Any) -> dict[str, Any]:
+def run_json(backbone: Path, data: Path, /, **sections: Any) -> dict[str, Any]:
     """A small run file for :func:`make_texts` data in float64, everything random switched off unless asked for."""
     from prompt_tuning.runfile import merge
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prompt_tuning.config import RunFile
 from prompt_tuning.errors import UserError
-from prompt_tuning.runfile import load_run, resolve
+from prompt_tuning.runfile import load_recorded_run, load_run, resolve
 
 BASE = {"task": "copa", "backbone": {"path": "tiny"}}
 HERE = Path("run.json")
@@ -100,6 +100,96 @@ def test_the_record_reads_back():
         assert RunFile.model_validate(record["config"]) == member.config
 
 
+def test_an_override_reaches_every_member_and_beats_its_own_keys():
+    fleet = {"members": [{"optimizer": {"lr": 1.0}}, {}], "grid": {"prompt.length": [3, 4]}, "seeds": [1]}
+    run = resolve({**BASE, "fleet": fleet}, HERE, [("optimizer.lr", 7.0), ("prompt.length", 9)])
+    assert values(run, "optimizer.lr") == [7.0] * 4
+    assert values(run, "prompt.length") == [9] * 4
+
+
+def test_an_override_may_make_a_fleet():
+    run = resolve(BASE, HERE, [("fleet.seeds", [3, 4])])
+    assert values(run, "train.seed") == [3, 4]
+
+
+def test_a_task_object_is_replaced_and_not_mixed():
+    own = {"kind": "classification", "text": "body"}
+    run = resolve({**BASE, "task": own, "fleet": {"members": [{"task": {"kind": "classification"}}, {}]}}, HERE)
+    assert values(run, "task") == [{"kind": "classification"}, own]
+
+
+def test_shared_sections_come_from_the_outer_file(tmp_path):
+    shared = {"name": "inner", "output": "inner", "description": "inner", "published": False, "parallel": {"tensor": 2}}
+    (tmp_path / "inner.json").write_text(json.dumps({**BASE, **shared, "backbone": {"path": "inner"}, "fleet": {}}))
+    outer = {**BASE, "name": "outer", "output": "there", "fleet": {"members": [{"extends": "inner.json"}]}}
+    run = resolve(outer, tmp_path / "run.json")
+    assert (run.name, run.output) == ("outer", Path("there"))
+    assert values(run, "backbone.path") == ["tiny"]
+    assert values(run, "parallel.tensor") == [1]
+
+
+def test_extends_is_relative_to_the_file_that_says_it(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "one.json").write_text(json.dumps({"extends": "two.json", "prompt": {"length": 1}}))
+    (tmp_path / "base" / "two.json").write_text(json.dumps({**BASE, "prompt": {"length": 2, "init": "zero"}}))
+    run = resolve({"extends": "base/one.json"}, tmp_path / "run.json")
+    assert values(run, "prompt.length") == [1]
+    assert values(run, "prompt.init") == ["zero"]
+
+
+def test_names_differ_even_where_case_does_not_count():
+    members = [{"name": name} for name in ("x", "x", "x-2", "X", "x-2-2")]
+    names = [member.name for member in resolve({**BASE, "fleet": {"members": members}}, HERE).members]
+    assert len({name.lower() for name in names}) == len(members)
+    assert names[0] == "x"
+
+
+@pytest.mark.parametrize(
+    "text", ["../../x", "/etc/passwd", "..", ".", "a/b", "a\\b", "a\0b", "\n", "é", "-x", "x" * 500]
+)
+def test_no_name_leads_out_of_its_folder(tmp_path, text):
+    """Whatever stands in a member's name, a grid value, a task's name or the file's name."""
+    fleets = [
+        {"members": [{"name": text}]},
+        {"grid": {"prompt.init_from": [text, "other"]}},
+        {"grid": {"data.path": [text, "other"]}},
+    ]
+    for fleet in fleets:
+        run = resolve({**BASE, "fleet": fleet}, tmp_path / "run.json", output=str(tmp_path / "out"))
+        for member in run.members:
+            folder = run.output / "members" / member.name
+            assert folder.resolve().parent == run.output / "members"
+            assert len(member.name) < 200 and member.name.isprintable()
+    for refused in ({"name": text}, {"task": {"kind": "classification", "name": text}}):
+        with pytest.raises(UserError):
+            resolve({**BASE, **refused}, HERE)
+    if "\0" not in text and "/" not in text:
+        run = resolve(BASE, Path(f"{text}.json"))
+        assert run.output.resolve().parent == Path("runs").resolve()
+
+
+def test_topology_is_no_part_of_the_experiment():
+    plain = resolve(BASE, HERE)
+    assert "parallel" in plain.to_json()["members"][0]["config"]
+    assert "parallel" not in plain.experiment()["members"][0]["config"]
+    described = resolve({**BASE, "description": "x", "published": False, "$schema": "y"}, HERE)
+    assert described.experiment() == plain.experiment()
+    for change in (("train.batch_size", 3), ("data.max_length", 9), ("backbone.path", "z"), ("prompt.layers", [0])):
+        assert resolve(BASE, HERE, [change]).experiment() != plain.experiment()
+
+
+def test_a_recorded_run_is_read_back_or_named_as_damaged(tmp_path):
+    run = resolve({**BASE, "fleet": {"seeds": [1, 2]}}, HERE)
+    (tmp_path / "run.json").write_text(json.dumps(run.to_json()))
+    found = load_recorded_run(tmp_path)
+    assert found.members == run.members
+    assert found.output == tmp_path
+    for content in ("{}", "[]", '{"name": "x", "members": []}', '{"name": "x", "members": [3]}', '{"members": 3}', "{"):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(UserError, match="run.json"):
+            load_recorded_run(tmp_path)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -137,3 +227,38 @@ def test_any_bytes_are_a_run_or_one_error(tmp_path, data):
     file.write_bytes(data)
     with pytest.raises(UserError):
         load_run(file)
+
+
+def _with(value, dotted, inner):
+    first, _, rest = dotted.partition(".")
+    if not rest:
+        return {**value, first: inner}
+    section = value.get(first)
+    return {**value, first: _with(section if isinstance(section, dict) else {}, rest, inner)}
+
+
+SECTIONS = [
+    name
+    for name in RunFile.model_fields
+    if isinstance(getattr(RunFile.model_fields[name].default, "model_fields", 0), dict)
+]
+LEAVES = [f"{name}.{key}" for name in SECTIONS for key in type(RunFile.model_fields[name].default).model_fields]
+PLACES = [*KEYS, *LEAVES, "$schema", "task.kind", "task.labels", "fleet.grid.optimizer.lr", "unknown.deep.key"]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3), is_member=st.booleans())
+def test_any_values_in_a_file_or_a_member_are_a_run_or_one_error(tmp_path, changes, is_member):
+    raw = {"task": {"kind": "classification"}} if is_member else {**BASE}
+    for place, value in changes:
+        raw = _with(raw, place, value)
+    if is_member:
+        raw = {**BASE, "fleet": {"members": [raw, {}]}}
+    (tmp_path / "run.json").write_text(json.dumps(raw))
+    try:
+        run = load_run(tmp_path / "run.json")
+    except UserError as error:
+        assert str(error)
+        return
+    for member in run.members:
+        assert RunFile.model_validate(member.config.model_dump(mode="json", by_alias=True)) == member.config

@@ -1,0 +1,92 @@
+"""Workers as users start them: real processes, their output, and what their run folders hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BIN = Path(sys.executable).parent
+WORKER = "launcher/run.py"
+TIMEOUT_SECONDS = 150
+
+
+def environment() -> dict[str, str]:
+    """This process's, with one thread, no network and the virtual environment's programs first."""
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return {**os.environ, **own}
+
+
+def start(*command: str | Path) -> subprocess.Popen[str]:
+    """Start a command in the project's root, in a session of its own, output and errors together."""
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(*command: str | Path) -> tuple[int, str]:
+    """Exit code and output of a command."""
+    process = start(*command)
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        output, _ = process.communicate()
+        raise AssertionError(f"{command} did not end in {TIMEOUT_SECONDS} s:\n{output}") from None
+    return process.returncode, output
+
+
+def python(*options: str | Path) -> list[str | Path]:
+    """The worker in one process."""
+    return [sys.executable, WORKER, *options]
+
+
+def torchrun(*options: str | Path) -> list[str | Path]:
+    """The worker on two ranks, started by torchrun."""
+    return [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", free_port(), WORKER, *options]
+
+
+def deepspeed(*options: str | Path) -> list[str | Path]:
+    """The worker on two ranks, started by DeepSpeed."""
+    return [BIN / "deepspeed", "--num_gpus", "2", "--master_port", free_port(), WORKER, *options]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
+    """Wait until ``condition`` holds; False where the process has ended before."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "the process neither ends nor gets there"
+        time.sleep(0.001)
+    return True
+
+
+def write_run(path: Path, raw: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def member_files(output: Path) -> dict[str, bytes]:
+    """Everything of the members that no clock has a say in: metrics and exported prompts, by path."""
+    files = [*output.glob("members/*/metrics.jsonl"), *output.glob("members/*/prompt/*")]
+    return {str(file.relative_to(output)): file.read_bytes() for file in files}
