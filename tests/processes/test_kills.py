@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 
 import pytest
 
@@ -56,8 +57,10 @@ def test_a_killed_job_ends_with_the_bytes_of_one_left_alone(tmp_path, train):
         goal = (metrics.read_bytes().count(b"\n") if metrics.exists() else 0) + more
         return lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= goal
 
-    def is_saving():
-        return any((killed / "checkpoints").glob(".step-*.tmp"))
+    def saves():
+        for left in (killed / "checkpoints").glob(".step-*.tmp"):
+            shutil.rmtree(left)
+        return lambda: any((killed / "checkpoints").glob(".step-*.tmp/*"))
 
     def is_writing_results():
         return any(killed.glob("members/*/prompt"))
@@ -66,7 +69,7 @@ def test_a_killed_job_ends_with_the_bytes_of_one_left_alone(tmp_path, train):
     instants = [
         lambda: has_lines(1),
         lambda: has_lines(chance.randint(2, 12)),
-        lambda: is_saving,
+        saves,
         lambda: is_writing_results,
     ]
     for instant in instants:

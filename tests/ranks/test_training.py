@@ -129,3 +129,22 @@ def test_all_ranks_hold_the_same_bits(everything):
         for other, (key, course) in itertools.product(others, first.items()):
             for name, tensors in course.end.items():
                 assert all((other[key].end[name][k] == tensor).all() for k, tensor in tensors.items())
+
+
+def fine_tune(grid, raw):
+    """Losses and first gradients of method full, whose weights are the backbone's own."""
+    course = follow(open_fleet(raw, grid), 8)
+    (name,) = course.losses
+    return course.losses[name], course.first_gradients[name]
+
+
+def test_fine_tuning_on_ranks_equals_fine_tuning_on_one(raws):
+    """Weights are not compared: a key bias has no true gradient, so AdamW walks it by rounding noise, without effect."""
+    raw = {**raws["alone"], "method": "full", "optimizer": {"lr": 1e-3}}
+    ((losses, gradients),) = run_ranks(1, fine_tune, raw)
+    assert any(name.startswith("backbone.encoder") for name in gradients)
+    for found_losses, found_gradients in run_ranks(3, fine_tune, raw):
+        assert max(abs(a - b) for a, b in zip(found_losses, losses, strict=True)) < 1e-10
+        for name, gradient in gradients.items():
+            error = (found_gradients[name] - gradient).norm()
+            assert error < 1e-10 * max(gradient.norm(), 1e-3), name

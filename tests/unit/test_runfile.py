@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.config import RunFile
+from prompt_tuning.config import RunFile, Section
 from prompt_tuning.errors import UserError
 from prompt_tuning.runfile import load_recorded_run, load_run, resolve
 
@@ -186,7 +186,7 @@ def test_a_recorded_run_is_read_back_or_named_as_damaged(tmp_path):
     assert found.output == tmp_path
     for content in ("{}", "[]", '{"name": "x", "members": []}', '{"name": "x", "members": [3]}', '{"members": 3}', "{"):
         (tmp_path / "run.json").write_text(content)
-        with pytest.raises(UserError, match="run.json"):
+        with pytest.raises(UserError, match=r"run\.json"):
             load_recorded_run(tmp_path)
 
 
@@ -237,12 +237,8 @@ def _with(value, dotted, inner):
     return {**value, first: _with(section if isinstance(section, dict) else {}, rest, inner)}
 
 
-SECTIONS = [
-    name
-    for name in RunFile.model_fields
-    if isinstance(getattr(RunFile.model_fields[name].default, "model_fields", 0), dict)
-]
-LEAVES = [f"{name}.{key}" for name in SECTIONS for key in type(RunFile.model_fields[name].default).model_fields]
+SECTIONS = {name: field.default for name, field in RunFile.model_fields.items() if isinstance(field.default, Section)}
+LEAVES = [f"{name}.{key}" for name, section in SECTIONS.items() for key in type(section).model_fields]
 PLACES = [*KEYS, *LEAVES, "$schema", "task.kind", "task.labels", "fleet.grid.optimizer.lr", "unknown.deep.key"]
 
 

@@ -1,0 +1,66 @@
+"""What a process learns from the variables that launchers set."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from launcher.environment import Process, find_process, record, threads
+from prompt_tuning.errors import UserError
+
+
+def test_a_process_alone():
+    assert find_process(environment={}) == Process(rank=0, local_rank=0, world_size=1, local_world_size=1)
+
+
+def test_torchrun_sets_four_variables():
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert find_process(environment=environment) == Process(5, 1, 8, 4)
+
+
+def test_deepspeed_names_the_local_size_otherwise():
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
+    assert find_process(environment=environment) == Process(5, 1, 8, 4)
+    assert find_process(environment={"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}).local_world_size == 2
+
+
+def test_the_local_rank_comes_from_the_environment_before_the_command_line():
+    assert find_process(3, {}).local_rank == 3
+    assert find_process(3, {"LOCAL_RANK": "1"}).local_rank == 1
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
+@pytest.mark.parametrize("value", ["", "two", "-1", "1.0"])
+def test_what_is_no_number_is_named(name, value):
+    with pytest.raises(UserError, match=f"{name}={value!r} is not a number"):
+        find_process(environment={name: value})
+
+
+def test_a_rank_beyond_the_world_is_named():
+    with pytest.raises(UserError, match="RANK=2 and WORLD_SIZE=2 contradict each other"):
+        find_process(environment={"RANK": "2", "WORLD_SIZE": "2"})
+
+
+def test_threads_share_the_cores_among_local_ranks():
+    cores = len(os.sched_getaffinity(0))
+    assert threads(Process(), {}) == cores
+    assert threads(Process(world_size=8, local_world_size=2), {}) == max(1, cores // 2)
+    assert threads(Process(world_size=999, local_world_size=999), {}) == 1
+
+
+def test_omp_num_threads_counts_for_one_process():
+    """torchrun sets it to 1 for every rank, which would waste cores."""
+    assert threads(Process(), {"OMP_NUM_THREADS": "3"}) == 3
+    assert threads(Process(), {"OMP_NUM_THREADS": "many"}) == len(os.sched_getaffinity(0))
+    ranks = Process(world_size=2, local_world_size=2)
+    assert threads(ranks, {"OMP_NUM_THREADS": "1"}) == threads(ranks, {})
+
+
+def test_the_record_names_versions_and_ranks():
+    found = record(Process(world_size=3, local_world_size=3), num_threads=5)
+    assert found["versions"]["torch"] and found["versions"]["transformers"] and found["versions"]["python"]
+    assert (found["world_size"], found["threads"]) == (3, 5)
+    assert found["host"] and found["processor"]
+    json.dumps(found)
