@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launcher.environment import share_processor
 from prompt_tuning.errors import UserError
 
 DESCRIPTION = """\
@@ -77,6 +78,7 @@ def _prompt_options(verb: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     options = parser().parse_args(arguments)
+    share_processor()
     try:
         return {"validate": validate, "schema": schema, "predict": predict, "evaluate": evaluate, "export": export}[
             options.verb

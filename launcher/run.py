@@ -16,7 +16,7 @@ import argparse
 import json
 import logging
 
-from launcher.environment import Process, find_process, quiet_libraries, record, threads
+from launcher.environment import Process, find_process, quiet_libraries, record, share_processor, threads
 from launcher.logs import log_to_file, start_logging
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def work(run: Run, process: Process, options: argparse.Namespace) -> int:
     """Open the ranks, prepare the run folder, train, report."""
+    share_processor()
     import torch
     import torch.distributed as dist
 

@@ -11,19 +11,22 @@ from launcher.environment import Process, find_process, record, threads
 from prompt_tuning.errors import UserError
 
 
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
 def test_a_process_alone():
     assert find_process(environment={}) == Process(rank=0, local_rank=0, world_size=1, local_world_size=1)
 
 
 def test_torchrun_sets_four_variables():
-    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", **MASTER}
     assert find_process(environment=environment) == Process(5, 1, 8, 4)
 
 
 def test_deepspeed_names_the_local_size_otherwise():
-    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", **MASTER}
     assert find_process(environment=environment) == Process(5, 1, 8, 4)
-    assert find_process(environment={"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}).local_world_size == 2
+    assert find_process(environment={"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **MASTER}).local_world_size == 2
 
 
 def test_the_local_rank_comes_from_the_environment_before_the_command_line():
@@ -41,6 +44,11 @@ def test_what_is_no_number_is_named(name, value):
 def test_a_rank_beyond_the_world_is_named():
     with pytest.raises(UserError, match="RANK=2 and WORLD_SIZE=2 contradict each other"):
         find_process(environment={"RANK": "2", "WORLD_SIZE": "2"})
+
+
+def test_ranks_that_cannot_find_each_other_are_named():
+    with pytest.raises(UserError, match="WORLD_SIZE=2, but no MASTER_ADDR; start with torchrun or deepspeed"):
+        find_process(environment={"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_threads_share_the_cores_among_local_ranks():

@@ -142,6 +142,17 @@ def test_a_bad_fleet_hides_no_other_problem(raw, tmp_path):
     assert "task: missing" not in message, "members may bring it"
 
 
+def test_one_mistake_is_one_problem(raw, tmp_path):
+    """Also where a value may be of several types, each of which pydantic complains about."""
+    for change in (
+        {"published": [{"metric": "f1", "value": "x", "source": ""}]},
+        {"train": {"backbone_dropout": "no"}},
+        {"task": 3},
+        {"fleet": 3},
+    ):
+        assert "problems" not in problem(tmp_path, {**raw, **change})
+
+
 def test_a_grid_meets_an_unknown_key_once(raw, tmp_path):
     assert "problems" not in problem(tmp_path, {**raw, "fleet": {"grid": {"optimizer.lrr": [1.0, 2.0, 3.0]}}})
 
