@@ -16,6 +16,11 @@ if __name__ == "__main__":
     # Started as a file, Python puts benchmarks/ on the path, and not the root of the project.
     sys.path[0] = str(ROOT)
 
+    from launcher.environment import share_processor
+
+    # Before torch is imported, as the worker does.
+    share_processor()
+
 import argparse
 import ctypes
 import gc

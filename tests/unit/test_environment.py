@@ -10,7 +10,6 @@ import pytest
 from launcher.environment import Process, find_process, record, threads
 from prompt_tuning.errors import UserError
 
-
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
