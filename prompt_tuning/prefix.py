@@ -95,13 +95,13 @@ class Prefix(nn.Module):
 class PrefixRows:
     """What the attention function needs: each row's prefix, gathered layer by layer, only when a layer asks.
 
-    ``tables`` [M, P, N, 2, G, D] is zero beyond a prompt's own length, so that no member's numbers enter another's
+    ``tables`` has [M, P, 2, G, D] for each of the N layers, zero beyond a prompt's own length, so that no member's numbers enter another's
     softmax even masked. ``present`` [M, N, P] says which prompt columns exist. ``patterns`` has one entry a layer: None
     where no prompt has a prefix, else a number that layers with the same present columns share. Dropout is a function of
     ``row_keys`` [R] alone, hence the same in the recomputation of activation checkpointing.
     """
 
-    tables: Tensor
+    tables: tuple[Tensor, ...]
     present: Tensor
     patterns: tuple[int | None, ...]
     member_of_row: Tensor
@@ -112,7 +112,7 @@ class PrefixRows:
 
     def keys_values(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of every row in one layer: two tensors [R, G, P, D]."""
-        table = self.tables[:, :, layer]
+        table = self.tables[layer]
         rows = len(self.member_of_row)
         # One prompt needs no gather: an expanded view is concatenated straight into the keys.
         gathered = (
@@ -123,7 +123,8 @@ class PrefixRows:
             scale = (1 / (1 - self.dropout)).to(gathered.dtype)
             gathered = gathered * (keep * scale[:, None]).view(gathered.shape)
         gathered = gathered.to(dtype)
-        return gathered[:, :, 0].transpose(1, 2), gathered[:, :, 1].transpose(1, 2)
+        keys, values = gathered.unbind(2)
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def extend_mask(self, layer: int, mask: Tensor) -> Tensor:
         """``mask`` [R, 1, queries, keys], bool (True: attend) or additive, with the prompt columns in front.
@@ -179,4 +180,5 @@ def gather_rows(
         layer_patterns.append(patterns.setdefault(repr(columns), layer) if filled else None)
     stacked = tables[0][None] if len(tables) == 1 else torch.stack(tables)
     present = torch.tensor(has_columns, device=device)
-    return PrefixRows(stacked, present, tuple(layer_patterns), member_of_row, row_keys, dropout)
+    # Unbound at once: indexing layer by layer would fill a gradient of the whole table for every layer.
+    return PrefixRows(stacked.unbind(2), present, tuple(layer_patterns), member_of_row, row_keys, dropout)

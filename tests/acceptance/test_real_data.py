@@ -47,7 +47,7 @@ def test_every_row_of_the_real_files_is_read(name):
 
 @needs_superglue
 def test_copa_and_boolq_train_together_from_their_run_files(tmp_path):
-    """One fleet of two published run files over MiniLM: both losses fall within 40 steps."""
+    """One fleet of two published run files over MiniLM: 40 steps learn 8 examples by heart."""
     file = tmp_path / "both.json"
     members = [
         {"extends": str(ROOT / "configs" / f"{name}.json"), "data": {"path": str(DATA / "superglue")}}
@@ -56,10 +56,14 @@ def test_copa_and_boolq_train_together_from_their_run_files(tmp_path):
     shared = {"backbone": {"path": MINILM}, "fleet": {"members": members}}
     file.write_text(json.dumps(shared))
     sets = [
-        "data.max_train_examples=64",
+        "data.max_train_examples=8",
         "data.max_eval_examples=40",
         "train.max_steps=40",
         "train.batch_size=8",
+        "train.eval_steps=40",
+        "train.backbone_dropout=false",
+        "prompt.dropout=0.0",
+        "prompt.length=16",
         "optimizer.lr=0.03",
     ]
     arguments = [part for item in sets for part in ("--set", item)]
@@ -67,7 +71,7 @@ def test_copa_and_boolq_train_together_from_their_run_files(tmp_path):
     for folder in (tmp_path / "out" / "members").iterdir():
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in lines if line["event"] == "train"]
-        assert losses[-1] < losses[0]
+        assert losses[-1] < 0.3
 
 
 def test_the_quickstart_data_are_what_the_readme_says():
