@@ -104,7 +104,7 @@ def find_folder(path: str, revision: str | None = None) -> Path:
         # Never pickles: only weights in safetensors, configs and tokenizer files.
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except Exception as error:
+    except Exception as error:  # the hub client raises dozens of kinds; each means that it is not to be had
         raise UserError(
             f"backbone.path={path}: no such folder, and not to be had from the hub ({reason(error)});"
             " check the id and the network"

@@ -134,7 +134,7 @@ def _read_hub(task: Task, path: str | None, split: str, hub_config: str | None) 
         if name is None:
             return None
         rows = load_dataset(repository, configuration, split=name, revision=revision)
-    except Exception as error:
+    except Exception as error:  # the hub client raises dozens of kinds; each means that it is not to be had
         what = f"data set {repository!r} is" if path is None else f"data.path={path}: no such folder, and"
         raise UserError(
             f"{what} not to be had from the hub ({reason(error)});"
