@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 import socket
@@ -106,6 +107,12 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def name_local_rank(process: Process) -> None:
+    """Tell DeepSpeed the local rank, which it reads from the environment whatever started the process."""
+    os.environ.setdefault("LOCAL_RANK", str(process.local_rank))
 
 
 def share_processor() -> None:

@@ -16,7 +16,7 @@ import argparse
 import json
 import logging
 
-from launcher.environment import Process, find_process, quiet_libraries, record, share_processor, threads
+from launcher.environment import Process, find_process, name_local_rank, quiet_libraries, record, share_processor, threads
 from launcher.logs import log_to_file, start_logging
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
@@ -88,16 +88,27 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
 
     from launcher.report import print_report
     from model_parallel.collectives import RankLost, broadcast_object
-    from model_parallel.grid import Grid, local_device
+    from model_parallel.grid import TopologyError, check_ranks, local_device, make_grid
     from prompt_tuning.trainer import build_fleet, prove_frozen, train
 
     quiet_libraries()
     num_threads = threads(process)
     torch.set_num_threads(num_threads)
+    tensor, zero = run.shared.parallel.tensor, run.shared.parallel.zero
+    try:
+        check_ranks(process.world_size, tensor)
+    except TopologyError as error:
+        raise UserError(str(error)) from None
     device = local_device(process.local_rank)
-    grid = Grid(process.rank, process.world_size, device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if process.world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(backend)
+    elif zero:
+        # DeepSpeed asks for a group even where there is nothing to split, as with offload on one GPU.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if zero:
+        name_local_rank(process)
+    grid = make_grid(process.rank, process.world_size, device, tensor)
     try:
         if options.dry_run:
             prove_frozen(build_fleet(run, grid))
@@ -127,7 +138,7 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
         logger.error("stopped with another rank, whose own message says why (%s)", error)
         return 1
     finally:
-        if process.world_size > 1 and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -1,4 +1,8 @@
-"""Sums and gathers over the grid; on one rank each of them does nothing."""
+"""Sums and gathers over the grid and its axes; over one rank each of them does nothing.
+
+The pair of Shoeybi et al. (2019, section 3) for activations: :func:`enter_tensor_ranks` is the identity forward and a sum
+backward, :func:`sum_over_tensor_ranks` a sum forward and the identity backward.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +29,22 @@ def _collective() -> Iterator[None]:
         raise RankLost(str(error).partition("\n")[0]) from error
 
 
-def sum_gradients(parameters: list[torch.nn.Parameter], grid: Grid) -> None:
-    """Sum every gradient over the ranks in place, one collective for each dtype; a missing gradient counts as zero."""
-    for parameter in parameters:
+def sum_gradients(split: list[torch.nn.Parameter], whole: list[torch.nn.Parameter], grid: Grid) -> None:
+    """Sum every gradient over the grid in place, one collective for each dtype; a missing gradient counts as zero.
+
+    Of ``split`` every tensor rank sees a part (its own heads), so all count. Of ``whole`` every tensor rank sees the same,
+    so the first one's counts.
+    """
+    for parameter in [*split, *whole]:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if grid.size == 1:
         return
-    for dtype in {parameter.dtype for parameter in parameters}:
-        gradients = [p.grad for p in parameters if p.grad is not None and p.dtype == dtype]
+    if grid.tensor_rank > 0:
+        for parameter in whole:
+            parameter.grad.zero_()  # type: ignore[union-attr]
+    for dtype in {parameter.dtype for parameter in [*split, *whole]}:
+        gradients = [p.grad for p in [*split, *whole] if p.grad is not None and p.dtype == dtype]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         with _collective():
             dist.all_reduce(flat)
@@ -41,22 +52,49 @@ def sum_gradients(parameters: list[torch.nn.Parameter], grid: Grid) -> None:
             gradient.copy_(piece.view_as(gradient))
 
 
-def sum_over_ranks(tensor: Tensor, grid: Grid) -> Tensor:
-    """The sum of ``tensor`` over the ranks, in place."""
-    if grid.size > 1:
+def sum_over_data_ranks(tensor: Tensor, grid: Grid) -> Tensor:
+    """The sum of ``tensor`` over the data axis, in place."""
+    if grid.data > 1:
         with _collective():
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=grid.data_group)
     return tensor
 
 
+def gather_over_data_ranks(value: Any, grid: Grid) -> list[Any]:
+    """``value`` of every rank of the data axis, in order, on each of them."""
+    if grid.data == 1:
+        return [value]
+    values: list[Any] = [None] * grid.data
+    with _collective():
+        dist.all_gather_object(values, value, group=grid.data_group)
+    return values
+
+
 def gather_objects(value: Any, grid: Grid) -> list[Any]:
-    """``value`` of every rank, in rank order, on every rank."""
+    """``value`` of every rank of the grid, in rank order, on every rank."""
     if grid.size == 1:
         return [value]
     values: list[Any] = [None] * grid.size
     with _collective():
         dist.all_gather_object(values, value)
     return values
+
+
+def gather_over_tensor_ranks(tensor: Tensor, grid: Grid) -> list[Tensor]:
+    """``tensor`` of every rank of the tensor axis, in order, on each of them; all of one shape, no gradient."""
+    if grid.tensor == 1:
+        return [tensor]
+    pieces = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(grid.tensor)]
+    with _collective():
+        dist.all_gather(pieces, tensor.contiguous(), group=grid.tensor_group)
+    return pieces
+
+
+def broadcast_over_data_ranks(tensor: Tensor, grid: Grid) -> None:
+    """The contents of ``tensor`` on the first rank of each data group, on all of it, in place."""
+    if grid.data > 1:
+        with _collective():
+            dist.broadcast(tensor, src=grid.tensor_rank, group=grid.data_group)
 
 
 def broadcast_object(value: Any, grid: Grid) -> Any:
@@ -74,3 +112,40 @@ def barrier(grid: Grid) -> None:
     if grid.size > 1:
         with _collective():
             dist.barrier()
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        with _collective():
+            dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
+        total = tensor.contiguous().clone()
+        with _collective():
+            dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def enter_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
+    """``tensor``, equal on all tensor ranks, where each goes on with its own columns; backward sums their gradients."""
+    return _Enter.apply(tensor, group)  # type: ignore[no-any-return]
+
+
+def sum_over_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
+    """The sum of the tensor ranks' parts; every one gets the whole gradient."""
+    return _Sum.apply(tensor, group)  # type: ignore[no-any-return]

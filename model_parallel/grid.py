@@ -1,24 +1,79 @@
-"""The ranks of a job and the device of this one."""
+"""The ranks of a job, laid out as (data, tensor) with tensor inside, and the device of this one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.distributed as dist
+
+
+class TopologyError(ValueError):
+    """Ranks, heads or widths that do not fit together; the message says which and what to choose."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """This process's place among the data-parallel ranks, and its device."""
+    """This process's place among the ranks, and its device.
+
+    ``tensor`` neighbouring ranks share every layer; ranks that hold the same share form a data group. A group of None is
+    the whole job.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tensor: int = 1
+    tensor_group: Any = None
+    data_group: Any = None
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.rank % self.tensor
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.tensor
+
+    @property
+    def data(self) -> int:
+        """Ranks of the data axis."""
+        return self.size // self.tensor
 
     @property
     def is_first(self) -> bool:
         """Whether this is the rank that writes files."""
         return self.rank == 0
+
+
+def check_ranks(size: int, tensor: int) -> None:
+    """Raise :class:`TopologyError` unless ``size`` ranks can be cut into groups of ``tensor``."""
+    if size % tensor:
+        nearest = tensor * max(1, round(size / tensor))
+        raise TopologyError(
+            f"parallel.tensor={tensor} needs a multiple of {tensor} ranks, but the job has {size}; start {nearest}"
+            f" or set parallel.tensor to one of {', '.join(map(str, divisors(size)))}"
+        )
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def make_grid(rank: int, size: int, device: torch.device, tensor: int = 1) -> Grid:
+    """The grid of a job whose default process group is open; every rank calls this. Raises :class:`TopologyError`."""
+    check_ranks(size, tensor)
+    if tensor == 1:
+        return Grid(rank, size, device)
+    tensor_group = data_group = None
+    for start in range(0, size, tensor):
+        group = dist.new_group(list(range(start, start + tensor)))
+        tensor_group = group if rank // tensor == start // tensor else tensor_group
+    for first in range(tensor):
+        group = dist.new_group(list(range(first, size, tensor)))
+        data_group = group if rank % tensor == first else data_group
+    return Grid(rank, size, device, tensor, tensor_group, data_group)
 
 
 def local_device(local_rank: int) -> torch.device:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from model_parallel.apply import shard_modules
+from model_parallel.grid import Grid, TopologyError
+from model_parallel.loading import StoredTensor, WeightsError, check_stored, load_weights, stored_tensors
+from model_parallel.plan import Sizes, check_heads, head_range
+from model_parallel.zero import ZeroShards
 from prompt_tuning.backbones import Family, find_family
 from prompt_tuning.config import BackboneSection
 from prompt_tuning.errors import UserError, reason
@@ -37,14 +45,37 @@ class Backbone:
     path: str
     pooler: nn.Module | None
     """The pretrained pooler; None where the backbone's file has none (then every prompt brings its own)."""
+    grid: Grid
+    zero: ZeroShards | None
+    bytes_read: int
+    """Bytes that this rank requested of the weight files."""
 
     @property
     def shape(self) -> PrefixShape:
-        config = self.model.config
-        heads = config.num_attention_heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return PrefixShape(config.num_hidden_layers, groups, head_size, config.hidden_size)
+        """Sizes of the whole model, over all tensor ranks."""
+        config, sizes = self.model.config, _sizes(self.model.config)
+        return PrefixShape(config.num_hidden_layers, sizes.key_value_heads, sizes.head_size, config.hidden_size)
+
+    @property
+    def local_heads(self) -> slice:
+        """Key/value heads of this tensor rank."""
+        return slice(*head_range(self.shape.key_value_heads, self.grid.tensor_rank, self.grid.tensor))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the backbone's own weights are trained (method `full`)."""
+        return any(weight.requires_grad for weight in self.model.parameters())
+
+    @contextmanager
+    def at_work(self) -> Iterator[PreTrainedModel]:
+        """The model for some forwards and backwards; whatever happens in them, no gathered weight outlives them."""
+        failed = True
+        try:
+            yield self.model
+            failed = False
+        finally:
+            if self.zero is not None:
+                self.zero.release(failed)
 
     @property
     def prompt_dtype(self) -> torch.dtype:
@@ -113,37 +144,94 @@ def find_folder(path: str, revision: str | None = None) -> Path:
 
 def load_backbone(
     section: BackboneSection,
-    device: torch.device,
+    grid: Grid,
     dropout: bool | float = False,
     activation_checkpointing: bool = False,
     trainable: bool = False,
+    zero: dict[str, Any] | None = None,
 ) -> Backbone:
-    """Load the base model (no LM head), freeze it unless ``trainable`` and let prefixes in.
+    """Load this rank's share of the base model (no LM head), freeze it unless ``trainable`` and let prefixes in.
 
-    ``dropout``: True keeps the config's own rates, False sets all to 0, a number sets the hidden rate.
+    ``dropout``: True keeps the config's own rates, False sets all to 0, a number sets the hidden rate. ``zero``: split the
+    weights over the data axis too, with these DeepSpeed settings. Every rank calls this. Raises :class:`UserError`.
     """
     folder = find_folder(section.path, section.revision)
     config = _read_config(folder, section)
     family = find_family(config.model_type)
     _set_dropout(config, family, dropout)
-    model, is_pooled = _read_model(folder, config, section)
+    try:
+        check_heads(_sizes(config), grid.tensor, section.path)
+        model, pooler, identity, shards, bytes_read = _load(folder, config, family, section, grid, trainable, zero)
+    except TopologyError as error:
+        raise UserError(str(error)) from None
+    except WeightsError as error:
+        raise UserError(f"backbone.path={section.path}: {error}{_pickle_hint(folder)}") from None
     tokenizer = _read_tokenizer(folder, model, section)
-    pooler = getattr(model, "pooler", None)
-    if pooler is not None:
-        model.pooler = None
-        if not is_pooled:
-            pooler = None
-    model.requires_grad_(trainable)
-    if pooler is not None:
-        pooler.requires_grad_(trainable)
-        pooler.to(device)
-    model.to(device)
-    open_door(model, family.attention_modules(model), section.attention)
+    open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
     if activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    identity = fingerprint(folder, config, set(model.state_dict()), model.base_model_prefix)
-    return Backbone(model, family, tokenizer, identity, section.path, pooler)
+    return Backbone(model, family, tokenizer, identity, section.path, pooler, grid, shards, bytes_read)
+
+
+def _load(
+    folder: Path,
+    config: Any,
+    family: Family,
+    section: BackboneSection,
+    grid: Grid,
+    trainable: bool,
+    zero: dict[str, Any] | None,
+) -> tuple[PreTrainedModel, nn.Module | None, str, ZeroShards | None, int]:
+    """Build on ``meta``, cut the layers, read their slices, split over the data axis, in this order.
+
+    So nothing is allocated before it is as small as it gets, and ZeRO-3 sees ordinary modules.
+    """
+    with torch.device("meta"):
+        model = AutoModel.from_config(
+            config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
+    is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
+    pooler, model.pooler = (getattr(model, "pooler", None) if is_pooled else None), None
+    check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
+    identity = fingerprint(stored, config)
+    model.requires_grad_(trainable)
+    cuts = shard_modules(model, family.plan, _sizes(config), grid, freeze=zero is not None)
+    shards = None if zero is None else ZeroShards(grid, zero)
+    bytes_read = load_weights(model, stored, cuts, grid, shards.partition if shards else None)
+    _rebuild_buffers(model, grid.device)
+    if pooler is not None:
+        pooler.requires_grad_(trainable)
+        bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
+    if shards is not None:
+        shards.attach(model)
+    return model, pooler, identity, shards, bytes_read
+
+
+def _rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Give buffers that no file holds (rotary frequencies, position ids) their values, which ``meta`` has lost."""
+    for module in model.modules():
+        names = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in names:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
+        if names:
+            model._init_weights(module)
+
+
+def _pickle_hint(folder: Path) -> str:
+    if any(folder.glob("*.safetensors")):
+        return ""
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
+    hint = f" ({pickles[0]} is a pickle, which can run any code and is never read)" if pickles else ""
+    return f"{hint}; save the model with save_pretrained"
+
+
+def _sizes(config: Any) -> Sizes:
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return Sizes(heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def _read_config(folder: Path, section: BackboneSection) -> Any:
@@ -156,38 +244,6 @@ def _read_config(folder: Path, section: BackboneSection) -> Any:
         raise UserError(f"backbone.path={section.path}: {error}") from None
     except Exception as error:  # the config classes raise kinds of their own
         raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
-
-
-def _read_model(folder: Path, config: Any, section: BackboneSection) -> tuple[PreTrainedModel, bool]:
-    """The model, and whether its pooler is in the file. Every other tensor must be there, in the right size."""
-    path = f"backbone.path={section.path}"
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
-        hint = f" ({pickles[0]} is a pickle, which can run any code and is never read)" if pickles else ""
-        raise UserError(f"{path}: no model.safetensors there{hint}; save the model with save_pretrained")
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, section.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=section.trust_remote_code,
-        )
-    except Exception as error:  # damaged files and bad sizes raise many kinds
-        raise UserError(f"{path}: the weights cannot be loaded: {reason(error)}") from None
-    if report["mismatched_keys"]:
-        name, found, wanted = sorted(report["mismatched_keys"])[0]
-        sizes = f"{name} is {list(found)}, not {list(wanted)}"
-        raise UserError(f"{path}: the weights do not fit config.json: {sizes}; get the two from one place")
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UserError(
-            f"{path}: the weights lack {len(missing)} of the model's tensors ({names}); get the whole model"
-        )
-    return model, not report["missing_keys"]
 
 
 def _read_tokenizer(folder: Path, model: PreTrainedModel, section: BackboneSection) -> PreTrainedTokenizerBase:
@@ -217,35 +273,23 @@ def _set_dropout(config: Any, family: Family, dropout: bool | float) -> None:
             setattr(config, name, 0.0)
 
 
-def fingerprint(folder: Path, config: Any, names: set[str], base_prefix: str) -> str:
-    """SHA-256 over the sizes of the model and the first bytes of every backbone tensor in the files.
+def fingerprint(stored: dict[str, StoredTensor], config: Any) -> str:
+    """SHA-256 over the sizes of the model and the first bytes of every backbone tensor in the files, pooler apart.
 
     Read from the files, not from memory, so it depends neither on the loaded type nor on sharding, and costs kilobytes.
     """
     sizes = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     digest = hashlib.sha256(json.dumps({name: getattr(config, name, None) for name in sizes}).encode())
-    found: dict[str, tuple[Path, str]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dict
-                plain = name.removeprefix(f"{base_prefix}.")
-                if plain in names:
-                    found[plain] = (file, name)
-    for plain, (file, name) in sorted(found.items()):
-        with safe_open(file, framework="pt") as tensors:
-            piece = tensors.get_slice(name)
+    for plain, place in sorted(stored.items()):
+        if plain.startswith("pooler."):
+            continue
+        with safe_open(place.file, framework="pt") as tensors:
+            piece = tensors.get_slice(place.name)
             shape = piece.get_shape()
             digest.update(f"{plain} {shape} {piece.get_dtype()}".encode())
             if 0 in shape or not shape:
                 continue
-            width = max(1, _SAMPLE // max(1, 4 * _product(shape[1:])))
+            width = max(1, _SAMPLE // max(1, 4 * math.prod(shape[1:])))
             head = piece[: min(width, shape[0])].contiguous().view(torch.uint8).flatten()[:_SAMPLE]
             digest.update(head.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _product(sizes: list[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

@@ -110,19 +110,42 @@ class TrainSection(Section):
 
 
 class ParallelSection(Section):
-    tensor: int = Field(1, gt=0, description="Ranks that share every layer; only 1 in this version.")
-    zero: bool = Field(False, description="Shard the frozen backbone by ZeRO-3; not in this version.")
+    tensor: int = Field(1, gt=0, description="Neighbouring ranks that share every layer (tensor parallelism).")
+    zero: bool = Field(False, description="Split the frozen backbone over the other ranks too (ZeRO-3 by DeepSpeed).")
+
+
+class OffloadSection(Section):
+    device: Literal["cpu", "nvme"] = Field(description="Where each rank keeps its part of the backbone.")
+    nvme_path: str | None = Field(None, min_length=1, description="Folder for device `nvme`.")
+    pin_memory: bool = Field(False, description="Keep it in page-locked memory, for faster copies to a GPU.")
+    buffer_count: int = Field(5, gt=0, description="Buffers for device `nvme`.")
+    buffer_size: int = Field(100_000_000, gt=0, description="Numbers in each of these buffers.")
 
     @model_validator(mode="after")
-    def _data_parallel_only(self) -> ParallelSection:
-        problems = []
-        if self.tensor != 1:
-            problems.append(f"tensor={self.tensor}: this version keeps every layer whole on each rank; use 1")
-        if self.zero:
-            problems.append("zero=true: this version keeps the whole backbone on each rank; use false")
-        if problems:
-            raise ValueError("\n".join(problems))
+    def _has_path(self) -> OffloadSection:
+        if self.device == "nvme" and self.nvme_path is None:
+            raise ValueError("nvme_path is missing; name a folder on the NVMe disk")
         return self
+
+
+class DeepSpeedSection(Section):
+    """Settings of ZeRO-3 in DeepSpeed's own names; only with ``parallel.zero``."""
+
+    offload_param: OffloadSection | None = Field(None, description="Keep the parts off the GPU; None: on it.")
+    zero_hpz_partition_size: int = Field(
+        1, gt=0, description="hpZ: ranks (of one host) that together keep a second copy, from which they gather."
+    )
+    zero_quantized_weights: bool = Field(False, description="Gather weights as int8; GPU only, changes the numbers.")
+    zero_quantized_nontrainable_weights: bool = Field(
+        False, description="Keep and gather frozen weights as int8; GPU only, changes the numbers."
+    )
+    stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0, description="Numbers gathered ahead of their use.")
+    stage3_max_live_parameters: int = Field(
+        1_000_000_000, ge=0, description="Nothing is gathered ahead beyond so many gathered numbers."
+    )
+    stage3_max_reuse_distance: int = Field(
+        0, ge=0, description="Weights stay gathered if they are used again within so many numbers; 0: never."
+    )
 
 
 class FleetSection(Section):
@@ -184,6 +207,7 @@ class RunFile(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
     parallel: ParallelSection = ParallelSection()
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
     fleet: FleetSection | None = Field(None, description="Several members trained together; None: one.")
     output: str | None = Field(None, min_length=1, description="Run folder; None: runs/<name>.")
 
@@ -237,6 +261,12 @@ class RunFile(Section):
             problems.append(
                 "method 'full' updates the weights themselves and needs backbone.dtype 'float32' or 'float64', not 'bfloat16'"
             )
+        if self.method == "full" and (self.parallel.tensor > 1 or self.parallel.zero):
+            problems.append(
+                "parallel: method 'full' trains the weights themselves, on whole copies; use tensor 1 and zero false"
+            )
+        if not self.parallel.zero and self.deepspeed != DeepSpeedSection():
+            problems.append("deepspeed has settings of ZeRO-3, which is off; set parallel.zero to true")
         if self.method == "full" and prompt.init_from is not None:
             problems.append("prompt.init_from does not fit method 'full', which has no prompt")
         if problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model_parallel.collectives import gather_objects
+from model_parallel.collectives import gather_over_data_ranks
 from prompt_tuning.fleet import Fleet
 from prompt_tuning.metrics import METRICS
 from prompt_tuning.model import member_logits
@@ -18,10 +18,11 @@ def split_logits(fleet: Fleet, members: list[int], split: str) -> dict[int, np.n
     counts = {m: len(fleet.members[m].splits[split]) for m in members}
     parts = [(m, np.arange(counts[m]), 1.0) for m in members if m not in fleet.frozen]
     found = []
-    for batch in fleet.batches(split, parts):
-        outputs = member_logits(fleet.backbone, [fleet.members[m].prompt for m in batch.members], batch)
-        for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
-            found.append((member, batch.examples[examples], batch.weights[examples] > 0, logits))
+    with fleet.backbone.at_work():
+        for batch in fleet.batches(split, parts):
+            outputs = member_logits(fleet.backbone, [fleet.members[m].prompt for m in batch.members], batch)
+            for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
+                found.append((member, batch.examples[examples], batch.weights[examples] > 0, logits))
     result = {
         m: fleet.frozen_logits(m, split, np.arange(counts[m])).double().cpu().numpy()
         for m in members
@@ -29,7 +30,7 @@ def split_logits(fleet: Fleet, members: list[int], split: str) -> dict[int, np.n
     }
     fleet.backbone.model.train()
     mine = [(m, e.cpu().numpy(), real.cpu().numpy(), x.double().cpu().numpy()) for m, e, real, x in found]
-    for part in gather_objects(mine, fleet.grid):
+    for part in gather_over_data_ranks(mine, fleet.grid):
         for member, examples, real, logits in part:
             if member not in result:
                 result[member] = np.full((counts[member], logits.shape[1]), np.nan)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_parallel import rng
-from model_parallel.collectives import gather_objects, sum_gradients
+from model_parallel.collectives import gather_over_data_ranks, sum_gradients
 from model_parallel.grid import Grid
 from prompt_tuning.backbone import Backbone
 from prompt_tuning.config import OptimizerSection
@@ -132,7 +132,7 @@ class StepRecord:
     step: int
     members: list[int]
     losses: Tensor
-    """This rank's share; the sum over ranks is the mean loss of the step."""
+    """This rank's share; the sum over the data axis is the mean loss of the step."""
     norms: Tensor
 
 
@@ -142,7 +142,7 @@ class Fleet:
     def __init__(self, backbone: Backbone, members: list[Member], grid: Grid) -> None:
         self.backbone, self.members, self.grid = backbone, members, grid
         shared = members[0].spec.config
-        self.budget = shared.train.tokens_per_batch or default_budget(grid.device)
+        self.budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
         self.has_backbone_dropout = shared.train.backbone_dropout is not False and shared.train.backbone_dropout != 0
         self.pools = {
             split: Pool([m.splits.get(split, _NOTHING) for m in members]) for split in ("train", "dev", "test")
@@ -171,7 +171,7 @@ class Fleet:
             some = [part for part in parts if self.reaches_backbone[part[0]] == kind]
             if some:
                 items = Items.of(some)
-                for chosen in plan(pool, items, self.prompt_lengths, self.budget, self.grid.rank, self.grid.size):
+                for chosen in plan(pool, items, self.prompt_lengths, self.budget, self.grid.data_rank, self.grid.data):
                     yield lay_out(pool, chosen, self.pad_token, self.grid.device)
 
     def frozen_texts(self, index: int, split: str) -> Tensor:
@@ -180,12 +180,12 @@ class Fleet:
         entry = (id(member.splits[split]), member.prompt.head.pooling)
         if entry not in self._frozen_texts:
             mine = []
-            with torch.no_grad():
+            with torch.no_grad(), self.backbone.at_work():
                 for batch in self.batches(split, [(index, np.arange(len(member.splits[split])), 1.0)]):
                     (texts,) = pooled_texts(self.backbone, [member.prompt], batch)
                     if bool(batch.weights[0] > 0):
                         mine.append((batch.row_examples.cpu().numpy(), texts.cpu().numpy()))
-            pieces = [piece for part in gather_objects(mine, self.grid) for piece in part]
+            pieces = [piece for part in gather_over_data_ranks(mine, self.grid) for piece in part]
             rows = np.concatenate([piece[0] for piece in pieces])
             whole = np.concatenate([piece[1] for piece in pieces])[np.argsort(rows)]
             self._frozen_texts[entry] = torch.from_numpy(whole).to(self.grid.device)
@@ -223,22 +223,24 @@ class Fleet:
             parts.append((index, examples, 1 / len(examples)))
         place = {index: i for i, index in enumerate(active)}
         losses = torch.zeros(len(active), dtype=torch.float64, device=self.grid.device)
-        for number, batch in enumerate(self.batches("train", [part for part in parts if part[0] not in self.frozen])):
-            if self.has_backbone_dropout:
-                seed = rng.key(self.members[0].seed, "backbone dropout", step, number, self.grid.rank)
-                torch.manual_seed(seed)
-            prompts = [self.members[m].prompt for m in batch.members]
-            outputs = member_logits(self.backbone, prompts, batch, self._row_keys(batch))
-            total = batch.weights.new_zeros(())
-            for member, logits, (span, _) in zip(batch.members, outputs, batch.spans, strict=True):
-                loss = _loss(logits, batch.labels[span], batch.weights[span])
-                losses[place[member]] += loss.detach()
-                total = total + loss
-            total.backward()
+        with self.backbone.at_work():
+            for number, batch in enumerate(self.batches("train", [p for p in parts if p[0] not in self.frozen])):
+                if self.has_backbone_dropout:
+                    seed = rng.key(self.members[0].seed, "backbone dropout", step, number, self.grid.data_rank)
+                    torch.manual_seed(seed)
+                prompts = [self.members[m].prompt for m in batch.members]
+                outputs = member_logits(self.backbone, prompts, batch, self._row_keys(batch))
+                total = batch.weights.new_zeros(())
+                for member, logits, (span, _) in zip(batch.members, outputs, batch.spans, strict=True):
+                    loss = _loss(logits, batch.labels[span], batch.weights[span])
+                    losses[place[member]] += loss.detach()
+                    total = total + loss
+                total.backward()
         for index, chosen, weight in parts:
             if index in self.frozen:
-                losses[place[index]] += self._frozen_step(index, chosen[self.grid.rank :: self.grid.size], weight)
-        sum_gradients([p for index in active for _, p in self.members[index].parameters], self.grid)
+                losses[place[index]] += self._frozen_step(index, chosen[self.grid.data_rank :: self.grid.data], weight)
+        trained = [(Prompt.is_split(name), p) for index in active for name, p in self.members[index].parameters]
+        sum_gradients([p for split, p in trained if split], [p for split, p in trained if not split], self.grid)
         norms = torch.stack([self._update(self.members[index]) for index in active])
         return StepRecord(step, active, losses, norms)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model_parallel import rng
+from model_parallel.collectives import gather_over_tensor_ranks
 from prompt_tuning.backbone import Backbone
 from prompt_tuning.data import Features
 from prompt_tuning.errors import UserError
@@ -21,9 +22,10 @@ def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed
     stands at positions 0 to P - 1, in front of where ``after_prefix`` puts the task's text.
     """
     tokens = _some_tokens(features, prompt.length, rng.key(seed, "init", "text"))
-    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(next(backbone.model.parameters()).device)
+    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(backbone.grid.device)
     if prompt.inputs is not None:
-        prompt.inputs.copy_(backbone.model.get_input_embeddings()(ids)[0])
+        with backbone.at_work() as model:
+            prompt.inputs.copy_(model.get_input_embeddings()(ids)[0])
         return
     assert prompt.prefix is not None
     captured: dict[int, Tensor] = {}
@@ -31,11 +33,14 @@ def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed
     index = torch.arange(ids.shape[1], device=ids.device)[None]
     positions = backbone.family.positions(index, real, backbone.model.config)
     backbone.model.eval()
-    backbone.model(input_ids=ids, attention_mask=real.long(), position_ids=positions, captured=captured)
+    with backbone.at_work() as model:
+        model(input_ids=ids, attention_mask=real.long(), position_ids=positions, captured=captured)
     backbone.model.train()
-    layers = [captured[layer] for layer in sorted(captured)]
-    # [N, 2, 1, G, P, D] -> [P, N, 2, G, D]
-    table = torch.stack(layers)[:, :, 0].permute(3, 0, 1, 2, 4)
+    # [N, 2, G, P, D] of this tensor rank's heads G; where ranks share a head, the first of them has it for all.
+    mine = torch.stack([captured[layer] for layer in sorted(captured)])[:, :, 0]
+    pieces = gather_over_tensor_ranks(mine, backbone.grid)
+    shared = max(1, len(pieces) // backbone.shape.key_value_heads)
+    table = torch.cat(pieces[::shared], dim=2).permute(3, 0, 1, 2, 4)
     prompt.prefix.fill(table.to(prompt.prefix.embedding.dtype))
 
 

@@ -8,7 +8,8 @@ is patched, and activation checkpointing recomputes the same thing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
+from model_parallel import rng
 from prompt_tuning.prefix import PrefixRows
 
 INDEX = "prefix_layer_index"
 """Attribute of an attention module: which layer of the prefix is its own."""
+TENSOR_RANK = "prefix_tensor_rank"
+"""Attribute of an attention module: which share of the heads it has; None: all."""
 
 
 def prefix_attention(
@@ -48,7 +52,23 @@ def prefix_attention(
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
         attention_mask = prefix.extend_mask(layer, attention_mask)
-    return kernel(module, query, key, value, attention_mask, **kwargs)
+    with _own_dropout(getattr(module, TENSOR_RANK), kwargs.get("dropout", 0.0), query.device):
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+
+
+@contextmanager
+def _own_dropout(tensor_rank: int | None, rate: float, device: torch.device) -> Iterator[None]:
+    """Let tensor ranks, which share one random state, drop different attention weights: their heads are different ones.
+
+    The state moves on by one draw on every rank, so that hidden dropout stays equal, and recomputation sees the same.
+    """
+    if tensor_rank is None or rate == 0:
+        yield
+        return
+    seed = torch.randint(2**62, ())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(rng.fold(seed, tensor_rank)))
+        yield
 
 
 def eager_attention(
@@ -105,8 +125,11 @@ for _name, (_kernel, _mask) in KERNELS.items():
     AttentionMaskInterface.register(attention_name(_name), _always(_mask))
 
 
-def open_door(model: PreTrainedModel, attention_modules: Iterable[nn.Module], kernel: str) -> None:
+def open_door(
+    model: PreTrainedModel, attention_modules: Iterable[nn.Module], kernel: str, tensor_rank: int | None = None
+) -> None:
     """Let prefixes into ``model``: number its attention modules and select our attention function."""
     for index, module in enumerate(attention_modules):
         setattr(module, INDEX, index)
+        setattr(module, TENSOR_RANK, tensor_rank)
     model.set_attn_implementation(attention_name(kernel))

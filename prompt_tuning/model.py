@@ -52,6 +52,11 @@ class Prompt(nn.Module):
         """Whether its gradient flows through the backbone."""
         return self.length > 0
 
+    @staticmethod
+    def is_split(name: str) -> bool:
+        """Whether a tensor rank sees only its own heads' part of the gradient of the trained tensor ``name``."""
+        return name.startswith("prefix.")
+
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Names and tensors that the optimizer moves."""
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
@@ -115,7 +120,7 @@ def hidden_states(backbone: Backbone, prompts: list[Prompt], batch: Batch, row_k
     dropout = None
     if row_keys is not None and any(rates):
         dropout = torch.tensor(rates, dtype=torch.float64, device=device)[members]
-    prefix = gather_rows([prompt.prefix for prompt in prompts], members, row_keys, dropout)
+    prefix = gather_rows([prompt.prefix for prompt in prompts], members, row_keys, dropout, backbone.local_heads)
     starts = torch.tensor([prompt.text_start for prompt in prompts], device=device)[members][:, None]
     arguments = {} if prefix is None else {"prefix": prefix}
     if any(prompt.inputs is not None for prompt in prompts):
@@ -193,7 +198,7 @@ def pooled_texts(
 ) -> list[Tensor]:
     """Pooled texts of each of ``batch.members`` [its rows, H]; without gradient where nothing below the head trains."""
     needs_gradient = torch.is_grad_enabled() and (
-        any(prompt.reaches_backbone for prompt in prompts) or next(backbone.model.parameters()).requires_grad
+        any(prompt.reaches_backbone for prompt in prompts) or backbone.is_trained
     )
     with torch.set_grad_enabled(needs_gradient):
         hidden = hidden_states(backbone, prompts, batch, row_keys)

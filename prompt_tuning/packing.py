@@ -18,9 +18,10 @@ from torch import Tensor
 from prompt_tuning.data import Features
 
 
-def default_budget(device: torch.device) -> int:
-    """Tokens of one forward: few keep a CPU's caches warm and padding low, many fill a GPU."""
-    return 1024 if device.type == "cpu" else 16384
+def default_budget(device: torch.device, gathers: bool = False) -> int:
+    """Tokens of one forward: few keep a CPU's caches warm and padding low; many fill a GPU, or pay for the weights that
+    every forward ``gathers`` (ZeRO-3)."""
+    return 1024 if device.type == "cpu" and not gathers else 16384
 
 
 @dataclass(frozen=True)

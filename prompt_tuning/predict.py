@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model_parallel.grid import local_device
+from model_parallel.grid import Grid, local_device
 from prompt_tuning.backbone import Backbone, load_backbone
 from prompt_tuning.config import BackboneSection
 from prompt_tuning.data import Features, encode
@@ -30,7 +30,7 @@ class AttachedPrompts:
         self, backbone: Backbone, prompts: Sequence[ExportedPrompt], tokens_per_batch: int | None = None
     ) -> None:
         self.backbone, self.prompts = backbone, list(prompts)
-        self.device = next(backbone.model.parameters()).device
+        self.device = backbone.grid.device
         self.budget = tokens_per_batch or default_budget(self.device)
         for exported in self.prompts:
             exported.check_backbone(backbone)
@@ -120,4 +120,4 @@ def attach(
         attention=identity["attention"],
     )
     place = local_device(0) if device is None else torch.device(device)
-    return AttachedPrompts(load_backbone(section, place), several)
+    return AttachedPrompts(load_backbone(section, Grid(device=place)), several)

@@ -7,6 +7,7 @@ layout of P-tuning v2 (Liu et al. 2022).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -108,6 +109,9 @@ class PrefixRows:
     row_keys: Tensor | None = None
     dropout: Tensor | None = None
     """Dropout rate of each row [R]; None: no dropout."""
+    heads: slice = field(default_factory=lambda: slice(None))
+    """Which of ``all_heads`` key/value heads the tables hold."""
+    all_heads: int = 0
     _masks: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def keys_values(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -119,9 +123,11 @@ class PrefixRows:
             table.expand(rows, *table.shape[1:]) if len(table) == 1 else table.index_select(0, self.member_of_row)
         )
         if self.dropout is not None and self.row_keys is not None:
-            keep = rng.keep_mask(rng.fold(self.row_keys, layer), gathered[0].numel(), self.dropout)
+            # Drawn for all heads and then cut, so that the same numbers fall whatever share this rank has.
+            size = (rows, *table.shape[1:3], self.all_heads, table.shape[-1])
+            keep = rng.keep_mask(rng.fold(self.row_keys, layer), math.prod(size[1:]), self.dropout).view(size)
             scale = (1 / (1 - self.dropout)).to(gathered.dtype)
-            gathered = gathered * (keep * scale[:, None]).view(gathered.shape)
+            gathered = gathered * (keep[:, :, :, self.heads] * scale.view(-1, 1, 1, 1, 1))
         gathered = gathered.to(dtype)
         keys, values = gathered.unbind(2)
         return keys.transpose(1, 2), values.transpose(1, 2)
@@ -148,27 +154,29 @@ def gather_rows(
     member_of_row: Tensor,
     row_keys: Tensor | None = None,
     dropout: Tensor | None = None,
+    heads: slice = slice(None),
 ) -> PrefixRows | None:
     """The prefixes of a batch's rows; ``None`` where no member has one.
 
     ``prefixes`` are those of the members that ``member_of_row`` [R] counts; None: a member without prefix.
+    ``heads`` are the key/value heads that this rank's attention has.
     """
     present_prefixes = [prefix for prefix in prefixes if prefix is not None]
     if not present_prefixes:
         return None
     shape, longest = present_prefixes[0].shape, max(prefix.length for prefix in present_prefixes)
     device = member_of_row.device
-    tables, has_columns = [], []
+    whole, has_columns = [], []
     for prefix in prefixes:
         if prefix is None:
             dtype = present_prefixes[0].embedding.dtype
             size = (longest, shape.num_layers, 2, shape.key_value_heads, shape.head_size)
-            tables.append(torch.zeros(size, dtype=dtype, device=device))
+            whole.append(torch.zeros(size, dtype=dtype, device=device))
             has_columns.append([[False] * longest] * shape.num_layers)
             continue
         table = prefix.table()
         missing = longest - prefix.length
-        tables.append(nn.functional.pad(table, (0, 0) * 4 + (0, missing)) if missing else table)
+        whole.append(nn.functional.pad(table, (0, 0) * 4 + (0, missing)) if missing else table)
         layers = set(range(shape.num_layers) if prefix.layers is None else prefix.layers)
         column = [True] * prefix.length + [False] * missing
         has_columns.append([column if n in layers else [False] * longest for n in range(shape.num_layers)])
@@ -178,7 +186,11 @@ def gather_rows(
         columns = [member[layer] for member in has_columns]
         filled = any(any(column) for column in columns)
         layer_patterns.append(patterns.setdefault(repr(columns), layer) if filled else None)
-    stacked = tables[0][None] if len(tables) == 1 else torch.stack(tables)
+    stacked = whole[0][None] if len(whole) == 1 else torch.stack(whole)
     present = torch.tensor(has_columns, device=device)
     # Unbound at once: indexing layer by layer would fill a gradient of the whole table for every layer.
-    return PrefixRows(stacked.unbind(2), present, tuple(layer_patterns), member_of_row, row_keys, dropout)
+    tables = stacked[:, :, :, :, heads].unbind(2)
+    patterns_of_layers = tuple(layer_patterns)
+    return PrefixRows(
+        tables, present, patterns_of_layers, member_of_row, row_keys, dropout, heads, shape.key_value_heads
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from model_parallel.collectives import sum_over_ranks
+from model_parallel.collectives import sum_over_data_ranks
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import majority_metrics
 from prompt_tuning.export import write_prompt
@@ -46,7 +46,7 @@ class MetricsLog:
         """Read the pending steps and write those that are due."""
         if not self.pending:
             return
-        losses = sum_over_ranks(torch.cat([record.losses for record in self.pending]), self.fleet.grid).tolist()
+        losses = sum_over_data_ranks(torch.cat([record.losses for record in self.pending]), self.fleet.grid).tolist()
         norms = torch.cat([record.norms.double() for record in self.pending]).tolist()
         at = 0
         for record in self.pending:

@@ -57,10 +57,11 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     shared = run.shared
     backbone = load_backbone(
         shared.backbone,
-        grid.device,
+        grid,
         dropout=shared.train.backbone_dropout,
         activation_checkpointing=shared.train.activation_checkpointing,
         trainable=shared.method == "full",
+        zero=shared.deepspeed.model_dump(exclude_none=True) if shared.parallel.zero else None,
     )
     cache: dict[str, TaskData] = {}
     members = [_build_member(spec, backbone, cache) for spec in run.members]

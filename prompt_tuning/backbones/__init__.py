@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from model_parallel.plan import Plan
 from prompt_tuning.errors import UserError
 
 
@@ -20,12 +21,14 @@ from prompt_tuning.errors import UserError
 class Family:
     """How prompts fit one family of transformers models.
 
-    ``positions`` turns indices counted from 0 and a mask of real tokens (int64, bool, both [R, L]) into position ids;
-    padding's positions are the family's own. ``table_offset`` is how many rows of the position table text can not use.
+    ``plan`` says where the weights are cut over the tensor axis. ``positions`` turns indices counted from 0 and a mask of
+    real tokens (int64, bool, both [R, L]) into position ids; padding's positions are the family's own. ``table_offset`` is
+    how many rows of the position table text can not use.
     """
 
     model_types: tuple[str, ...]
     attention_modules: Callable[[Any], Iterable[nn.Module]]
+    plan: Plan
     pooling: str
     hidden_dropout: tuple[str, ...]
     attention_dropout: tuple[str, ...]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, DynamicCache
 
+from model_parallel.grid import Grid
 from prompt_tuning.backbone import load_backbone
 from prompt_tuning.backbones import families
 from prompt_tuning.config import BackboneSection
@@ -34,9 +35,7 @@ def folder(request, tmp_path_factory):
 
 
 def open_backbone(folder, dtype="float64", attention="sdpa", **options):
-    return load_backbone(
-        BackboneSection(path=str(folder), dtype=dtype, attention=attention), torch.device("cpu"), **options
-    )
+    return load_backbone(BackboneSection(path=str(folder), dtype=dtype, attention=attention), Grid(), **options)
 
 
 def make_prompt(backbone, length=P, seed=3, positions="after_prefix", **options):

@@ -67,7 +67,7 @@ def golden(request, tmp_path):
             },
         }
     )
-    backbone = load_backbone(config.backbone, torch.device("cpu"))
+    backbone = load_backbone(config.backbone, Grid())
     outputs = tensors["classifier.weight"].shape[0]
     kind = "choice" if is_choice else "classification"
     prompt = build_prompt(config, backbone, outputs, kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model_parallel.grid import Grid
 from prompt_tuning.backbone import load_backbone
 from prompt_tuning.backbones import families
 from prompt_tuning.config import BackboneSection
@@ -28,7 +29,7 @@ pytestmark = [
 def run(folder, device, dtype, attention="sdpa", checkpointing=False):
     """Hidden states and prefix gradients on a device, brought to the CPU."""
     section = BackboneSection(path=str(folder), dtype=dtype, attention=attention)
-    backbone = load_backbone(section, torch.device(device), activation_checkpointing=checkpointing)
+    backbone = load_backbone(section, Grid(device=torch.device(device)), activation_checkpointing=checkpointing)
     prompt = make_prompt(backbone).to(device)
     prompt.dropout = 0.2
     batch = make_batch().to(torch.device(device))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from model_parallel.collectives import sum_over_ranks
+from model_parallel.collectives import sum_over_data_ranks
 from model_parallel.grid import Grid
 from prompt_tuning.evaluate import split_logits
 from prompt_tuning.fleet import Fleet
@@ -57,7 +57,7 @@ def follow(fleet: Fleet, steps: int = STEPS) -> Course:
         course.losses[member.name], course.norms[member.name] = [], []
     for _ in range(steps):
         record = fleet.train_step(list(range(len(members))))
-        losses = sum_over_ranks(record.losses, fleet.grid)
+        losses = sum_over_data_ranks(record.losses, fleet.grid)
         for member, loss, norm in zip(members, losses.tolist(), record.norms.tolist(), strict=True):
             member.step += 1
             course.losses[member.name].append(loss)

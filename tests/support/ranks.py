@@ -78,7 +78,7 @@ def _rank(rank: int, size: int, folder: str, writer: Connection, timeout_seconds
     from model_parallel.grid import Grid
 
     torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", LOCAL_RANK=str(rank), LOCAL_SIZE=str(size))
     with (Path(folder) / f"stack-{rank}").open("w") as stack:
         # A little before the parent's deadline, so that the stack is there to be read.
         faulthandler.dump_traceback_later(max(1.0, timeout_seconds - 2), file=stack)

@@ -44,6 +44,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": {**DECODER, "sliding_window": None},
     "qwen2": {key: value for key, value in DECODER.items() if key != "head_dim"},
     "qwen3": {**DECODER, "attention_bias": True},
+    "glm": {**DECODER, "attention_bias": True},
+    "glm4": {**DECODER, "attention_bias": True},
 }
 
 

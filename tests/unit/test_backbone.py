@@ -21,8 +21,6 @@ from prompt_tuning.tasks import find_task
 from prompt_tuning.trainer import build_fleet
 from tests.support.tiny import CONFIGS, make_backbone, make_texts, make_tokenizer, run_json
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
@@ -30,7 +28,7 @@ def bert(tmp_path_factory):
 
 
 def load(folder, dtype="float64", **options):
-    return load_backbone(BackboneSection(path=str(folder), dtype=dtype), CPU, **options)
+    return load_backbone(BackboneSection(path=str(folder), dtype=dtype), Grid(), **options)
 
 
 def test_folders_and_packages_are_found(bert, tmp_path, monkeypatch):

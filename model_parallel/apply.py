@@ -1,0 +1,103 @@
+"""Surgery on a model that is still on ``meta``: its layers become this rank's cuts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model_parallel.collectives import enter_tensor_ranks
+from model_parallel.grid import Grid
+from model_parallel.layers import FrozenLinear, RowParallelLinear, VocabularyParallelEmbedding
+from model_parallel.plan import Plan, Ranges, Rule, Sizes, cut_ranges, head_range, matches
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a rank keeps of one tensor: the ranges along one dimension."""
+
+    dimension: int
+    ranges: Ranges
+
+
+def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze: bool = False) -> dict[str, Cut]:
+    """Replace the layers that ``plan`` cuts by this rank's; returns the cut of every tensor that is not whole, by name.
+
+    ``freeze`` replaces the other linear layers too, so that none holds its weight from forward to backward.
+    Raises :class:`TopologyError` before anything is allocated.
+    """
+    cuts: dict[str, Cut] = {}
+    parents: set[str] = set()
+    for name, module in list(model.named_modules()):
+        rule = plan.rule(name)
+        is_cut = grid.tensor > 1 and rule is not None and rule.cut != "whole"
+        if is_cut and rule is not None:
+            _replace(model, name, _cut_module(name, module, rule, sizes, grid, cuts))
+            if rule.cut == "columns":
+                parents.add(name.rpartition(".")[0])
+        elif freeze and isinstance(module, nn.Linear):
+            _replace(model, name, FrozenLinear(module.weight, module.bias))
+    for parent in parents:
+        model.get_submodule(parent).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
+    if grid.tensor > 1:
+        _divide_attributes(model, plan, sizes, grid)
+    return cuts
+
+
+def _cut_module(
+    name: str, module: nn.Module, rule: Rule, sizes: Sizes, grid: Grid, cuts: dict[str, Cut]
+) -> FrozenLinear | VocabularyParallelEmbedding:
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, nn.Parameter)
+    dimension = int((rule.cut == "rows") != rule.transposed) if rule.cut != "vocabulary" else 0
+    length = weight.shape[dimension]
+    ranges = cut_ranges(rule, length, sizes, grid.tensor_rank, grid.tensor, name)
+    cuts[f"{name}.weight"] = cut = Cut(dimension, ranges)
+    local = _shrunk(weight, cut)
+    if rule.cut == "vocabulary":
+        return VocabularyParallelEmbedding(local, length, ranges[0][0], grid.tensor_group)
+    if rule.cut == "rows":
+        return RowParallelLinear(local, bias, rule.transposed, grid.tensor_group)
+    if bias is not None:
+        cuts[f"{name}.bias"] = cut = Cut(0, ranges)
+        bias = _shrunk(bias, cut)
+    return FrozenLinear(local, bias, rule.transposed)
+
+
+def _shrunk(tensor: Tensor, cut: Cut) -> nn.Parameter:
+    shape = list(tensor.shape)
+    shape[cut.dimension] = sum(end - start for start, end in cut.ranges)
+    return nn.Parameter(torch.empty(shape, dtype=tensor.dtype, device=tensor.device), requires_grad=False)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, module)
+
+
+def _entering(group: Any) -> Callable[..., Any]:
+    """A hook that passes a module's input, which all its column-parallel layers share, through ``enter_tensor_ranks``."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (enter_tensor_ranks(args[0], group), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": enter_tensor_ranks(kwargs["hidden_states"], group)}
+
+    return hook
+
+
+def _divide_attributes(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid) -> None:
+    first, last = head_range(sizes.key_value_heads, grid.tensor_rank, grid.tensor)
+    for module in model.modules():
+        # The attribute by which transformers' attention repeats key/value heads.
+        if hasattr(module, "num_key_value_groups"):
+            module.num_key_value_groups = sizes.heads // grid.tensor // (last - first)
+    for pattern, names in plan.divided:
+        found = [module for name, module in model.named_modules() if matches(name, pattern)]
+        assert found, f"no module matches {pattern}"
+        for module in found:
+            for name in names:
+                setattr(module, name, getattr(module, name) // grid.tensor)

@@ -1,0 +1,146 @@
+"""From safetensors into a model on ``meta``: each rank reads the slices it keeps, and nothing else is ever allocated."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from model_parallel.apply import Cut
+from model_parallel.collectives import broadcast_over_data_ranks
+from model_parallel.grid import Grid
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+class WeightsError(Exception):
+    """Weights that are not there, damaged, or of another model; the message says which tensor or file."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor stands, under which name, and its shape."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path, wanted: set[str], base_prefix: str) -> dict[str, StoredTensor]:
+    """Where each wanted tensor of a model stands, by the model's own name, from the files' headers alone.
+
+    Files may prefix names with ``base_prefix`` (models saved with a head) and may call a norm's tensors gamma and beta
+    (BERT's first checkpoints). Raises :class:`WeightsError`.
+    """
+    found = {}
+    for file in _files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for stored in tensors.keys():  # noqa: SIM118  not a dict
+                    name = stored.removeprefix(f"{base_prefix}.")
+                    if name not in wanted:
+                        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+                        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+                    if name in wanted:
+                        found[name] = StoredTensor(file, stored, tuple(tensors.get_slice(stored).get_shape()))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{file.name} cannot be read ({error}); copy it anew") from None
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        raise WeightsError(f"no {SINGLE} and no {INDEX} there")
+    try:
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{INDEX} is damaged ({type(error).__name__}); copy it anew") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+            raise WeightsError(f"{INDEX} names {name!r}, which is not there; copy the whole model")
+    return [folder / name for name in names]
+
+
+def check_stored(stored: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise :class:`WeightsError` unless every tensor of the (uncut) model is stored in its shape."""
+    for name, shape in shapes.items():
+        if name in stored and stored[name].shape != shape:
+            sizes = f"{name} is {list(stored[name].shape)}, not {list(shape)}"
+            raise WeightsError(f"the weights do not fit config.json: {sizes}; get the two from one place")
+    missing = sorted(set(shapes) - set(stored))
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise WeightsError(f"the weights lack {len(missing)} of the model's tensors ({names}); get the whole model")
+
+
+def load_weights(
+    model: nn.Module,
+    stored: dict[str, StoredTensor],
+    cuts: dict[str, Cut],
+    grid: Grid,
+    partition: Callable[[list[nn.Parameter]], None] | None = None,
+    prefix: str = "",
+) -> int:
+    """Fill a model on ``meta`` module by module; returns the bytes that this rank requested from the files.
+
+    The first rank of each data group reads and the others receive. ``partition`` takes each module's parameters as soon as
+    they are there (ZeRO-3, which sends them itself), so that no more than one module is ever whole. ``prefix`` is what the
+    stored names of this model begin with.
+    """
+    bytes_read = 0
+    is_reader = grid.data_rank == 0
+    for inner, module in model.named_modules(prefix=prefix):
+        ready = []
+        for name, tensor, is_parameter in list(_own_tensors(module)):
+            path = f"{inner}.{name}" if inner else name
+            value = torch.empty(tensor.shape, dtype=tensor.dtype, device=grid.device)
+            if is_reader:
+                piece, size = _read(stored[path], cuts.get(path))
+                value.copy_(piece)
+                bytes_read += size
+            if partition is None or not is_parameter:
+                broadcast_over_data_ranks(value, grid)
+            if is_parameter:
+                parameter = nn.Parameter(value, requires_grad=tensor.requires_grad)
+                setattr(module, name, parameter)
+                ready.append(parameter)
+            else:
+                module._buffers[name] = value
+        if partition is not None and ready:
+            partition(ready)
+    return bytes_read
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+    """A module's own parameters and saved buffers that are still on ``meta``."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.is_meta:
+            yield name, parameter, True
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_meta and name not in module._non_persistent_buffers_set:
+            yield name, buffer, False
+
+
+def _read(place: StoredTensor, cut: Cut | None) -> tuple[Tensor, int]:
+    """The kept part of a stored tensor, and the bytes requested for it."""
+    try:
+        with safe_open(place.file, framework="pt") as tensors:
+            if cut is None:
+                tensor = tensors.get_tensor(place.name)
+            else:
+                source = tensors.get_slice(place.name)
+                leading = (slice(None),) * cut.dimension
+                pieces = [source[(*leading, slice(start, end))] for start, end in cut.ranges]
+                tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, cut.dimension)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{place.file.name} cannot be read ({error}); copy it anew") from None
+    return tensor, tensor.numel() * tensor.element_size()

@@ -1,0 +1,78 @@
+"""One backbone and one prompt over several topologies: forward and prefix gradients of each, to be compared."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_parallel.collectives import gather_over_data_ranks, sum_gradients
+from model_parallel.grid import Grid, make_grid
+from prompt_tuning.backbone import Backbone, load_backbone
+from prompt_tuning.config import BackboneSection, DeepSpeedSection
+from prompt_tuning.model import hidden_states
+from tests.contracts.test_families import make_batch, make_prompt, prefix_gradients, ramp_loss
+
+QUIET = DeepSpeedSection(stage3_prefetch_bucket_size=0).model_dump(exclude_none=True)
+
+
+@contextmanager
+def quiet():
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    yield
+
+
+def open_sharded(
+    folder: Path, grid: Grid, tensor: int, zero: bool, dtype: str = "float64", settings: Any = None, **options: Any
+) -> Backbone:
+    section = BackboneSection(path=str(folder), dtype=dtype)
+    shared = make_grid(grid.rank, grid.size, grid.device, tensor)
+    with quiet():
+        return load_backbone(section, shared, zero=(settings or QUIET) if zero else None, **options)
+
+
+def one_pass(backbone: Backbone, dropout: float = 0.0) -> list[Tensor]:
+    """Hidden states of the real tokens, then the prefix gradients over all ranks, each rank running all rows.
+
+    Every data rank counts 1 / (number of data ranks), so that the sum over the grid is one process's gradient.
+    """
+    prompt = make_prompt(backbone)
+    prompt.dropout = dropout
+    batch = make_batch(with_types=backbone.model.config.model_type == "bert")
+    keys = torch.arange(len(batch.lengths)) if dropout else None
+    with backbone.at_work():
+        hidden = hidden_states(backbone, [prompt], batch, row_keys=keys)
+        loss = ramp_loss(hidden, batch) / backbone.grid.data
+        prefix_gradients(loss, [prompt])
+    sum_gradients([prompt.prefix.embedding], [], backbone.grid)
+    table = prompt.prefix.embedding.grad.view(prompt.length, -1, 2, prompt.prefix.shape.layer_width // 2)
+    real = torch.arange(hidden.shape[1]) < batch.lengths[:, None]
+    return [hidden.detach()[real], *[table[:, n, side] for n in range(table.shape[1]) for side in range(2)]]
+
+
+def digest(backbone: Backbone) -> str:
+    """SHA-256 of this rank's own bytes of the backbone."""
+    found = hashlib.sha256()
+    for parameter in backbone.model.parameters():
+        mine = getattr(parameter, "ds_tensor", parameter)
+        found.update(mine.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def in_topologies(grid: Grid, folder: Path, topologies: list[tuple[int, bool]]) -> dict[Any, Any]:
+    """By (tensor, zero, checkpointing): the tensors of :func:`one_pass`, whether bytes changed, bytes read."""
+    found: dict[Any, Any] = {}
+    for tensor, zero in topologies:
+        for checkpointing in (False, True):
+            backbone = open_sharded(folder, grid, tensor, zero, activation_checkpointing=checkpointing)
+            before = digest(backbone)
+            results = one_pass(backbone, dropout=0.3)
+            same = gather_over_data_ranks(digest(backbone) == before, backbone.grid)
+            found[tensor, zero, checkpointing] = (results, all(same), backbone.bytes_read)
+    return found
