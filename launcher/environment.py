@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import subprocess
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,8 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls torch by names that are on their way out.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def name_local_rank(process: Process) -> None:

@@ -16,7 +16,15 @@ import argparse
 import json
 import logging
 
-from launcher.environment import Process, find_process, name_local_rank, quiet_libraries, record, share_processor, threads
+from launcher.environment import (
+    Process,
+    find_process,
+    name_local_rank,
+    quiet_libraries,
+    record,
+    share_processor,
+    threads,
+)
 from launcher.logs import log_to_file, start_logging
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json

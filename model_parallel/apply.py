@@ -39,7 +39,9 @@ def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze
             if rule.cut == "columns":
                 parents.add(name.rpartition(".")[0])
         elif freeze and isinstance(module, nn.Linear):
-            _replace(model, name, FrozenLinear(module.weight, module.bias))
+            weight = module.weight
+            assert isinstance(weight, nn.Parameter)
+            _replace(model, name, FrozenLinear(weight, module.bias))
     for parent in parents:
         model.get_submodule(parent).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
     if grid.tensor > 1:
@@ -56,6 +58,7 @@ def _cut_module(
     length = weight.shape[dimension]
     ranges = cut_ranges(rule, length, sizes, grid.tensor_rank, grid.tensor, name)
     cuts[f"{name}.weight"] = cut = Cut(dimension, ranges)
+    assert bias is None or isinstance(bias, nn.Parameter)
     local = _shrunk(weight, cut)
     if rule.cut == "vocabulary":
         return VocabularyParallelEmbedding(local, length, ranges[0][0], grid.tensor_group)
@@ -94,7 +97,7 @@ def _divide_attributes(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid) -
     for module in model.modules():
         # The attribute by which transformers' attention repeats key/value heads.
         if hasattr(module, "num_key_value_groups"):
-            module.num_key_value_groups = sizes.heads // grid.tensor // (last - first)
+            setattr(module, "num_key_value_groups", sizes.heads // grid.tensor // (last - first))  # noqa: B010  mypy
     for pattern, names in plan.divided:
         found = [module for name, module in model.named_modules() if matches(name, pattern)]
         assert found, f"no module matches {pattern}"

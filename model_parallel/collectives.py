@@ -143,9 +143,9 @@ class _Sum(torch.autograd.Function):
 
 def enter_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
     """``tensor``, equal on all tensor ranks, where each goes on with its own columns; backward sums their gradients."""
-    return _Enter.apply(tensor, group)  # type: ignore[no-any-return]
+    return _Enter.apply(tensor, group)
 
 
 def sum_over_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
     """The sum of the tensor ranks' parts; every one gets the whole gradient."""
-    return _Sum.apply(tensor, group)  # type: ignore[no-any-return]
+    return _Sum.apply(tensor, group)

@@ -39,7 +39,7 @@ class FrozenLinear(nn.Module):
         self.weight, self.bias, self.transposed = weight, bias, transposed
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _FrozenProduct.apply(inputs, self.weight, self.bias, self.transposed)  # type: ignore[no-any-return]
+        return _FrozenProduct.apply(inputs, self.weight, self.bias, self.transposed)
 
 
 class RowParallelLinear(FrozenLinear):

@@ -139,7 +139,8 @@ def _read(place: StoredTensor, cut: Cut | None) -> tuple[Tensor, int]:
             else:
                 source = tensors.get_slice(place.name)
                 leading = (slice(None),) * cut.dimension
-                pieces = [source[(*leading, slice(start, end))] for start, end in cut.ranges]
+                places = [(*leading, slice(start, end)) for start, end in cut.ranges]
+                pieces = [source[kept] for kept in places]
                 tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, cut.dimension)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{place.file.name} cannot be read ({error}); copy it anew") from None

@@ -49,6 +49,8 @@ class Backbone:
     zero: ZeroShards | None
     bytes_read: int
     """Bytes that this rank requested of the weight files."""
+    num_parameters: int
+    """Of the whole model, over all ranks, without its pooler."""
 
     @property
     def shape(self) -> PrefixShape:
@@ -161,17 +163,11 @@ def load_backbone(
     _set_dropout(config, family, dropout)
     try:
         check_heads(_sizes(config), grid.tensor, section.path)
-        model, pooler, identity, shards, bytes_read = _load(folder, config, family, section, grid, trainable, zero)
+        return _load(folder, config, family, section, grid, trainable, activation_checkpointing, zero)
     except TopologyError as error:
         raise UserError(str(error)) from None
     except WeightsError as error:
         raise UserError(f"backbone.path={section.path}: {error}{_pickle_hint(folder)}") from None
-    tokenizer = _read_tokenizer(folder, model, section)
-    open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
-    if activation_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    return Backbone(model, family, tokenizer, identity, section.path, pooler, grid, shards, bytes_read)
 
 
 def _load(
@@ -181,9 +177,10 @@ def _load(
     section: BackboneSection,
     grid: Grid,
     trainable: bool,
+    checkpointing: bool,
     zero: dict[str, Any] | None,
-) -> tuple[PreTrainedModel, nn.Module | None, str, ZeroShards | None, int]:
-    """Build on ``meta``, cut the layers, read their slices, split over the data axis, in this order.
+) -> Backbone:
+    """Build on ``meta``, cut the layers, read their slices, split over the data axis, let prefixes in, in this order.
 
     So nothing is allocated before it is as small as it gets, and ZeRO-3 sees ordinary modules.
     """
@@ -196,7 +193,8 @@ def _load(
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
     pooler, model.pooler = (getattr(model, "pooler", None) if is_pooled else None), None
     check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
-    identity = fingerprint(stored, config)
+    tokenizer = _read_tokenizer(folder, model, section)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(trainable)
     cuts = shard_modules(model, family.plan, _sizes(config), grid, freeze=zero is not None)
     shards = None if zero is None else ZeroShards(grid, zero)
@@ -207,7 +205,12 @@ def _load(
         bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
     if shards is not None:
         shards.attach(model)
-    return model, pooler, identity, shards, bytes_read
+    open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    identity = fingerprint(stored, config)
+    return Backbone(model, family, tokenizer, identity, section.path, pooler, grid, shards, bytes_read, num_parameters)
 
 
 def _rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:

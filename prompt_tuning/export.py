@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model_parallel.loading import stored_tensors
 from prompt_tuning.backbone import Backbone, fingerprint
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.files import new_folder, sha256, write_json
@@ -131,7 +132,7 @@ def _write_model(folder: Path, member: Member) -> str:
         model.set_attn_implementation(attention_name(stock))
         if hasattr(model, "pooler"):
             model.pooler = None
-    return fingerprint(folder, model.config, set(model.state_dict()), model.base_model_prefix)
+    return fingerprint(stored_tensors(folder, set(model.state_dict()), model.base_model_prefix), model.config)
 
 
 def load_prompt(folder: str | Path) -> ExportedPrompt:

@@ -11,6 +11,14 @@ from prompt_tuning.fleet import Member
 logger = logging.getLogger(__name__)
 
 
+def size(num_bytes: int) -> str:
+    """Bytes in the unit that people would use."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes} B"
+
+
 class Progress:
     """Steps of the longest member, with the mean loss of those that run."""
 

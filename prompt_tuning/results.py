@@ -163,7 +163,7 @@ def finish_member(run: Run, member: Member, test: tuple[dict[str, float], float]
             if split in member.splits
         },
         "trainable_parameters": sum(parameter.numel() for _, parameter in member.parameters),
-        "backbone_parameters": sum(weight.numel() for weight in member.backbone.model.parameters()),
+        "backbone_parameters": member.backbone.num_parameters,
         "exported_bytes": exported,
         "steps": member.step,
         "seconds": round(member.seconds, 3),

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from model_parallel.collectives import barrier, broadcast_object
+from model_parallel.collectives import barrier, broadcast_object, gather_objects
 from model_parallel.grid import Grid
+from model_parallel.memory import resident_bytes
 from prompt_tuning import checkpoint
 from prompt_tuning.backbone import Backbone, load_backbone
 from prompt_tuning.data import TaskData, load_task_data
@@ -17,7 +18,7 @@ from prompt_tuning.export import load_prompt
 from prompt_tuning.fleet import Best, Fleet, Member, StepRecord
 from prompt_tuning.initialise import start_from_prompt, start_from_text
 from prompt_tuning.model import build_prompt
-from prompt_tuning.progress import Progress
+from prompt_tuning.progress import Progress, size
 from prompt_tuning.results import MetricsLog, finish_member, write_results
 from prompt_tuning.runfile import Run
 from prompt_tuning.tasks import find_task
@@ -96,18 +97,36 @@ def _build_member(spec: Any, backbone: Backbone, cache: dict[str, TaskData]) -> 
 
 
 def prove_frozen(fleet: Fleet) -> None:
-    """Check that the backbone has no gradient, no gradient buffer and no optimizer state, and say what is trained."""
+    """Check that the backbone has no gradient, no gradient buffer and no optimizer state; say what is trained and held."""
     weights = list(fleet.backbone.model.parameters())
     if fleet.members[0].spec.config.method != "full":
         groups = [group for member in fleet.members for group in member.optimizer.param_groups]
         trained = {id(parameter) for group in groups for parameter in group["params"]}
         loose = [w for w in weights if w.requires_grad or w.grad is not None or id(w) in trained]
         assert not loose, "the backbone is not frozen"
-    total = sum(w.numel() for w in weights)
+    total = fleet.backbone.num_parameters
     for member in fleet.members:
         count = sum(p.numel() for _, p in member.parameters)
         share = 100 * count / total
         logger.info("%s: %s trained parameters, %.3f %% of the backbone's", member.name, f"{count:,}", share)
+    _say_bytes(fleet)
+
+
+def _say_bytes(fleet: Fleet) -> None:
+    """One line on what each rank holds; ranks differ by little, so the largest number of each kind stands for all."""
+    backbone, grid = fleet.backbone, fleet.grid
+    trained = sum(p.numel() * p.element_size() for member in fleet.members for _, p in member.parameters)
+    mine = (resident_bytes(backbone.model), backbone.bytes_read)
+    held, read = (max(column) for column in zip(*gather_objects(mine, grid), strict=True))
+    whole = backbone.num_parameters * next(backbone.model.parameters()).element_size()
+    logger.info(
+        "bytes per rank (tensor %d x data %d%s): backbone %s of %s (%.1f %%), trained %s, their gradients %s, AdamW %s;"
+        " read %s",
+        grid.tensor,
+        grid.data,
+        ", ZeRO-3" if backbone.zero else "",
+        *(size(held), size(whole), 100 * held / whole, size(trained), size(trained), size(2 * trained), size(read)),
+    )
 
 
 def _resume(fleet: Fleet, folder: Path, run: Run) -> int:
