@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from model_parallel.collectives import sum_over_data_ranks
-from model_parallel.grid import Grid
+from model_parallel.grid import Grid, make_grid
 from prompt_tuning.evaluate import split_logits
 from prompt_tuning.fleet import Fleet
 from prompt_tuning.runfile import Run, resolve
@@ -40,7 +40,9 @@ def make_run(raw: dict[str, Any], output: Path | str = "unused", only: str | Non
 
 
 def open_fleet(raw: dict[str, Any], grid: Grid | None = None, only: str | None = None) -> Fleet:
-    return build_fleet(make_run(raw, only=only), grid or Grid())
+    """The fleet of a run file on ``grid``'s ranks, laid out as its parallel section says."""
+    run, grid = make_run(raw, only=only), grid or Grid()
+    return build_fleet(run, make_grid(grid.rank, grid.size, grid.device, run.shared.parallel.tensor))
 
 
 def follow(fleet: Fleet, steps: int = STEPS) -> Course:
