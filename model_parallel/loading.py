@@ -51,7 +51,7 @@ def stored_tensors(folder: Path, wanted: set[str], base_prefix: str) -> dict[str
                     if name in wanted:
                         found[name] = StoredTensor(file, stored, tuple(tensors.get_slice(stored).get_shape()))
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{file.name} cannot be read ({error}); copy it anew") from None
+            raise WeightsError(f"the weights cannot be loaded: {file.name}: {error}; copy it anew") from None
     return found
 
 
@@ -59,7 +59,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
-        raise WeightsError(f"no {SINGLE} and no {INDEX} there")
+        raise WeightsError(f"no {SINGLE} there")
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -143,5 +143,5 @@ def _read(place: StoredTensor, cut: Cut | None) -> tuple[Tensor, int]:
                 pieces = [source[kept] for kept in places]
                 tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, cut.dimension)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{place.file.name} cannot be read ({error}); copy it anew") from None
+        raise WeightsError(f"the weights cannot be loaded: {place.file.name}: {error}; copy it anew") from None
     return tensor, tensor.numel() * tensor.element_size()

@@ -184,10 +184,13 @@ def _load(
 
     So nothing is allocated before it is as small as it gets, and ZeRO-3 sees ordinary modules.
     """
-    with torch.device("meta"):
-        model = AutoModel.from_config(
-            config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
-        )
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(
+                config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
+            )
+    except Exception as error:  # the modelling files raise kinds of their own
+        raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)

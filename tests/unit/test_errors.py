@@ -59,8 +59,16 @@ MISTAKES = [
     ({"task": {"kind": "classification", "texts": "t"}}, "task.texts", "did you mean `text`?"),
     ({"task": "classification"}, "describes your own data", '{"kind": "classification"'),
     ({"data": {"template": "nope"}}, "data.template='nope'", "choose plain"),
-    ({"parallel": {"tensor": 2}}, "tensor=2", "use 1"),
-    ({"parallel": {"zero": True}}, "zero=true", "use false"),
+    ({"parallel": {"tensor": 0}}, "parallel.tensor: 0", "greater than 0"),
+    ({"method": "full", "parallel": {"tensor": 2}}, "parallel: method 'full' trains", "use tensor 1 and zero false"),
+    ({"method": "full", "parallel": {"zero": True}}, "parallel: method 'full'", "use tensor 1 and zero false"),
+    ({"deepspeed": {"offload_param": {"device": "cpu"}}}, "ZeRO-3, which is off", "set parallel.zero to true"),
+    (
+        {"parallel": {"zero": True}, "deepspeed": {"offload_param": {"device": "nvme"}}},
+        "nvme_path is missing",
+        "name a folder",
+    ),
+    ({"deepspeed": {"zero_hpz_partition_sizes": 2}}, "unknown key", "did you mean `zero_hpz_partition_size`?"),
     ({"method": "deep"}, 'method: "deep"', "deep_prompt"),
     (
         {"method": "shallow_prompt", "prompt": {"positions": "from_zero"}},
@@ -125,9 +133,9 @@ def test_a_mistake_is_named_with_value_and_remedy(raw, tmp_path, change, what, r
 def test_all_problems_of_a_file_are_reported_at_once(raw, tmp_path):
     """Also those that concern several keys or several members."""
     wrong = {**raw, "optimiser": {}, "prompt": {"length": -1}, "method": "x", "data": {"template": "y"}}
-    message = problem(tmp_path, {**wrong, "parallel": {"tensor": 2, "zero": True}})
-    assert "6 problems" in message
-    for part in ("optimiser", "prompt.length: -1", 'method: "x"', "data.template='y'", "tensor=2", "zero=true"):
+    message = problem(tmp_path, {**wrong, "parallel": {"tensor": 0}})
+    assert "5 problems" in message
+    for part in ("optimiser", "prompt.length: -1", 'method: "x"', "data.template='y'", "tensor: 0"):
         assert message.count(part) == 1
     fleet = {"members": [{"promt": {}}, {"prompt": {"length": 0}}, {"backbone": {}}, {"extends": "x.json"}]}
     message = problem(tmp_path, {**raw, "fleet": fleet})
