@@ -149,6 +149,10 @@ class Fleet:
         }
         self.prompt_lengths = np.array([m.prompt.length for m in members])
         self.reaches_backbone = np.array([m.prompt.reaches_backbone or m.spec.config.method == "full" for m in members])
+        # ZeRO-3 gathers a layer's weights for its backward, which all ranks must do together whichever members' rows they
+        # have: where members' gradients end in different layers, all go down to the word embeddings.
+        depths = {m.prompt.first_layer for m in members if m.prompt.reaches_backbone}
+        self.from_input = backbone.zero is not None and len(depths) > 1
         self.pad_token = backbone.pad_token
         # Without backbone dropout, what a head alone sees of a text never changes.
         self.frozen = {
@@ -229,7 +233,13 @@ class Fleet:
                     seed = rng.key(self.members[0].seed, "backbone dropout", step, number, self.grid.data_rank)
                     torch.manual_seed(seed)
                 prompts = [self.members[m].prompt for m in batch.members]
-                outputs = member_logits(self.backbone, prompts, batch, self._row_keys(batch))
+                outputs = member_logits(
+                    self.backbone,
+                    prompts,
+                    batch,
+                    self._row_keys(batch),
+                    self.from_input and any(p.reaches_backbone for p in prompts),
+                )
                 total = batch.weights.new_zeros(())
                 for member, logits, (span, _) in zip(batch.members, outputs, batch.spans, strict=True):
                     loss = _loss(logits, batch.labels[span], batch.weights[span])

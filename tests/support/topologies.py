@@ -28,13 +28,18 @@ def open_sharded(
     shared = make_grid(grid.rank, grid.size, grid.device, tensor)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls torch by old names
     backbone = load_backbone(section, shared, zero=(settings or QUIET) if zero else None, **options)
-    for module in backbone.model.modules():
-        if dtype == "float64" and type(module).__name__.endswith("RMSNorm"):
-            module.forward = MethodType(exact_norm, module)
+    if dtype == "float64":
+        exact_norms(backbone.model)
     return backbone
 
 
-def exact_norm(module: Any, hidden: Tensor) -> Tensor:
+def exact_norms(model: Any) -> None:
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(_exact_norm, module)
+
+
+def _exact_norm(module: Any, hidden: Tensor) -> Tensor:
     """RMSNorm in the type of its input. Stock ones round to float32, which turns a last bit of float64 into one of float32."""
     return module.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
 

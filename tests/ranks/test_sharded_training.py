@@ -1,0 +1,109 @@
+"""Training over tensor ranks and ZeRO-3 is the same training as on one process (DESIGN, section 6), resumed ones too."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+
+import pytest
+
+from model_parallel.grid import make_grid
+from prompt_tuning import trainer
+from tests.ranks.test_resume import Stopped, results
+from tests.support.fleets import assert_same_course, follow, make_run, open_fleet
+from tests.support.ranks import run_ranks
+from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
+from tests.support.topologies import exact_norms
+
+TOPOLOGIES = {"tensor 2 x zero 2": {"tensor": 2, "zero": True}, "tensor 4": {"tensor": 4}, "zero 4": {"zero": True}}
+DTYPES = ("float64", "float32")
+SHARDED = TOPOLOGIES["tensor 2 x zero 2"]
+
+
+@pytest.fixture(scope="module")
+def raws(tmp_path_factory):
+    """Run files by name. 17 texts in eights and 13 questions in fours leave one example for an epoch's last step."""
+    folder = tmp_path_factory.mktemp("sharded")
+    texts = make_texts(folder / "texts", {"train": 17, "dev": 10, "test": 5})
+    copa = {"task": "copa", "data": {"path": str(make_copa(folder / "copa"))}, "train": {"batch_size": 4, "seed": 12}}
+    members = [
+        {"name": "deep", "prompt": {"length": 5, "dropout": 0.3}},
+        {"name": "mlp", "prompt": {"length": 3, "reparameterisation": "mlp", "projection_width": 8}},
+        {"name": "shallow", "method": "shallow_prompt", "prompt": {"length": 4, "dropout": 0.1}},
+        {"name": "choice", **copa},
+    ]
+    bert, glm = (make_backbone(folder / name, name, vocab_size=83) for name in ("bert", "glm4"))
+    return {
+        "bert": run_json(bert, texts, fleet={"members": members}),
+        "copa": run_json(bert, texts, **copa),
+        "glm": run_json(glm, texts, prompt={"init": "text"}),
+        "checkpointing": run_json(bert, texts, train={"activation_checkpointing": True}),
+        "head": run_json(bert, texts, method="head"),
+    }
+
+
+def with_parallel(raw, parallel, dtype):
+    return {**raw, "parallel": parallel, "backbone": {**raw["backbone"], "dtype": dtype}}
+
+
+def follow_all(grid, raws, topologies):
+    courses = {}
+    for name, (label, parallel), dtype in itertools.product(raws, topologies.items(), DTYPES):
+        fleet = open_fleet(with_parallel(raws[name], parallel, dtype), grid)
+        if dtype == "float64":
+            exact_norms(fleet.backbone.model)
+        courses[name, label, dtype] = follow(fleet)
+    return courses
+
+
+@pytest.fixture(scope="module")
+def alone(raws):
+    (courses,) = run_ranks(1, follow_all, raws, {"alone": {}}, timeout_seconds=60)
+    return courses
+
+
+@pytest.mark.parametrize("label", TOPOLOGIES)
+def test_training_over_four_ranks_equals_one_process(raws, alone, label):
+    ranks = run_ranks(4, follow_all, raws, {label: TOPOLOGIES[label]}, timeout_seconds=60)
+    for name, dtype in itertools.product(raws, DTYPES):
+        for rank in ranks:
+            assert_same_course(rank[name, label, dtype], alone[name, "alone", dtype], dtype)
+
+
+def train_run(grid, raw, output, stop):
+    """Train a run on this grid; ``stop`` ends the job behind its first checkpoint."""
+
+    def leave(grid):
+        meet(grid)
+        raise Stopped
+
+    run = make_run(raw, output)
+    shared = make_grid(grid.rank, grid.size, grid.device, run.shared.parallel.tensor)
+    meet = trainer.barrier
+    if not stop:
+        trainer.train(run, shared)
+        return
+    trainer.barrier = leave
+    with pytest.raises(Stopped):
+        trainer.train(run, shared)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 1), (1, 4)])
+def test_a_run_goes_on_over_other_ranks(raws, tmp_path, first, second):
+    """From tensor 2 x ZeRO 2 to one process, and back."""
+    plain = {**raws["bert"], "train": {"max_steps": 12, "eval_steps": 4, "checkpoint_steps": 5, "batch_size": 8}}
+    plain["train"]["backbone_dropout"] = False
+    files = {1: plain, 4: {**plain, "parallel": SHARDED}}
+    run_ranks(1, train_run, plain, tmp_path / "whole", False)
+    run_ranks(first, train_run, files[first], tmp_path / "stopped", True)
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step-000005"]
+    shutil.copytree(tmp_path / "stopped", tmp_path / "resumed")
+    run_ranks(second, train_run, files[second], tmp_path / "resumed", False)
+    (prompts, lines), (expected_prompts, expected_lines) = results(tmp_path / "resumed"), results(tmp_path / "whole")
+    assert len(prompts) == 4
+    for member, tensors in expected_prompts.items():
+        for name, tensor in tensors.items():
+            assert (prompts[member][name] - tensor).abs().max() < 1e-8, f"{member}: {name}"
+        for line, expected in zip(lines[member], expected_lines[member], strict=True):
+            assert abs(line["loss"] - expected["loss"]) < 1e-8
+            assert line.get("metrics") == expected.get("metrics")
