@@ -1,0 +1,153 @@
+"""What stays in memory between steps is each rank's share, and what is gathered does not grow with the fleet."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_parallel.grid import Grid, make_grid
+from model_parallel.memory import resident_numel
+from prompt_tuning.backbone import load_backbone
+from prompt_tuning.config import BackboneSection
+from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import evaluate
+from tests.support.fleets import open_fleet
+from tests.support.ranks import run_ranks
+from tests.support.tiny import make_backbone, make_texts, run_json
+from tests.support.topologies import QUIET, one_pass, open_sharded
+
+# Thin and deep, as real ones are: norms and row biases, which tensor ranks keep whole, are few.
+SHAPES = {
+    "bert": {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 600, "max_position_embeddings": 32},
+    "llama": {"hidden_size": 64, "intermediate_size": 224, "vocab_size": 600, "num_key_value_heads": 4},
+    "glm4": {"hidden_size": 64, "intermediate_size": 224, "vocab_size": 600},
+}
+TOPOLOGIES = [(2, True), (1, True), (4, False), (2, False)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_texts(tmp_path_factory.mktemp("residency") / "texts", {"train": 17, "dev": 10})
+
+
+def count(grid, raw, topologies):
+    """Share of the model that stays after a step, an evaluation and a failed step; the most held during a step; share read."""
+    found = {}
+    for tensor, zero in topologies:
+        for checkpointing in (False, True):
+            train = {**raw["train"], "activation_checkpointing": checkpointing}
+            sections = {"parallel": {"tensor": tensor, "zero": zero}, "train": train}
+            if zero:
+                sections["deepspeed"] = {"stage3_prefetch_bucket_size": 0}
+            fleet = open_fleet({**raw, **sections}, grid)
+            backbone = fleet.backbone
+
+            def share(backbone=backbone):
+                return resident_numel(backbone.model) / backbone.num_parameters
+
+            shares = [share()]
+            for step in range(3):
+                fleet.train_step([0])
+                fleet.members[0].step = step + 1
+                shares.append(share())
+            evaluate(fleet, [0], "dev")
+            shares.append(share())
+            shares.append(fail_a_step(fleet, share))
+            fleet.train_step([0])
+            shares.append(share())
+            peak = shares[0] + (backbone.zero.peak_numel / backbone.num_parameters if backbone.zero else 0)
+            found[tensor, zero, checkpointing] = (shares, peak, backbone.bytes_read / 4 / backbone.num_parameters)
+    return found
+
+
+def fail_a_step(fleet, share):
+    """An error inside the last layer's attention."""
+    attention = fleet.backbone.family.attention_modules(fleet.backbone.model)[-1]
+
+    def fail(*_):
+        raise ArithmeticError
+
+    hook = attention.register_forward_pre_hook(fail)
+    with pytest.raises(ArithmeticError):
+        fleet.train_step([0])
+    hook.remove()
+    return share()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_between_steps_a_rank_holds_its_share(tmp_path, data, name):
+    # With a head that reads the first token, no pooler is read beside the model.
+    folder = make_backbone(tmp_path / name, name, with_pooler=False, num_hidden_layers=4, **SHAPES[name])
+    raw = run_json(folder, data, backbone={"dtype": "float32"}, head={"pooling": "first"})
+    # GLM-4 has fewer key/value heads than 4 ranks, which then keep some twice.
+    topologies = [(tensor, zero) for tensor, zero in TOPOLOGIES if (name, tensor) != ("glm4", 4)]
+    for rank, found in enumerate(run_ranks(4, count, raw, topologies)):
+        for (tensor, zero, checkpointing), (shares, peak, read) in found.items():
+            data_ranks = 4 // tensor
+            expected = 1 / (tensor * (data_ranks if zero else 1))
+            for share in shares:
+                assert abs(share / expected - 1) < 0.05, (tensor, zero, checkpointing, shares)
+            assert peak < expected + 0.6 / tensor, "a step gathers nearly the whole model"
+            reads = rank // tensor == 0
+            assert abs(read * tensor - 1) < 0.05 if reads else read == 0
+
+
+def gathered(grid, raws):
+    found = {}
+    for name, raw in raws.items():
+        fleet = open_fleet(raw, grid)
+        everyone = list(range(len(fleet.members)))
+        numbers = []
+        for _ in range(4):
+            before = fleet.backbone.zero.gathered_numel
+            fleet.train_step(everyone)
+            numbers.append(fleet.backbone.zero.gathered_numel - before)
+        found[name] = numbers[-1]
+    return found
+
+
+def test_gathers_of_a_step_do_not_grow_with_the_members(tmp_path, data):
+    backbone = make_backbone(tmp_path / "bert", "bert")
+    alone = run_json(backbone, data, parallel={"tensor": 2, "zero": True})
+    raws = {str(n): {**alone, "fleet": {"seeds": list(range(n))}} for n in (1, 4, 8)}
+    for found in run_ranks(4, gathered, raws):
+        assert found["1"] > 0
+        assert found["1"] == found["4"] == found["8"]
+
+
+def use_settings(grid, folder, settings):
+    """Hidden states under DeepSpeed settings, and where the parts are."""
+    backbone = open_sharded(folder, make_grid(grid.rank, grid.size, grid.device), 1, True, settings={**QUIET, **settings})
+    return one_pass(backbone)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"offload_param": {"device": "cpu", "pin_memory": False}},
+        {"zero_hpz_partition_size": 2},
+        {"stage3_prefetch_bucket_size": 10**6, "stage3_max_reuse_distance": 10**6},
+        {"stage3_max_live_parameters": 10},
+    ],
+    ids=["offload", "hpz", "prefetch", "few live"],
+)
+def test_deepspeed_settings_do_not_change_the_numbers(tmp_path, settings):
+    folder = make_backbone(tmp_path, "bert")
+    alone = one_pass(open_sharded(folder, Grid(), 1, False))
+    for rank in run_ranks(4, use_settings, folder, settings):
+        for found, expected in zip(rank, alone, strict=True):
+            assert ((found - expected).norm() / expected.norm()).item() < 1e-10
+
+
+def refuse(grid, folder, tensor, settings):
+    with pytest.raises(UserError) as caught:
+        load_backbone(
+            BackboneSection(path=str(folder)), make_grid(grid.rank, grid.size, grid.device, tensor), zero=settings
+        )
+    return str(caught.value)
+
+
+def test_settings_that_do_not_fit_the_grid_are_one_sentence(tmp_path):
+    folder = make_backbone(tmp_path, "bert")
+    assert "set one of the two to 1" in run_ranks(4, refuse, folder, 2, {"zero_hpz_partition_size": 2})[0]
+    assert "does not divide the 2 data ranks" in run_ranks(2, refuse, folder, 1, {"zero_hpz_partition_size": 3})[0]
+    assert "this is a CPU" in run_ranks(1, refuse, folder, 1, {"zero_quantized_weights": True})[0]
