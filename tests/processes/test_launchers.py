@@ -146,3 +146,38 @@ def test_resume_needs_a_checkpoint(job, tmp_path, left):
     assert code == 1
     assert_one_clear_message(output, "--resume: ")
     assert "has no checkpoint" in output
+
+
+@pytest.mark.parametrize("launch", [torchrun, deepspeed])
+def test_tensor_and_zero_ranks_equal_one_process(job, tmp_path, launch):
+    config, one = job
+    options = ("--set", "parallel.tensor=2", "--set", "parallel.zero=true")
+    code, output = finish(*launch("--config", config, "--output", tmp_path / "four", *options, ranks=4))
+    assert code == 0, output
+    assert output.count("bytes per rank (tensor 2 x data 2, ZeRO-3): backbone") == 1
+    assert_equal_results(tmp_path / "four", one)
+
+
+def test_zero_on_one_process_is_allowed(job, tmp_path):
+    """There is nothing to split, but there may be a CPU or a disk to keep the backbone on."""
+    config, one = job
+    offload = ("--set", "parallel.zero=true", "--set", 'deepspeed.offload_param={"device": "cpu"}')
+    code, output = finish(*python("--config", config, "--output", tmp_path / "one", *offload))
+    assert code == 0, output
+    assert_equal_results(tmp_path / "one", one)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (3, "parallel.tensor=3 needs a multiple of 3 ranks, but the job has 2; start 3"),
+        (2, "parallel.tensor=2 does not divide the 3 heads of"),
+    ],
+)
+def test_a_bad_topology_is_one_sentence(tmp_path, tensor, message):
+    backbone = make_backbone(tmp_path / "backbone", "bert", num_attention_heads=3, hidden_size=48)
+    raw = run_json(backbone, make_texts(tmp_path / "texts"), parallel={"tensor": tensor})
+    config = write_run(tmp_path / "run.json", raw)
+    code, output = finish(*torchrun("--config", config, "--output", tmp_path / "out"))
+    assert code != 0
+    assert_one_clear_message(output, message)

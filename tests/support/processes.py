@@ -54,14 +54,14 @@ def python(*options: str | Path) -> list[str | Path]:
     return [sys.executable, WORKER, *options]
 
 
-def torchrun(*options: str | Path) -> list[str | Path]:
-    """The worker on two ranks, started by torchrun."""
-    return [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", free_port(), WORKER, *options]
+def torchrun(*options: str | Path, ranks: int = 2) -> list[str | Path]:
+    """The worker on some ranks, started by torchrun."""
+    return [BIN / "torchrun", "--nproc-per-node", str(ranks), "--master-port", free_port(), WORKER, *options]
 
 
-def deepspeed(*options: str | Path) -> list[str | Path]:
-    """The worker on two ranks, started by DeepSpeed."""
-    return [BIN / "deepspeed", "--num_gpus", "2", "--master_port", free_port(), WORKER, *options]
+def deepspeed(*options: str | Path, ranks: int = 2) -> list[str | Path]:
+    """The worker on some ranks, started by DeepSpeed."""
+    return [BIN / "deepspeed", "--num_gpus", str(ranks), "--master_port", free_port(), WORKER, *options]
 
 
 def free_port() -> str:
