@@ -41,6 +41,8 @@ class ZeroShards:
     def __init__(self, grid: Grid, settings: dict[str, Any]) -> None:
         check_settings(settings, grid)
         _start_deepspeed(grid)
+        if settings.get("offload_param", {}).get("device") == "nvme":
+            _check_disk_access()
         from deepspeed.runtime.zero.partition_parameters import Init
 
         self.grid, self.settings = grid, settings
@@ -139,6 +141,16 @@ class ZeroShards:
             return partition(*args, **kwargs)
 
         return counted
+
+
+def _check_disk_access() -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible():
+        raise TopologyError(
+            "deepspeed.offload_param.device='nvme' needs DeepSpeed's async_io, which cannot be built here; install libaio"
+            " with its headers (Debian: libaio-dev) and a C++ compiler, or use 'cpu'"
+        )
 
 
 def _start_deepspeed(grid: Grid) -> None:

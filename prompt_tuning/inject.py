@@ -52,12 +52,12 @@ def prefix_attention(
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
         attention_mask = prefix.extend_mask(layer, attention_mask)
-    with _own_dropout(getattr(module, TENSOR_RANK), kwargs.get("dropout", 0.0), query.device):
+    with own_dropout(getattr(module, TENSOR_RANK), kwargs.get("dropout", 0.0), query.device):
         return kernel(module, query, key, value, attention_mask, **kwargs)
 
 
 @contextmanager
-def _own_dropout(tensor_rank: int | None, rate: float, device: torch.device) -> Iterator[None]:
+def own_dropout(tensor_rank: int | None, rate: float, device: torch.device) -> Iterator[None]:
     """Let tensor ranks, which share one random state, drop different attention weights: their heads are different ones.
 
     The state moves on by one draw on every rank, so that hidden dropout stays equal, and recomputation sees the same.

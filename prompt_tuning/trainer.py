@@ -50,6 +50,9 @@ def train(run: Run, grid: Grid) -> dict[str, Any]:
                     checkpoint.save(checkpoints, fleet, step, run.experiment(), run.shared.train.keep_checkpoints)
                 barrier(grid)
     log.close()
+    if fleet.backbone.zero is not None:
+        most = fleet.backbone.zero.peak_numel / fleet.backbone.num_parameters
+        logger.info("ZeRO-3 gathered at most %.1f %% of the backbone at once on this rank", 100 * most)
     return _results(run, fleet)
 
 

@@ -138,6 +138,20 @@ def test_deepspeed_settings_do_not_change_the_numbers(tmp_path, settings):
             assert ((found - expected).norm() / expected.norm()).item() < 1e-10
 
 
+def test_parts_on_disk_do_not_change_the_numbers(tmp_path):
+    builder = pytest.importorskip("deepspeed.ops.op_builder").AsyncIOBuilder()
+    if not builder.is_compatible():
+        pytest.skip("DeepSpeed's async_io cannot be built here (libaio-dev)")
+    settings = {"offload_param": {"device": "nvme", "nvme_path": str(tmp_path), "pin_memory": False, "buffer_count": 64}}
+    folder = make_backbone(tmp_path / "model", "bert")
+    alone = one_pass(open_sharded(folder, Grid(), 1, False))
+    # Compiled by one rank first, so that the others find it ready.
+    for size in (1, 2):
+        for rank in run_ranks(size, use_settings, folder, settings, timeout_seconds=300):
+            for found, expected in zip(rank, alone, strict=True):
+                assert ((found - expected).norm() / expected.norm()).item() < 1e-10
+
+
 def refuse(grid, folder, tensor, settings):
     with pytest.raises(UserError) as caught:
         load_backbone(

@@ -6,9 +6,11 @@ import itertools
 import shutil
 
 import pytest
+import torch
 
-from model_parallel.grid import make_grid
+from model_parallel.grid import Grid, make_grid
 from prompt_tuning import trainer
+from prompt_tuning.inject import own_dropout
 from tests.ranks.test_resume import Stopped, results
 from tests.support.fleets import assert_same_course, follow, make_run, open_fleet
 from tests.support.ranks import run_ranks
@@ -68,6 +70,42 @@ def test_training_over_four_ranks_equals_one_process(raws, alone, label):
     for name, dtype in itertools.product(raws, DTYPES):
         for rank in ranks:
             assert_same_course(rank[name, label, dtype], alone[name, "alone", dtype], dtype)
+
+
+def follow_with_dropout(grid, raw):
+    """Courses with the backbone's own dropout, plain and checkpointed, and the first step's keep masks of attention."""
+    courses = []
+    for checkpointing in (False, True):
+        train = {**raw["train"], "backbone_dropout": True, "activation_checkpointing": checkpointing}
+        courses.append(follow(open_fleet({**raw, "train": train}, grid), steps=3))
+    return courses
+
+
+def test_dropout_keeps_tensor_ranks_together_and_recomputation_exact(raws):
+    """Hidden dropout must be equal over the tensor axis, or the ranks' hidden states, and with them the heads, part."""
+    raw = with_parallel(raws["copa"], {"tensor": 2}, "float64")
+    ranks = run_ranks(2, follow_with_dropout, raw)
+    plain, checkpointed = ranks[0]
+    assert plain.losses == ranks[1][0].losses == checkpointed.losses
+    for name, tensors in plain.end.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, ranks[1][0].end[name][key])
+            assert torch.equal(tensor, checkpointed.end[name][key])
+
+
+def dropped(grid):
+    """What attention dropout and hidden dropout each make of ones, under one seed."""
+    torch.manual_seed(5)
+    ones = torch.ones(1000)
+    with own_dropout(grid.tensor_rank, 0.5, grid.device):
+        attention = torch.nn.functional.dropout(ones, 0.5)
+    return attention, torch.nn.functional.dropout(ones, 0.5)
+
+
+def test_attention_dropout_differs_over_tensor_ranks_and_hidden_dropout_does_not():
+    (first, hidden), (second, same) = (dropped(Grid(rank, 2, tensor=2)) for rank in range(2))
+    assert torch.equal(hidden, same)
+    assert 0.4 < (first == second).double().mean() < 0.6
 
 
 def train_run(grid, raw, output, stop):
