@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from model_parallel.grid import Grid, TopologyError
@@ -38,7 +39,7 @@ class ZeroShards:
     ``gathered_numel`` counts what this rank has gathered so far, ``peak_numel`` the most that was gathered at once.
     """
 
-    def __init__(self, grid: Grid, settings: dict[str, Any]) -> None:
+    def __init__(self, grid: Grid, settings: dict[str, Any], dtype: torch.dtype) -> None:
         check_settings(settings, grid)
         _start_deepspeed(grid)
         if settings.get("offload_param", {}).get("device") == "nvme":
@@ -61,6 +62,7 @@ class ZeroShards:
             data_parallel_group=self._group(),
             config_dict_or_path=self.config,
             mem_efficient_linear=False,
+            dtype=dtype,
         )
         self._parameters: list[nn.Parameter] = []
         self._offload: Any = None

@@ -142,7 +142,8 @@ def test_parts_on_disk_do_not_change_the_numbers(tmp_path):
     builder = pytest.importorskip("deepspeed.ops.op_builder").AsyncIOBuilder()
     if not builder.is_compatible():
         pytest.skip("DeepSpeed's async_io cannot be built here (libaio-dev)")
-    settings = {"offload_param": {"device": "nvme", "nvme_path": str(tmp_path), "pin_memory": False, "buffer_count": 64}}
+    offload = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 64, "buffer_size": 100_000}
+    settings = {"offload_param": offload}
     folder = make_backbone(tmp_path / "model", "bert")
     alone = one_pass(open_sharded(folder, Grid(), 1, False))
     # Compiled by one rank first, so that the others find it ready.
