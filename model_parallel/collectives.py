@@ -62,21 +62,19 @@ def sum_over_data_ranks(tensor: Tensor, grid: Grid) -> Tensor:
 
 def gather_over_data_ranks(value: Any, grid: Grid) -> list[Any]:
     """``value`` of every rank of the data axis, in order, on each of them."""
-    if grid.data == 1:
-        return [value]
-    values: list[Any] = [None] * grid.data
-    with _collective():
-        dist.all_gather_object(values, value, group=grid.data_group)
-    return values
+    return _gather(value, grid.data, grid.data_group)
 
 
 def gather_objects(value: Any, grid: Grid) -> list[Any]:
     """``value`` of every rank of the grid, in rank order, on every rank."""
-    if grid.size == 1:
-        return [value]
-    values: list[Any] = [None] * grid.size
-    with _collective():
-        dist.all_gather_object(values, value)
+    return _gather(value, grid.size, None)
+
+
+def _gather(value: Any, size: int, group: Any) -> list[Any]:
+    values: list[Any] = [value] * size
+    if size > 1:
+        with _collective():
+            dist.all_gather_object(values, value, group=group)
     return values
 
 

@@ -18,7 +18,6 @@ def resident_numel(model: nn.Module) -> int:
     for parameter in model.parameters():
         shard = getattr(parameter, "ds_tensor", None)
         total += parameter.numel() if shard is None else parameter.data.numel() + shard.numel()
-        # After it was gathered, a freed parameter still has one number of padding; a gathered one has all.
     return total
 
 

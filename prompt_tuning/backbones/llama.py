@@ -3,15 +3,19 @@
 from model_parallel.plan import Plan, columns, rows, vocabulary
 from prompt_tuning.backbones import Family
 
+EMBEDDING_AND_ATTENTION = (
+    vocabulary("embed_tokens"),
+    columns("layers.*.self_attn.q_proj", "heads"),
+    columns("layers.*.self_attn.[kv]_proj", "key_value_heads"),
+    rows("layers.*.self_attn.o_proj", "heads"),
+)
+
 FAMILY = Family(
     model_types=("llama", "mistral", "qwen2", "qwen3"),
     attention_modules=lambda model: [layer.self_attn for layer in model.layers],
     plan=Plan(
         rules=(
-            vocabulary("embed_tokens"),
-            columns("layers.*.self_attn.q_proj", "heads"),
-            columns("layers.*.self_attn.[kv]_proj", "key_value_heads"),
-            rows("layers.*.self_attn.o_proj", "heads"),
+            *EMBEDDING_AND_ATTENTION,
             columns("layers.*.mlp.gate_proj"),
             columns("layers.*.mlp.up_proj"),
             rows("layers.*.mlp.down_proj"),
