@@ -17,6 +17,7 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone import find_folder
 from prompt_tuning.data import load_task_data
 from prompt_tuning.fleet import Fleet, Member
+from prompt_tuning.kinds import Encoding
 from prompt_tuning.model import build_prompt, member_logits
 from prompt_tuning.packing import Items, Pool, lay_out
 from prompt_tuning.runfile import MemberSpec, Run, RunFile
@@ -101,7 +102,7 @@ def separate_fleets(fleet: Fleet) -> list[Fleet]:
     """Every member's like, untrained and alone, over the same backbone."""
     alone = []
     for member in fleet.members:
-        prompt = build_prompt(member.spec.config, fleet.backbone, len(member.labels), member.task.kind)
+        prompt = build_prompt(member.spec.config, fleet.backbone, len(member.labels), member.kind)
         prompt.to(fleet.grid.device)
         like = Member(member.spec, member.task, member.labels, member.splits, prompt, fleet.backbone)
         alone.append(Fleet(fleet.backbone, [like], fleet.grid))
@@ -115,7 +116,7 @@ def peft_batches(settings: Settings, static_padding: bool) -> list[dict[str, Ten
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(find_folder(settings.backbone))
     limits = {"train": settings.num_steps * settings.batch_size, "dev": 1, "test": 1}
-    features = load_task_data(find_task("boolq"), tokenizer, settings.data, MAX_LENGTH, limits=limits).splits["train"]
+    features = load_task_data(find_task("boolq"), tokenizer, settings.data, Encoding(MAX_LENGTH), limits=limits).splits["train"]
     order = rng.permutation(rng.key(SEED, "order", 0), len(features)).numpy()
     pool, batches = Pool([features]), []
     for examples in np.split(order, settings.num_steps):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,21 +150,20 @@ def evaluate(options: argparse.Namespace) -> int:
             f"--task {options.task}: the prompt answers {exported.task.name} ({', '.join(exported.labels)}),"
             f" not {task.name}; leave --task out or give the prompt's own"
         )
-    template = exported.manifest["template"] if task.name == exported.task.name else None
+    template = exported.encoding.template if task.name == exported.task.name else None
     data = load_task_data(
         task,
         model.backbone.tokenizer,
         options.data,
-        exported.manifest["max_length"],
-        template,
+        replace(exported.encoding, template=template),
         splits=(options.split,),
         labels=exported.labels,
     )
     if options.split not in data.splits:
         raise UserError(f"the {options.split} split of {options.data or task.name} is missing or has no labels")
     features = data.splits[options.split]
-    (logits,) = model.logits([0], [features])
-    metrics, loss = score(task.metrics, logits, features.labels)
+    (outputs,) = model.outputs([0], [features])
+    metrics, loss = score(task, features, outputs, exported.labels)
     result: dict[str, Any] = {"task": task.name, "split": options.split, "examples": len(features)}
     print(json.dumps({**result, "metrics": metrics, "loss": loss}, indent=2))
     return 0

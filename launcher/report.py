@@ -34,7 +34,9 @@ def print_report(result: dict[str, Any], folder: Path) -> None:
             _spread([member["best"]["metrics"][metric] for member in good]),
             _spread([member["test"][metric] for member in good if member["test"] is not None]),
             _range([member["trainable_parameters"] for member in members]),
-            f"{100 * members[0]['trainable_parameters'] / members[0]['backbone_parameters']:.3f} %",
+            "all"
+            if method == "full"
+            else f"{100 * members[0]['trainable_parameters'] / members[0]['backbone_parameters']:.3f} %",
             _range([member["exported_bytes"] for member in good]),
         )
         if task not in shown and good:

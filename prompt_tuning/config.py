@@ -35,9 +35,16 @@ class DataSection(Section):
         None, min_length=1, description="Folder of the task's files, or a hub id; None: the task's own hub id."
     )
     max_length: int = Field(128, gt=0, description="Tokens kept of a text (pair), special tokens included.")
+    stride: int = Field(128, ge=0, description="Tokens that neighbouring windows of a long context share (span tasks).")
     template: str | None = Field(None, description="Name of one of the task's templates; None: the task's first.")
     max_train_examples: int | None = Field(None, gt=0, description="Use only the first so many training examples.")
     max_eval_examples: int | None = Field(None, gt=0, description="Use only the first so many of dev and of test.")
+    held_out: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training rows held out to select on, so that dev is only reported, as test/dev.",
+    )
 
 
 class PromptSection(Section):
@@ -60,7 +67,7 @@ class PromptSection(Section):
 
 class HeadSection(Section):
     pooling: Literal["pooler", "first", "mean", "last"] | None = Field(
-        None, description="What the head sees; None: the family's own (pooler for BERT, last for LLaMA)."
+        None, description="What the head sees of a text; None: the family's own. Tagging and span tasks see all tokens."
     )
 
 
@@ -181,7 +188,9 @@ class FleetSection(Section):
 
 class Published(Section):
     metric: str = Field(description="Metric of the published number.")
-    value: float = Field(description="Published result, in the unit of the source (per cent).")
+    split: str = Field("dev", description="Split it was measured on: dev, test or test/<name>.")
+    value: float = Field(description="Published result, in per cent.")
+    by: Literal["paper", "rerun"] = Field(description="paper: P-tuning v2's; rerun: of its released code.")
     source: str = Field(description="Where the number stands.")
 
 

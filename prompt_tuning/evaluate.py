@@ -1,4 +1,4 @@
-"""Logits of whole splits over all ranks, and the metrics computed from them."""
+"""Outputs of whole splits over all ranks, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -6,56 +6,81 @@ import numpy as np
 import torch
 
 from model_parallel.collectives import gather_over_data_ranks
-from prompt_tuning.fleet import Fleet
-from prompt_tuning.metrics import METRICS
+from prompt_tuning.features import Features
+from prompt_tuning.fleet import Fleet, Member, targets
+from prompt_tuning.kinds import Kind, find_kind
 from prompt_tuning.model import member_logits
+from prompt_tuning.tasks import Task
 
 
 @torch.no_grad()
-def split_logits(fleet: Fleet, members: list[int], split: str) -> dict[int, np.ndarray]:
-    """Logits of every example of a split for some members: float64 [examples, outputs], the same on every rank."""
+def split_outputs(fleet: Fleet, members: list[int], split: str) -> dict[int, np.ndarray]:
+    """What some members' kinds keep of the logits of a split, the same on every rank.
+
+    float64 [examples, outputs], or [tokens of the split, k] where a kind asks every token.
+    """
     fleet.backbone.model.eval()
-    counts = {m: len(fleet.members[m].splits[split]) for m in members}
-    parts = [(m, np.arange(counts[m]), 1.0) for m in members if m not in fleet.frozen]
+    features = {m: fleet.members[m].splits[split] for m in members}
+    parts = [(m, np.arange(len(features[m])), 1.0) for m in members if m not in fleet.frozen]
     found = []
     with fleet.backbone.at_work():
         for batch in fleet.batches(split, parts):
             outputs = member_logits(fleet.backbone, [fleet.members[m].prompt for m in batch.members], batch)
-            for member, logits, (examples, _) in zip(batch.members, outputs, batch.spans, strict=True):
-                found.append((member, batch.examples[examples], batch.weights[examples] > 0, logits))
+            for place, (member, logits) in enumerate(zip(batch.members, outputs, strict=True)):
+                wanted = targets(batch, place)
+                kept = fleet.members[member].kind.keep(logits, wanted)
+                found.append((member, batch.examples[batch.spans[place][0]], wanted.weights > 0, kept))
     result = {
-        m: fleet.frozen_logits(m, split, np.arange(counts[m])).double().cpu().numpy()
+        m: fleet.frozen_logits(m, split, np.arange(len(features[m]))).double().cpu().numpy()
         for m in members
         if m in fleet.frozen
     }
     fleet.backbone.model.train()
     mine = [(m, e.cpu().numpy(), real.cpu().numpy(), x.double().cpu().numpy()) for m, e, real, x in found]
     for part in gather_over_data_ranks(mine, fleet.grid):
-        for member, examples, real, logits in part:
+        for member, examples, real, kept in part:
             if member not in result:
-                result[member] = np.full((counts[member], logits.shape[1]), np.nan)
-            result[member][examples[real]] = logits[real]
+                result[member] = empty_outputs(fleet.members[member].kind, features[member], kept.shape[-1])
+            place_outputs(result[member], features[member], examples[real], kept[real])
     return result
+
+
+def empty_outputs(kind: Kind, features: Features, width: int) -> np.ndarray:
+    """Room for a split's outputs of ``width`` numbers each, NaN until placed."""
+    return np.full((len(features.tokens) if kind.per_token else len(features), width), np.nan)
+
+
+def place_outputs(result: np.ndarray, features: Features, examples: np.ndarray, kept: np.ndarray) -> None:
+    """Put what was kept of some examples, [E, C] or padded [R, L, k], where it belongs."""
+    if kept.ndim == 2:
+        result[examples] = kept
+        return
+    starts, lengths = features.offsets[examples], np.diff(features.offsets)[examples]
+    column = np.arange(kept.shape[1])
+    real = column < lengths[:, None]
+    result[(starts[:, None] + column)[real]] = kept[real]
 
 
 def evaluate(fleet: Fleet, members: list[int], split: str) -> dict[int, tuple[dict[str, float], float]]:
     """Metrics and mean loss of some members on a split."""
-    return {
-        member: score(fleet.members[member].task.metrics, logits, fleet.members[member].splits[split].labels)
-        for member, logits in split_logits(fleet, members, split).items()
-    }
+    result = {}
+    for index, outputs in split_outputs(fleet, members, split).items():
+        member = fleet.members[index]
+        result[index] = score(member.task, member.splits[split], outputs, member.labels)
+    return result
 
 
-def score(names: tuple[str, ...], logits: np.ndarray, gold: np.ndarray) -> tuple[dict[str, float], float]:
-    """Metrics by name, and the mean cross entropy, of logits [examples, outputs] against gold class indices."""
-    predicted = logits.argmax(axis=1)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    loss = -log_probabilities[np.arange(len(gold)), gold].mean()
-    return {name: METRICS[name](gold, predicted) for name in names}, float(loss)
+def score(
+    task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]
+) -> tuple[dict[str, float], float]:
+    """Metrics by name, and the mean loss, of a split's outputs."""
+    kind = find_kind(task.kind)
+    gold, predicted = kind.answers(task, features, outputs, labels)
+    return {name: metric(gold, predicted) for name, metric in task.metrics.items()}, kind.mean_loss(features, outputs)
 
 
-def majority_metrics(names: tuple[str, ...], train_labels: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-    """Metrics of always answering the most frequent class of the training split."""
-    constant = np.full_like(gold, np.bincount(train_labels).argmax())
-    return {name: METRICS[name](gold, constant) for name in names}
+def majority_metrics(member: Member, split: str) -> dict[str, float]:
+    """Metrics on a split of the answer that looks at no text: the training split's most frequent class."""
+    train, features = member.splits["train"], member.splits[split]
+    outputs = member.kind.constant(train, features, len(member.labels))
+    return score(member.task, features, outputs, member.labels)[0]

@@ -23,11 +23,12 @@ from prompt_tuning.files import new_folder, sha256, write_json
 from prompt_tuning.fleet import Member
 from prompt_tuning.heads import Head
 from prompt_tuning.inject import attention_name
+from prompt_tuning.kinds import Encoding
 from prompt_tuning.model import Prompt
 from prompt_tuning.prefix import Prefix, PrefixShape
 from prompt_tuning.tasks import Task, find_task
 
-FORMAT = 1
+FORMAT = 2
 NAMES = ("prompt.json", "prompt.safetensors")
 _AGAIN = "export the prompt again, with `promptfleet export` or by its run"
 
@@ -47,6 +48,11 @@ class ExportedPrompt:
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(self.manifest["labels"])
+
+    @property
+    def encoding(self) -> Encoding:
+        """How it was trained to see rows."""
+        return Encoding(self.manifest["max_length"], self.manifest["template"], self.manifest["stride"])
 
     @property
     def backbone_path(self) -> str:
@@ -87,6 +93,7 @@ def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = Non
         "labels": list(member.labels),
         "template": config.data.template or next(iter(member.task.templates)),
         "max_length": config.data.max_length,
+        "stride": config.data.stride,
         "length": prompt.length,
         "positions": prompt.positions,
         "layers": None if prompt.prefix is None or prompt.prefix.layers is None else list(prompt.prefix.layers),

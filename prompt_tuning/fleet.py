@@ -19,7 +19,8 @@ from model_parallel.collectives import gather_over_data_ranks, sum_gradients
 from model_parallel.grid import Grid
 from prompt_tuning.backbone import Backbone
 from prompt_tuning.config import OptimizerSection
-from prompt_tuning.data import Features
+from prompt_tuning.features import Features
+from prompt_tuning.kinds import Kind, Targets, find_kind
 from prompt_tuning.model import Prompt, member_logits, pooled_texts
 from prompt_tuning.packing import Batch, Items, Pool, default_budget, lay_out, plan
 from prompt_tuning.runfile import MemberSpec
@@ -55,12 +56,14 @@ class Member:
     seconds: float = 0.0
     examples: int = 0
     best: Best | None = None
+    kind: Kind = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
     parameters: list[tuple[str, nn.Parameter]] = field(init=False)
     _order: tuple[int, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         settings = self.spec.config.optimizer
+        self.kind = find_kind(self.task.kind)
         self.parameters = self.prompt.trained()
         if self.spec.config.method == "full":
             named = list(self.backbone.model.named_parameters())
@@ -145,7 +148,8 @@ class Fleet:
         self.budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
         self.has_backbone_dropout = shared.train.backbone_dropout is not False and shared.train.backbone_dropout != 0
         self.pools = {
-            split: Pool([m.splits.get(split, _NOTHING) for m in members]) for split in ("train", "dev", "test")
+            split: Pool([m.splits.get(split, _NOTHING) for m in members])
+            for split in dict.fromkeys(name for m in members for name in ("train", "dev", *m.splits))
         }
         self.prompt_lengths = np.array([m.prompt.length for m in members])
         self.reaches_backbone = np.array([m.prompt.reaches_backbone or m.spec.config.method == "full" for m in members])
@@ -158,7 +162,10 @@ class Fleet:
         self.frozen = {
             index
             for index, member in enumerate(members)
-            if not self.reaches_backbone[index] and not self.has_backbone_dropout and _texts_fit(member)
+            if not self.reaches_backbone[index]
+            and not self.has_backbone_dropout
+            and not member.kind.per_token
+            and _texts_fit(member)
         }
         self._frozen_texts: dict[tuple[int, str], Tensor] = {}
 
@@ -203,7 +210,8 @@ class Fleet:
         member = self.members[index]
         logits = self.frozen_logits(index, "train", examples, dropout=True)
         labels = torch.from_numpy(member.splits["train"].labels[examples]).to(self.grid.device)
-        loss = _loss(logits, labels, torch.full_like(labels, weight, dtype=torch.float64))
+        weights = torch.full_like(labels, weight, dtype=torch.float64)
+        loss = member.kind.loss(logits, Targets(labels, weights, labels, None))
         loss.backward()
         return loss.detach()
 
@@ -213,10 +221,10 @@ class Fleet:
         choices = member.splits[split].rows_per_example
         rows = torch.from_numpy((examples[:, None] * choices + np.arange(choices)).reshape(-1)).to(self.grid.device)
         keys = None
-        if dropout and member.prompt.dropout:
+        if dropout and member.prompt.head_dropout:
             keys = rng.fold(torch.tensor(self._step_key(member), device=self.grid.device), rows)
         texts = self.frozen_texts(index, split)[rows]
-        return member.prompt.head(texts, keys, member.prompt.dropout).view(len(examples), -1)
+        return member.prompt.head(texts, keys, member.prompt.head_dropout).view(len(examples), -1)
 
     def train_step(self, active: list[int]) -> StepRecord:
         """One step of the members ``active``: forward and backward of all their rows, then each its own update."""
@@ -224,7 +232,7 @@ class Fleet:
         parts = []
         for index in active:
             examples = self.members[index].step_examples(self.members[index].step)
-            parts.append((index, examples, 1 / len(examples)))
+            parts.append((index, examples, 1 / max(1, self.members[index].splits["train"].terms(examples))))
         place = {index: i for i, index in enumerate(active)}
         losses = torch.zeros(len(active), dtype=torch.float64, device=self.grid.device)
         with self.backbone.at_work():
@@ -241,8 +249,8 @@ class Fleet:
                     self.from_input and any(p.reaches_backbone for p in prompts),
                 )
                 total = batch.weights.new_zeros(())
-                for member, logits, (span, _) in zip(batch.members, outputs, batch.spans, strict=True):
-                    loss = _loss(logits, batch.labels[span], batch.weights[span])
+                for place_in_batch, (member, logits) in enumerate(zip(batch.members, outputs, strict=True)):
+                    loss = self.members[member].kind.loss(logits, targets(batch, place_in_batch))
                     losses[place[member]] += loss.detach()
                     total = total + loss
                 total.backward()
@@ -281,9 +289,11 @@ class Fleet:
         return rng.fold(torch.tensor(keys, device=self.grid.device)[batch.member_of_row], batch.row_examples)
 
 
-def _loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of cross entropies: logits [E, outputs], labels [E], weights [E]."""
-    return (nn.functional.cross_entropy(logits, labels, reduction="none") * weights.to(logits.dtype)).sum()
+def targets(batch: Batch, place: int) -> Targets:
+    """What the member at a place of ``batch.members`` should answer."""
+    examples, rows = batch.spans[place]
+    tags = None if batch.tags is None else batch.tags[rows]
+    return Targets(batch.labels[examples], batch.weights[examples], batch.lengths[rows], tags)
 
 
 def _texts_fit(member: Member, limit_bytes: int = 2**30) -> bool:

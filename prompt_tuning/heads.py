@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from model_parallel import rng
 from prompt_tuning.prefix import INIT_STD
 
-POOLINGS = ("pooler", "first", "mean", "last")
-
 
 class Head(nn.Module):
     """Pooling, dropout and a linear layer with N(0, 0.02) weights and zero bias.
 
-    A choice task has one output for each sequence. Its bias shifts all choices alike, so its true gradient is zero and it
-    is not trained. With ``own_pooler`` the head brings a random tanh pooler, as RoBERTa's masked-LM checkpoints need;
+    Pooling ``tokens`` leaves every token to itself.
+    With ``own_pooler`` the head brings a random tanh pooler, as RoBERTa's masked-LM checkpoints need;
     it is frozen unless ``train_pooler`` and travels with the prompt.
     """
 
@@ -49,13 +47,16 @@ class Head(nn.Module):
             self.pooler.requires_grad_(train_pooler)
 
     def pool(self, hidden: Tensor, lengths: Tensor, backbone_pooler: nn.Module | None = None) -> Tensor:
-        """What the backbone says of each text [R, H], in the head's type: hidden states [R, L, H], real lengths [R]."""
+        """What the backbone says of each text [R, H] or token [R, L, H], in the head's type.
+
+        From hidden states [R, L, H] and real lengths [R].
+        """
         dtype = self.weight.dtype
-        if self.pooling == "mean":
+        if self.pooling in ("mean", "tokens"):
             real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
             # Padding may hold anything, NaN included, so it is replaced and not multiplied away.
             kept = hidden.to(dtype).masked_fill(~real[..., None], 0)
-            return kept.sum(1) / lengths[:, None]
+            return kept if self.pooling == "tokens" else kept.sum(1) / lengths[:, None]
         if self.pooling == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1].to(dtype)
         if self.pooling == "first" or self.pooler is not None:
@@ -64,12 +65,12 @@ class Head(nn.Module):
         return backbone_pooler(hidden).to(dtype)
 
     def forward(self, pooled: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-        """Logits [R, C] from pooled texts [R, H]; dropout only where ``row_keys`` [R] are given."""
+        """Logits [R, C] from texts [R, H], or [R, L, C] from tokens; dropout only where ``row_keys`` [R] are given."""
         features = pooled if self.pooler is None else torch.tanh(self.pooler(pooled))
         if row_keys is not None and dropout > 0:
             rates = torch.full_like(row_keys, dropout, dtype=torch.float64)
-            keep = rng.keep_mask(rng.fold(row_keys, HEAD_DROPOUT), features.shape[-1], rates)
-            features = features * keep / (1 - dropout)
+            keep = rng.keep_mask(rng.fold(row_keys, HEAD_DROPOUT), features[0].numel(), rates)
+            features = features * keep.view(features.shape) / (1 - dropout)
         return nn.functional.linear(features, self.weight, self.bias)
 
 

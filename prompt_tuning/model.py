@@ -15,6 +15,7 @@ from prompt_tuning.backbone import Backbone
 from prompt_tuning.config import RunFile
 from prompt_tuning.errors import UserError
 from prompt_tuning.heads import Head
+from prompt_tuning.kinds import Kind
 from prompt_tuning.packing import Batch
 from prompt_tuning.prefix import Prefix, gather_rows
 
@@ -29,6 +30,7 @@ class Prompt(nn.Module):
         inputs: Tensor | None = None,
         positions: str = "after_prefix",
         dropout: float = 0.0,
+        head_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.head = head
@@ -36,6 +38,7 @@ class Prompt(nn.Module):
         self.inputs = None if inputs is None else nn.Parameter(inputs)
         self.positions = positions
         self.dropout = dropout
+        self.head_dropout = head_dropout
 
     @property
     def length(self) -> int:
@@ -71,10 +74,10 @@ class Prompt(nn.Module):
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
 
-def build_prompt(config: RunFile, backbone: Backbone, num_outputs: int, kind: str) -> Prompt:
+def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Prompt:
     """The untrained prompt of a member, a function of its settings and seed alone. Raises :class:`UserError`."""
     shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
-    pooling = config.head.pooling or backbone.family.pooling
+    pooling = "tokens" if kind.per_token else config.head.pooling or backbone.family.pooling
     if pooling == "pooler" and backbone.family.pooling != "pooler":
         raise UserError(
             f"head.pooling='pooler': {backbone.path} ({backbone.model.config.model_type}) has no pooler;"
@@ -83,13 +86,13 @@ def build_prompt(config: RunFile, backbone: Backbone, num_outputs: int, kind: st
     full = config.method == "full"
     head = Head(
         shape.hidden_size,
-        1 if kind == "choice" else num_outputs,
+        kind.num_outputs(num_labels),
         pooling,
         seed,
         dtype,
         own_pooler=pooling == "pooler" and backbone.pooler is None,
         train_pooler=full,
-        train_bias=kind != "choice",
+        train_bias=kind.trains_bias,
     )
     prefix = inputs = None
     if config.method == "deep_prompt":
@@ -106,7 +109,8 @@ def build_prompt(config: RunFile, backbone: Backbone, num_outputs: int, kind: st
             (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
     else:
         backbone.check_length(0, config.data.max_length, "from_zero")
-    return Prompt(head, prefix, inputs, config.prompt.positions, config.prompt.dropout)
+    dropout = config.prompt.dropout
+    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, dropout if kind.drops_hidden else 0.0)
 
 
 def _check_layers(layers: list[int], num_layers: int) -> tuple[int, ...]:
@@ -227,12 +231,13 @@ def member_logits(
     row_keys: Tensor | None = None,
     from_input: bool = False,
 ) -> list[Tensor]:
-    """Logits of each of ``batch.members`` [its examples, classes or choices]."""
+    """Logits of each of ``batch.members``: [its examples, classes or choices], or [its rows, L, outputs] per token."""
     logits = []
     pooled = pooled_texts(backbone, prompts, batch, row_keys, from_input)
     for prompt, texts, (examples, rows) in zip(prompts, pooled, batch.spans, strict=True):
         keys = None if row_keys is None else row_keys[rows]
-        logits.append(prompt.head(texts, keys, prompt.dropout).view(examples.stop - examples.start, -1))
+        found = prompt.head(texts, keys, prompt.head_dropout)
+        logits.append(found if found.dim() == 3 else found.view(examples.stop - examples.start, -1))
     return logits
 
 
@@ -243,7 +248,10 @@ def pooled_texts(
     row_keys: Tensor | None = None,
     from_input: bool = False,
 ) -> list[Tensor]:
-    """Pooled texts of each of ``batch.members`` [its rows, H]; without gradient where nothing below the head trains."""
+    """What each of ``batch.members`` sees, pooled texts [its rows, H] or tokens [its rows, L, H].
+
+    Without gradient where nothing below the head trains.
+    """
     needs_gradient = torch.is_grad_enabled() and (
         any(prompt.reaches_backbone for prompt in prompts) or backbone.is_trained
     )

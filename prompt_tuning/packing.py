@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tuning.data import Features
+from prompt_tuning.features import Features
+
+NO_TAG = -100
+"""Tag of a token that has none."""
 
 
 def default_budget(device: torch.device, gathers: bool = False) -> int:
@@ -39,8 +42,11 @@ class Batch:
     member_of_row: Tensor
     spans: tuple[tuple[slice, slice], ...]
     labels: Tensor
+    """[E] class index or value; 0 where every token is asked."""
+    tags: Tensor | None
+    """[R, L] labels of the tokens, negative where they have none; None where no member asks tokens."""
     weights: Tensor
-    """[E] float64: 1 / (examples of the member in the whole step), 0 for a dummy."""
+    """[E] float64: 1 / (terms of the member's loss in the whole step), 0 for a dummy."""
     examples: Tensor
     """[E] index of each example in its member's split."""
     row_examples: Tensor
@@ -79,6 +85,10 @@ class Pool:
         example_base = np.cumsum([0, *[len(f) for f in distinct]])
         self.first_example = np.array([example_base[place[id(f)]] for f in features])
         self.labels = np.concatenate([f.labels for f in distinct])
+        self.tags = None
+        if any(f.tags is not None for f in distinct):
+            none = [np.full(len(f.tokens), NO_TAG, np.int32) if f.tags is None else f.tags for f in distinct]
+            self.tags = np.concatenate(none)
         self.rows_per_example = np.array([f.rows_per_example for f in features])
         self.example_lengths = [np.diff(f.offsets).reshape(-1, f.rows_per_example).max(1) for f in features]
 
@@ -156,6 +166,7 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
     index = np.where(real, pool.starts[rows][:, None] + column, 0)
     input_ids = np.where(real, pool.tokens[index], pad_token).astype(np.int64)
     token_types = None if pool.token_types is None else np.where(real, pool.token_types[index], 0).astype(np.int64)
+    tags = None if pool.tags is None else np.where(real, pool.tags[index], NO_TAG).astype(np.int64)
     example_ends = np.searchsorted(member_of_example, np.arange(len(members)), side="right")
     spans, example_start, row_start = [], 0, 0
     for end in example_ends.tolist():
@@ -172,6 +183,7 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         member_of_row=torch.from_numpy(np.repeat(member_of_example, per_example)),
         spans=tuple(spans),
         labels=torch.from_numpy(labels),
+        tags=None if tags is None else torch.from_numpy(tags),
         weights=torch.from_numpy(items.weights),
         examples=torch.from_numpy(items.examples),
         row_examples=torch.from_numpy(row_examples),

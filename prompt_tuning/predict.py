@@ -11,12 +11,16 @@ import torch
 from model_parallel.grid import Grid, local_device
 from prompt_tuning.backbone import Backbone, load_backbone
 from prompt_tuning.config import BackboneSection
-from prompt_tuning.data import Features, encode
+from prompt_tuning.data import encode
 from prompt_tuning.errors import UserError
+from prompt_tuning.evaluate import empty_outputs, place_outputs
 from prompt_tuning.export import ExportedPrompt
+from prompt_tuning.features import Features
+from prompt_tuning.fleet import targets
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.model import member_logits
 from prompt_tuning.packing import Items, Pool, default_budget, lay_out, plan
-from prompt_tuning.sources import LocatedRow
+from prompt_tuning.tasks import LocatedRow
 
 
 class AttachedPrompts:
@@ -38,7 +42,7 @@ class AttachedPrompts:
         backbone.model.eval()
 
     def predict(self, rows: Sequence[dict[str, Any]], prompts: int | Sequence[int] = 0) -> list[dict[str, Any]]:
-        """Label and probabilities of each row of the prompt's task; ``prompts`` says which prompt a row is for."""
+        """What the prompt's task answers to each row, a label and probabilities for example; ``prompts``: which prompt a row is for."""
         choice = np.full(len(rows), prompts) if np.ndim(prompts) == 0 else np.asarray(prompts, dtype=np.int64)
         if len(choice) != len(rows):
             raise UserError(f"{len(rows)} rows, but prompts for {len(choice)}; give one number, or one for each row")
@@ -54,48 +58,48 @@ class AttachedPrompts:
         for p in used:
             located = [(f"row {i + 1}", dict(rows[i])) for i in parts[p].tolist()]
             features.append(self._encode(p, located))
-        for p, logits in zip(used, self.logits(used, features), strict=True):
-            labels = self.prompts[p].labels
-            for i, row in zip(parts[p], _softmax(logits), strict=True):
-                probabilities = dict(zip(labels, row.tolist(), strict=True))
-                result[i] = {"label": labels[int(row.argmax())], "probabilities": probabilities}
+        for p, encoded, outputs in zip(used, features, self.outputs(used, features), strict=True):
+            task = self.prompts[p].task
+            found = iter(find_kind(task.kind).describe(task, encoded, outputs, self.prompts[p].labels))
+            for i in parts[p].tolist():
+                several = [next(found) for _ in task.expand(rows[i])]
+                result[i] = several[0] if len(several) == 1 else {"predictions": several}
         return result
 
     def _encode(self, prompt: int, rows: list[LocatedRow]) -> Features:
         exported = self.prompts[prompt]
         # Labels play no part in a prediction; a row may carry any.
         plain = [(where, {k: v for k, v in row.items() if k != exported.task.label_column}) for where, row in rows]
-        manifest = exported.manifest
-        return encode(
-            exported.task, self.backbone.tokenizer, plain, manifest["max_length"], exported.labels, manifest["template"]
-        )
+        return encode(exported.task, self.backbone.tokenizer, plain, exported.encoding, exported.labels)
 
     @torch.no_grad()
-    def logits(self, prompts: list[int], features: list[Features]) -> list[np.ndarray]:
-        """Logits [examples, outputs] of tokenised examples under some of the prompts, all in common batches."""
+    def outputs(self, prompts: list[int], features: list[Features]) -> list[np.ndarray]:
+        """What the kinds of some of the prompts keep of the logits of tokenised examples, all in common batches.
+
+        float64 [examples, outputs], or [tokens, k] where a kind asks every token.
+        """
         pool = Pool(features)
         items = Items.of(
             [(i, np.arange(len(f)), 1.0) for i, f in enumerate(features) if len(f)] or [(0, np.arange(0), 1.0)]
         )
-        outputs: list[np.ndarray] = [
-            np.zeros((len(f), len(self.prompts[p].labels))) for p, f in zip(prompts, features, strict=True)
-        ]
+        kinds = [find_kind(self.prompts[p].task.kind) for p in prompts]
+        found: list[np.ndarray | None] = [None for _ in prompts]
         lengths = np.array([self.prompts[p].prompt.length for p in prompts])
-        if not len(items):
-            return outputs
-        for chosen in plan(pool, items, lengths, self.budget, 0, 1):
+        for chosen in plan(pool, items, lengths, self.budget, 0, 1) if len(items) else ():
             batch = lay_out(pool, chosen, self.backbone.pad_token, self.device)
             modules = [self.prompts[prompts[m]].prompt for m in batch.members]
-            for m, found, (examples, _) in zip(
-                batch.members, member_logits(self.backbone, modules, batch), batch.spans, strict=True
+            for place, (m, logits) in enumerate(
+                zip(batch.members, member_logits(self.backbone, modules, batch), strict=True)
             ):
-                outputs[m][batch.examples[examples].cpu().numpy()] = found.double().cpu().numpy()
-        return outputs
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+                kept = kinds[m].keep(logits, targets(batch, place)).double().cpu().numpy()
+                room = found[m]
+                if room is None:
+                    room = found[m] = empty_outputs(kinds[m], features[m], kept.shape[-1])
+                place_outputs(room, features[m], batch.examples[batch.spans[place][0]].cpu().numpy(), kept)
+        return [
+            empty_outputs(kind, own, kind.num_outputs(len(self.prompts[p].labels))) if room is None else room
+            for kind, own, p, room in zip(kinds, features, prompts, found, strict=True)
+        ]
 
 
 def attach(

@@ -137,15 +137,17 @@ def _tensorboard(run: Run) -> Any:
     return SummaryWriter(str(run.output / "tensorboard"))
 
 
-def finish_member(run: Run, member: Member, test: tuple[dict[str, float], float] | None) -> dict[str, Any]:
-    """Export a member's best prompt and write its result.json. Returns the result."""
+def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, float], float]]) -> dict[str, Any]:
+    """Export a member's best prompt and write its result.json. Returns the result.
+
+    ``tests``: metrics and loss by test split; extra ones, ``test/<name>``, become keys of their own.
+    """
     folder = run.output / "members" / member.name
     config, best = member.spec.config, member.best
     exported = None
     if best is not None:
         write_prompt(folder / "prompt", member, {"step": best.step, "metrics": best.metrics})
         exported = sum(file.stat().st_size for file in (folder / "prompt").iterdir())
-    train_labels = member.splits["train"].labels
     result = {
         "member": member.name,
         "status": member.status,
@@ -155,13 +157,11 @@ def finish_member(run: Run, member: Member, test: tuple[dict[str, float], float]
         "overrides": member.spec.overrides,
         "best": None if best is None else {"step": best.step, "metrics": best.metrics},
         "best_loss": None if best is None else best.loss,
-        "test": None if test is None else test[0],
-        "test_loss": None if test is None else test[1],
-        "majority": {
-            split: majority_metrics(member.task.metrics, train_labels, member.splits[split].labels)
-            for split in ("dev", "test")
-            if split in member.splits
-        },
+        "test": None,
+        "test_loss": None,
+        **{split: metrics for split, (metrics, _) in tests.items()},
+        **{f"{split.replace('test', 'test_loss', 1)}": loss for split, (_, loss) in tests.items()},
+        "majority": {split: majority_metrics(member, split) for split in member.splits if split != "train"},
         "trainable_parameters": sum(parameter.numel() for _, parameter in member.parameters),
         "backbone_parameters": member.backbone.num_parameters,
         "exported_bytes": exported,

@@ -1,4 +1,4 @@
-"""Rows of a task's splits: local JSONL, CSV and Parquet files, or a hub data set.
+"""Rows of a task's splits: local files, or a hub data set.
 
 Every row keeps the file and line it came from, so that a bad one can be named.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,40 +17,69 @@ from typing import Any
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.files import expand
 from prompt_tuning.problems import show
-from prompt_tuning.tasks import Task
+from prompt_tuning.tasks import STEMS, LocatedRow, Reader, Row, Task
 
 SPLITS = ("train", "dev", "test")
-_FILE_NAMES = {"train": ("train",), "dev": ("dev", "val", "valid", "validation"), "test": ("test",)}
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-LocatedRow = tuple[str, dict[str, Any]]
-"""``file:line`` (or hub row) and the row's columns."""
 
 
 def read_split(task: Task, path: str | None, split: str, hub_config: str | None = None) -> list[LocatedRow] | None:
     """Rows of one split, or ``None`` where the source has no such split. Raises :class:`UserError`."""
     if path is None or not (Path(path).exists() or path.startswith((".", "/", "~"))):
         return _read_hub(task, path, split, hub_config)
+    file = _split_files(task, path).get(split)
+    return None if file is None else read_rows(file, task)
+
+
+def extra_splits(task: Task, path: str | None) -> list[str]:
+    """Names ``test/...`` of the splits beside train, dev and test, sorted."""
+    if path is not None and (Path(path).exists() or path.startswith((".", "/", "~"))):
+        return sorted(set(_split_files(task, path)) - set(SPLITS))
+    return sorted(task.hub_splits if path is None else ())
+
+
+def _split_files(task: Task, path: str) -> dict[str, Path]:
+    """The file of each split in a folder. Raises :class:`UserError` where two could be meant."""
     folder = expand(path)
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
         raise UserError(f"data.path={path}: {what}; give the folder that holds train.jsonl, dev.jsonl, ...")
-    if task.folder and (folder / task.folder).is_dir():
-        folder = folder / task.folder
-    found = [folder / (name + suffix) for name in _FILE_NAMES[split] for suffix in _SUFFIXES]
-    found = [file for file in found if file.is_file()]
-    if len(found) > 1:
-        raise UserError(f"{folder}: {' and '.join(f.name for f in found)} both look like the {split} split; keep one")
-    return read_rows(found[0]) if found else None
+    found: dict[str, Path] = {}
+    for base in [*(folder / name for name in task.files.folders), folder]:
+        here: dict[str, list[Path]] = {}
+        for split, patterns in task.files.patterns.items():
+            for pattern in patterns:
+                for name, file in _matches(base, pattern if task.files.read else f"{pattern}{{suffix}}"):
+                    here.setdefault(split.format(name=name), []).append(file)
+        for split, files in here.items():
+            if split in found:
+                continue
+            if len(files) > 1:
+                names = " and ".join(file.name for file in files)
+                raise UserError(f"{base}: {names} both look like the {split} split; keep one")
+            found[split] = files[0]
+    return found
 
 
-def read_rows(file: Path) -> list[LocatedRow]:
-    """All rows of a JSONL, CSV or Parquet file; the kind is told by the suffix. Raises :class:`UserError`."""
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if file.suffix not in readers:
-        raise UserError(f"{file}: unknown kind of file; give {', '.join(readers)}")
+def _matches(folder: Path, pattern: str) -> list[tuple[str, Path]]:
+    """Files below a folder that match a glob, with what stands at its ``{name}``; ``{suffix}`` is that of any table."""
+    if pattern.endswith("{suffix}"):
+        return [found for suffix in TABLES for found in _matches(folder, pattern.replace("{suffix}", suffix))]
+    files = sorted(file for file in folder.glob(pattern.replace("{name}", "*")) if file.is_file())
+    shape = re.escape(pattern).replace(r"\{name\}", "(?P<name>[^/]*)", 1).replace(r"\{name\}", "(?P=name)")
+    shape = shape.replace(r"\*", "[^/]*")
+    named = [(re.fullmatch(shape, file.relative_to(folder).as_posix()), file) for file in files]
+    return [(match.groupdict().get("name", ""), file) for match, file in named if match]
+
+
+def read_rows(file: Path, task: Task | None = None) -> list[LocatedRow]:
+    """All rows of a file: JSONL, CSV, TSV or Parquet as its suffix says, or as the task reads it. Raises :class:`UserError`."""
+    read: Reader | None = TABLES.get(file.suffix)
+    if task is not None and task.files.read is not None and file.suffix not in (".jsonl", ".csv", ".parquet"):
+        read = task.files.read
+    if read is None:
+        raise UserError(f"{file}: unknown kind of file; give {', '.join(TABLES)}")
     try:
-        return list(readers[file.suffix](file))
+        return list(read(file))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except UnicodeDecodeError as error:
@@ -78,10 +108,14 @@ def _jsonl(file: Path) -> Iterator[LocatedRow]:
             yield f"{file}:{number}", row
 
 
-def _csv(file: Path) -> Iterator[LocatedRow]:
+def _tsv(file: Path) -> Iterator[LocatedRow]:
+    return _csv(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+
+
+def _csv(file: Path, **dialect: Any) -> Iterator[LocatedRow]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.DictReader(lines, strict=True, **dialect)
         try:
             twice = [name for i, name in enumerate(reader.fieldnames or []) if name in (reader.fieldnames or [])[:i]]
             if twice:
@@ -120,17 +154,28 @@ def _parquet(file: Path) -> Iterator[LocatedRow]:
         yield f"{file}:row {number}", row
 
 
+TABLES = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+
+
 def _read_hub(task: Task, path: str | None, split: str, hub_config: str | None) -> list[LocatedRow] | None:
-    from datasets import ClassLabel, get_dataset_split_names, load_dataset
+    from datasets import get_dataset_split_names, load_dataset
 
     repository, configuration = (path, hub_config) if path is not None else (task.hub or (None, None))
+    wanted = STEMS.get(split, ())
+    if path is None and split in task.hub_splits:
+        repository, configuration, only = task.hub_splits[split]
+        wanted = (only,)
     if repository is None:
+        if path is None and task.origin is not None:
+            raise UserError(
+                f"task {task.name!r} has no data set on the hub: {task.origin}; then set data.path to its folder"
+            )
         raise UserError(f"task {task.name!r} has no data set of its own: set data.path to a folder or a hub id")
     # Script-based repositories no longer load; the hub keeps Parquet copies of them under this revision.
     revision = "refs/convert/parquet" if path is None else None
     try:
         names = get_dataset_split_names(repository, configuration, revision=revision)
-        name = next((n for n in names if n in _FILE_NAMES[split]), None)
+        name = next((n for n in names if n in wanted), None)
         if name is None:
             return None
         rows = load_dataset(repository, configuration, split=name, revision=revision)
@@ -140,17 +185,24 @@ def _read_hub(task: Task, path: str | None, split: str, hub_config: str | None) 
             f"{what} not to be had from the hub ({reason(error)});"
             " check the id and the network, or set data.path to a local folder"
         ) from None
-    feature = rows.features.get(task.label_column)
-    located = []
-    for number, row in enumerate(rows, 1):
-        value = row.get(task.label_column)
-        if isinstance(feature, ClassLabel) and value is not None and value >= 0:
-            row = {**row, task.label_column: feature.names[value]}
-        located.append((f"{repository}:{name} row {number}", row))
-    return located
+    return [(f"{repository}:{name} row {number}", _named(row, rows.features)) for number, row in enumerate(rows, 1)]
 
 
-def check_columns(task: Task, where: str, row: dict[str, Any], *, labelled: bool = False) -> None:
+def _named(row: dict[str, Any], features: Any) -> dict[str, Any]:
+    """A hub row with the names of its classes instead of their numbers, in lists too."""
+    from datasets import ClassLabel
+
+    named = dict(row)
+    for column, feature in features.items():
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, ClassLabel) and row[column] is not None and row[column] >= 0:
+            named[column] = feature.names[row[column]]
+        elif isinstance(inner, ClassLabel) and row[column] is not None:
+            named[column] = [inner.names[value] for value in row[column]]
+    return named
+
+
+def check_columns(task: Task, where: str, row: Row, *, labelled: bool = False) -> None:
     """Raise :class:`UserError` if a row lacks a column of the task, or has nothing or the wrong kind of thing in it."""
     for column in (*task.columns, *([task.label_column] if labelled else [])):
         if column not in row:
@@ -161,6 +213,11 @@ def check_columns(task: Task, where: str, row: dict[str, Any], *, labelled: bool
             raise UserError(f"{where}: column `{column}` of task {task.name!r} is null; fill it or remove the row")
         if column == task.label_column:
             continue
+        value = row[column]
         kind, name = (int, "whole number") if column in task.number_columns else (str, "text")
-        if not isinstance(row[column], kind) or isinstance(row[column], bool):
-            raise UserError(f"{where}: column `{column}` of task {task.name!r} is {show(row[column])}, not a {name}")
+        is_right = isinstance(value, kind) and not isinstance(value, bool)
+        if column in task.word_columns:
+            name = "list of words"
+            is_right = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        if not is_right:
+            raise UserError(f"{where}: column `{column}` of task {task.name!r} is {show(value)}, not a {name}")

@@ -17,6 +17,7 @@ from prompt_tuning.evaluate import evaluate
 from prompt_tuning.export import load_prompt
 from prompt_tuning.fleet import Best, Fleet, Member, StepRecord
 from prompt_tuning.initialise import start_from_prompt, start_from_text
+from prompt_tuning.kinds import Encoding, find_kind
 from prompt_tuning.model import build_prompt
 from prompt_tuning.progress import Progress, size
 from prompt_tuning.results import MetricsLog, finish_member, write_results
@@ -86,10 +87,16 @@ def _build_member(spec: Any, backbone: Backbone, cache: dict[str, TaskData]) -> 
         }
         hub_config = config.task.get("hub_config") if isinstance(config.task, dict) else None
         cache[identity] = load_task_data(
-            task, backbone.tokenizer, config.data.path, config.data.max_length, config.data.template, limits, hub_config
+            task,
+            backbone.tokenizer,
+            config.data.path,
+            Encoding(config.data.max_length, config.data.template, config.data.stride),
+            limits,
+            hub_config,
+            held_out=config.data.held_out,
         )
     data = cache[identity]
-    prompt = build_prompt(config, backbone, len(data.labels), task.kind)
+    prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind))
     if config.prompt.init == "text" and prompt.length:
         start_from_text(prompt, backbone, data.splits["train"], config.train.seed)
     if config.prompt.init_from is not None:
@@ -110,8 +117,9 @@ def prove_frozen(fleet: Fleet) -> None:
     total = fleet.backbone.num_parameters
     for member in fleet.members:
         count = sum(p.numel() for _, p in member.parameters)
-        share = 100 * count / total
-        logger.info("%s: %s trained parameters, %.3f %% of the backbone's", member.name, f"{count:,}", share)
+        is_all = member.spec.config.method == "full"
+        share = "all of the backbone's and a head's" if is_all else f"{100 * count / total:.3f} % of the backbone's"
+        logger.info("%s: %s trained parameters, %s", member.name, f"{count:,}", share)
     _say_bytes(fleet)
 
 
@@ -175,7 +183,7 @@ def _evaluate(fleet: Fleet, due: list[int], log: MetricsLog, progress: Progress)
         log.evaluation(index, metrics, loss)
         if member.status == "diverged":
             continue
-        key = member.task.metrics[0]
+        key = member.task.selects_by
         if member.best is None or metrics[key] > member.best.metrics[key]:
             member.best = Best(member.step, metrics, loss, member.tensors())
             member.stale = 0
@@ -204,11 +212,14 @@ def _results(run: Run, fleet: Fleet) -> dict[str, Any]:
     for member in fleet.members:
         if member.best is not None:
             member.load_tensors(member.best.tensors)
-    tested = [i for i, m in enumerate(fleet.members) if "test" in m.splits and m.best is not None]
-    tests = evaluate(fleet, tested, "test") if tested else {}
+    tests: list[dict[str, tuple[dict[str, float], float]]] = [{} for _ in fleet.members]
+    for split in dict.fromkeys(name for m in fleet.members for name in m.splits if name.startswith("test")):
+        tested = [i for i, m in enumerate(fleet.members) if split in m.splits and m.best is not None]
+        for index, found in (evaluate(fleet, tested, split) if tested else {}).items():
+            tests[index][split] = found
     results = []
     if fleet.grid.is_first:
-        for index, member in enumerate(fleet.members):
-            results.append(finish_member(run, member, tests.get(index)))
+        for member, found_tests in zip(fleet.members, tests, strict=True):
+            results.append(finish_member(run, member, found_tests))
     barrier(fleet.grid)
     return write_results(run, results) if fleet.grid.is_first else {}

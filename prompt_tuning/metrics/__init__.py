@@ -1,25 +1,11 @@
-"""Metrics by name: functions of gold and predicted class indices, as fractions of 1.
+"""Metrics: functions of gold and predicted answers of a whole split, as fractions of 1. A task names those it reports.
 
-scikit-learn computes them; a new metric is one entry here.
+What an answer is depends on the task's kind: a class index, a value, the tags of a sentence, a text. scikit-learn, scipy
+and seqeval compute what they know.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-
-
-def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of equal entries."""
-    return float(np.mean(gold == predicted))
-
-
-def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> float:
-    """Unweighted mean over classes of F1, over the classes that occur in gold or prediction."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
-
-
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"accuracy": accuracy, "macro_f1": macro_f1}
+Metric = Callable[[Any, Any], float]
+"""From gold and predicted answers, both of one length, to a number; 0 where it is not defined."""

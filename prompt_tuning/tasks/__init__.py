@@ -9,43 +9,93 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.metrics import Metric
 from prompt_tuning.problems import sentences, show
 
 Row = Mapping[str, Any]
-Pair = tuple[str, str | None]
-"""A text and its optional second text, tokenised together."""
+Pair = tuple[Any, Any]
+"""A text and its optional second text (None), tokenised together; lists of words for tagging."""
 
 Template = Callable[[Row], tuple[Pair, ...]]
-"""From a row of data to its sequences: one for classification, one a choice for choice tasks."""
+"""From a row of data to its sequences: one, or one a choice for choice tasks."""
+
+LocatedRow = tuple[str, dict[str, Any]]
+"""``file:line`` (or hub row) and the row's columns."""
+
+Reader = Callable[[Path], Iterable[LocatedRow]]
+
+STEMS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "dev": ("dev", "val", "valid", "validation"),
+    "test": ("test",),
+}
+"""What files (without suffix) and hub splits are called."""
+
+
+def _one_row(row: Row) -> Iterator[Row]:
+    yield row
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a task's splits lie in a folder of one's own, and how a file becomes rows.
+
+    ``patterns`` are globs by split, tried in order, below ``data.path`` or its ``folders``; ``{name}`` in a split's name
+    and its patterns stands for what tells extra test splits apart, such as a language. Without ``read`` the suffix says
+    how to read a file: JSONL, CSV, TSV or Parquet, and the patterns are without suffix.
+    """
+
+    folders: tuple[str, ...] = ()
+    patterns: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: STEMS)
+    read: Reader | None = None
 
 
 @dataclass(frozen=True)
 class Task:
     """What a task is: where its rows are, how a row becomes text, which labels and metrics it has.
 
-    ``labels`` are the class names in the order of the logits; ``None`` means that they are collected from the training
-    split. For ``kind="choice"`` they name the choices. The first of ``metrics`` selects the best evaluation. All ``columns``
-    hold texts but the ``number_columns``.
+    ``kind`` names a file of ``prompt_tuning.kinds``. ``labels`` are names in the order of the logits; ``None`` means that
+    they are collected from the training split. The first of ``metrics`` selects the best evaluation. All ``columns`` hold
+    texts but the ``number_columns`` and, for lists of words, the ``word_columns``.
     """
 
     name: str
-    kind: Literal["classification", "choice"]
+    kind: str
     labels: tuple[str, ...] | None
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, Metric]
     columns: tuple[str, ...]
     templates: Mapping[str, Template]
     hub: tuple[str, str | None] | None = None
-    folder: str | None = None
+    files: Files = Files()
     label_column: str = "label"
     number_columns: tuple[str, ...] = ()
-    normalise: Callable[[Row], Row] = dict
+    word_columns: tuple[str, ...] = ()
+    expand: Callable[[Row], Iterable[Row]] = _one_row
+    """The task's rows in a row of a file, as where a passage brings several questions."""
+    remember: Callable[[Row], Any] | None = None
+    """What ``regroup`` needs to know of a row."""
+    regroup: Callable[[Sequence[Any], Any, Any], tuple[Any, Any]] | None = None
+    """From what is remembered of the examples, their classes [E] and logits [E, C]: gold and predicted answers, where
+    examples belong together."""
+    has_null: bool = False
+    """Whether a question may have no answer."""
+    hub_splits: Mapping[str, tuple[str, str | None, str]] = field(default_factory=dict)
+    """Repository, configuration and split on the hub of splits that ``hub`` does not hold under their usual names."""
+    origin: str | None = None
+    """Where to get data that may not be passed on."""
+
+    @property
+    def selects_by(self) -> str:
+        """Name of the metric that selects the best evaluation."""
+        return next(iter(self.metrics))
 
     def label_index(self, value: Any, labels: tuple[str, ...]) -> int | None:
         """Index of a raw label in ``labels``; ``None`` for an unlabelled row (missing, null, empty or -1, unless named so).
@@ -65,6 +115,15 @@ class Task:
         if name.lower() in folded:
             return folded.index(name.lower())
         raise KeyError(value)
+
+
+def named(names: Mapping[str, str] | None = None) -> Callable[[Row], Iterator[Row]]:
+    """An ``expand`` that gives columns the task's names where a row lacks those."""
+
+    def rename(row: Row) -> Iterator[Row]:
+        yield {(names or {}).get(key, key) if (names or {}).get(key) not in row else key: row[key] for key in row}
+
+    return rename
 
 
 def task_names() -> list[str]:

@@ -1,14 +1,15 @@
 """CommitmentBank: entailment of an embedded clause, three classes (de Marneffe et al. 2019; SuperGLUE)."""
 
-from prompt_tuning.tasks import Task
+from prompt_tuning.metrics.classes import accuracy, macro_f1
+from prompt_tuning.tasks import Files, Task
 
 TASK = Task(
     name="cb",
     kind="classification",
     labels=("entailment", "contradiction", "neutral"),
-    metrics=("accuracy", "macro_f1"),
+    metrics={"accuracy": accuracy, "macro_f1": macro_f1},
     columns=("premise", "hypothesis"),
     templates={"pair": lambda row: ((row["premise"], row["hypothesis"]),)},
     hub=("aps/super_glue", "cb"),
-    folder="CB",
+    files=Files(folders=("CB",)),
 )

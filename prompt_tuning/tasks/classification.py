@@ -8,7 +8,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from prompt_tuning.config import FOLDER_NAME, Section
+from prompt_tuning.metrics.classes import accuracy, macro_f1
 from prompt_tuning.tasks import Pair, Row, Task
+
+_METRICS = {"accuracy": accuracy, "macro_f1": macro_f1}
 
 
 class Options(Section):
@@ -39,9 +42,8 @@ def build(options: Options) -> Task:
         name=options.name,
         kind="classification",
         labels=None if options.labels is None else tuple(options.labels),
-        metrics=(options.metric, *(m for m in ("accuracy", "macro_f1") if m != options.metric)),
+        metrics={name: _METRICS[name] for name in sorted(_METRICS, key=lambda name: name != options.metric)},
         columns=tuple(column for column in (options.text, options.text_pair) if column is not None),
         templates={"plain": texts},
-        hub=None,
         label_column=options.label,
     )

@@ -1,6 +1,7 @@
 """Choice of plausible alternatives: which of two sentences is the cause or the effect (Roemmele et al. 2011; SuperGLUE)."""
 
-from prompt_tuning.tasks import Pair, Row, Task
+from prompt_tuning.metrics.classes import accuracy
+from prompt_tuning.tasks import Files, Pair, Row, Task
 
 _WORDS = {"cause": "because", "effect": "so"}
 
@@ -16,9 +17,9 @@ TASK = Task(
     name="copa",
     kind="choice",
     labels=("choice1", "choice2"),
-    metrics=("accuracy",),
+    metrics={"accuracy": accuracy},
     columns=("premise", "question", "choice1", "choice2"),
     templates={"connective": _connective},
     hub=("aps/super_glue", "copa"),
-    folder="COPA",
+    files=Files(folders=("COPA",)),
 )

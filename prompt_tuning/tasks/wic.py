@@ -3,7 +3,8 @@
 ``question`` is the template that P-tuning v2 uses with RoBERTa, ``word_pair`` the one it uses with BERT.
 """
 
-from prompt_tuning.tasks import Pair, Row, Task
+from prompt_tuning.metrics.classes import accuracy
+from prompt_tuning.tasks import Files, Pair, Row, Task
 
 
 def _question(row: Row) -> tuple[Pair, ...]:
@@ -19,9 +20,9 @@ TASK = Task(
     name="wic",
     kind="classification",
     labels=("False", "True"),
-    metrics=("accuracy",),
+    metrics={"accuracy": accuracy},
     columns=("word", "sentence1", "sentence2"),
     templates={"question": _question, "word_pair": _word_pair},
     hub=("aps/super_glue", "wic"),
-    folder="WiC",
+    files=Files(folders=("WiC",)),
 )

@@ -4,11 +4,14 @@
 text of both. SuperGLUE's own files nest the spans under ``target``; the hub's have them as columns.
 """
 
-from prompt_tuning.tasks import Pair, Row, Task
+from collections.abc import Iterator
+
+from prompt_tuning.metrics.classes import accuracy
+from prompt_tuning.tasks import Files, Pair, Row, Task
 
 
-def _flatten(row: Row) -> Row:
-    return {**row, **row["target"]} if isinstance(row.get("target"), dict) else dict(row)
+def _flatten(row: Row) -> Iterator[Row]:
+    yield {**row, **row["target"]} if isinstance(row.get("target"), dict) else row
 
 
 def _prefixed(row: Row) -> tuple[Pair, ...]:
@@ -27,11 +30,11 @@ TASK = Task(
     name="wsc",
     kind="classification",
     labels=("False", "True"),
-    metrics=("accuracy",),
+    metrics={"accuracy": accuracy},
     columns=("text", "span1_text", "span2_text", "span2_index"),
     templates={"prefixed": _prefixed, "starred": _starred},
     hub=("aps/super_glue", "wsc.fixed"),
-    folder="WSC",
+    files=Files(folders=("WSC",)),
     number_columns=("span2_index",),
-    normalise=_flatten,
+    expand=_flatten,
 )

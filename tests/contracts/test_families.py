@@ -11,8 +11,8 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone import load_backbone
 from prompt_tuning.backbones import families
 from prompt_tuning.config import BackboneSection
-from prompt_tuning.data import Features
 from prompt_tuning.errors import UserError
+from prompt_tuning.features import Features
 from prompt_tuning.heads import Head
 from prompt_tuning.model import Prompt, hidden_states
 from prompt_tuning.packing import Items, Pool, lay_out
@@ -160,6 +160,7 @@ def test_mixed_members_equal_each_row_alone(folder, positions):
             member_of_row=torch.zeros(1, dtype=torch.long),
             spans=((slice(0, 1), slice(0, 1)),),
             labels=single.labels[:1],
+            tags=None,
             weights=single.weights[:1],
             examples=single.examples[:1],
             row_examples=single.row_examples[:1],

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from model_parallel.grid import Grid
 from prompt_tuning.backbone import load_backbone
 from prompt_tuning.config import RunFile
-from prompt_tuning.data import Features
+from prompt_tuning.features import Features
 from prompt_tuning.fleet import Fleet, Member
+from prompt_tuning.kinds import find_kind
+from prompt_tuning.metrics.classes import accuracy
 from prompt_tuning.model import build_prompt, hidden_states, member_logits
 from prompt_tuning.runfile import MemberSpec
 from prompt_tuning.tasks import Task
@@ -70,13 +72,13 @@ def golden(request, tmp_path):
     backbone = load_backbone(config.backbone, Grid())
     outputs = tensors["classifier.weight"].shape[0]
     kind = "choice" if is_choice else "classification"
-    prompt = build_prompt(config, backbone, outputs, kind)
+    prompt = build_prompt(config, backbone, outputs, find_kind(kind))
     parameters = dict(prompt.named_parameters())
     with torch.no_grad():
         for theirs, ours in NAMES.items():
             if theirs in tensors:
                 parameters[ours].copy_(tensors[theirs])
-    task = Task(kind, kind, None, ("accuracy",), (), {})
+    task = Task(kind, kind, None, {"accuracy": accuracy}, (), {})
     member = Member(MemberSpec(kind, {}, config), task, ("a", "b"), {"train": _features(tensors)}, prompt, backbone)
     return case, tensors, Fleet(backbone, [member], Grid())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model_parallel.collectives import sum_over_data_ranks
 from model_parallel.grid import Grid, make_grid
-from prompt_tuning.evaluate import split_logits
+from prompt_tuning.evaluate import split_outputs
 from prompt_tuning.fleet import Fleet
 from prompt_tuning.runfile import Run, resolve
 from prompt_tuning.trainer import build_fleet
@@ -66,7 +66,7 @@ def follow(fleet: Fleet, steps: int = STEPS) -> Course:
             course.norms[member.name].append(norm)
     course.end = {m.name: m.tensors() for m in members}
     with_dev = [i for i, m in enumerate(members) if "dev" in m.splits]
-    course.dev_logits = {members[i].name: logits for i, logits in split_logits(fleet, with_dev, "dev").items()}
+    course.dev_logits = {members[i].name: logits for i, logits in split_outputs(fleet, with_dev, "dev").items()}
     return course
 
 

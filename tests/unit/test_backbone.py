@@ -15,7 +15,8 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone import find_folder, load_backbone
 from prompt_tuning.config import BackboneSection
 from prompt_tuning.data import encode
-from prompt_tuning.evaluate import split_logits
+from prompt_tuning.evaluate import split_outputs
+from prompt_tuning.kinds import Encoding
 from prompt_tuning.runfile import resolve
 from prompt_tuning.tasks import find_task
 from prompt_tuning.trainer import build_fleet
@@ -88,7 +89,7 @@ def test_a_pretrained_pooler_is_used_and_is_no_part_of_the_prompt(bert, tmp_path
     member = fleet.members[0]
     assert set(member.tensors()) == {"head.weight", "head.bias"}
     assert member.prompt.head.pooler is None
-    found = torch.from_numpy(split_logits(fleet, [0], "dev")[0])
+    found = torch.from_numpy(split_outputs(fleet, [0], "dev")[0])
     model = AutoModel.from_pretrained(bert, dtype=torch.float64).eval()
     features = member.splits["dev"]
     for i in range(len(features)):
@@ -148,5 +149,5 @@ def test_config_sizes_are_part_of_the_fingerprint(tmp_path):
 
 def test_the_tokenizer_is_the_backbones_own(bert):
     task = find_task({"kind": "classification"})
-    features = encode(task, load(bert).tokenizer, [("here", {"text": "w1", "label": "a"})], 8, ("a", "b"))
+    features = encode(task, load(bert).tokenizer, [("here", {"text": "w1", "label": "a"})], Encoding(8), ("a", "b"))
     assert features.tokens.tolist() == make_tokenizer()("w1")["input_ids"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from prompt_tuning.data import encode, load_task_data
 from prompt_tuning.errors import UserError
+from prompt_tuning.kinds import Encoding
 from prompt_tuning.sources import read_rows
 from prompt_tuning.tasks import find_task
 from tests.support.tiny import make_copa, make_texts, make_tokenizer, write_jsonl
@@ -41,11 +42,11 @@ def words(*numbers):
 @pytest.mark.parametrize("max_length", [5, 8, 64])
 def test_texts_and_pairs_equal_the_tokenizers_own(max_length):
     first, second = [words(*range(10)), words(3)], [words(*range(20, 23)), words(*range(30, 50))]
-    features = encode(TEXTS, TOKENIZER, locate([{"text": t, "label": "a"} for t in first]), max_length, ("a", "b"))
+    features = encode(TEXTS, TOKENIZER, locate([{"text": t, "label": "a"} for t in first]), Encoding(max_length), ("a", "b"))
     for i, text in enumerate(first):
         assert row_of(features, i) == TOKENIZER(text, truncation=True, max_length=max_length)["input_ids"]
     rows = [{"text": a, "other": b, "label": "a"} for a, b in zip(first, second, strict=True)]
-    features = encode(PAIRS, TOKENIZER, locate(rows), max_length, ("a", "b"))
+    features = encode(PAIRS, TOKENIZER, locate(rows), Encoding(max_length), ("a", "b"))
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
         expected = TOKENIZER(a, b, truncation="longest_first", max_length=max_length)
         assert row_of(features, i) == expected["input_ids"]
@@ -55,7 +56,7 @@ def test_texts_and_pairs_equal_the_tokenizers_own(max_length):
 
 def test_pairs_lose_tokens_of_the_longer_text_first():
     row = {"text": words(1, 2), "other": words(*range(10, 30)), "label": "a"}
-    features = encode(PAIRS, TOKENIZER, locate([row]), 10, ("a", "b"))
+    features = encode(PAIRS, TOKENIZER, locate([row]), Encoding(10), ("a", "b"))
     names = TOKENIZER.convert_ids_to_tokens(row_of(features, 0))
     assert names == ["[CLS]", "w1", "w2", "[SEP]", "w10", "w11", "w12", "w13", "w14", "[SEP]"]
     assert types_of(features, 0) == [0] * 4 + [1] * 6
@@ -66,7 +67,7 @@ def test_a_choice_example_has_a_row_for_each_choice():
         {"premise": "w1", "question": "cause", "choice1": "w2", "choice2": "w3 w4", "label": 1},
         {"premise": "w5 w6", "question": "effect", "choice1": "w7", "choice2": "w8", "label": 0},
     ]
-    features = encode(COPA, TOKENIZER, locate(rows), 32, COPA.labels)
+    features = encode(COPA, TOKENIZER, locate(rows), Encoding(32), COPA.labels)
     assert (len(features), features.rows_per_example, len(features.offsets)) == (2, 2, 5)
     assert features.labels.tolist() == [1, 0]
     expected = [("w1 because", "w2"), ("w1 because", "w3 w4"), ("w5 w6 so", "w7"), ("w5 w6 so", "w8")]
@@ -75,7 +76,7 @@ def test_a_choice_example_has_a_row_for_each_choice():
 
 
 def test_a_tokenizer_without_token_types_gives_none():
-    features = encode(TEXTS, WITHOUT_TYPES, locate([{"text": "w1", "label": "a"}]), 8, ("a", "b"))
+    features = encode(TEXTS, WITHOUT_TYPES, locate([{"text": "w1", "label": "a"}]), Encoding(8), ("a", "b"))
     assert features.token_types is None
 
 
@@ -83,39 +84,39 @@ def test_templates_are_chosen_by_name():
     wic = find_task("wic")
     row = {"word": "w1", "sentence1": "w2", "sentence2": "w3", "label": True}
     for template, expected in (("question", 1), ("word_pair", 2), (None, 1)):
-        features = encode(wic, TOKENIZER, locate([row]), 32, wic.labels, template)
+        features = encode(wic, TOKENIZER, locate([row]), Encoding(32, template), wic.labels)
         assert row_of(features, 0).count(TOKENIZER.sep_token_id) == expected
 
 
 def test_lengths_around_the_limit():
     for count in (1, 5, 6, 7):
-        features = encode(TEXTS, TOKENIZER, locate([{"text": words(*range(count)), "label": "a"}]), 8, ("a", "b"))
+        features = encode(TEXTS, TOKENIZER, locate([{"text": words(*range(count)), "label": "a"}]), Encoding(8), ("a", "b"))
         assert len(row_of(features, 0)) == min(8, count + 2)
 
 
 def test_room_for_text_is_needed():
     rows = locate([{"text": "w1", "other": "w2", "label": "a"}])
-    assert len(row_of(encode(PAIRS, TOKENIZER, rows, 5, ("a", "b")), 0)) == 5
+    assert len(row_of(encode(PAIRS, TOKENIZER, rows, Encoding(5), ("a", "b")), 0)) == 5
     with pytest.raises(UserError, match="beside 3 special tokens; give 5 or more"):
-        encode(PAIRS, TOKENIZER, rows, 4, ("a", "b"))
+        encode(PAIRS, TOKENIZER, rows, Encoding(4), ("a", "b"))
 
 
 def test_rows_that_do_not_fit_the_task_are_named():
     row = {"premise": "w1", "question": "Cause", "choice1": "w2", "choice2": "w3", "label": 1}
     with pytest.raises(UserError, match=r"row 0: .* question is 'Cause', neither 'cause' nor 'effect'"):
-        encode(COPA, TOKENIZER, locate([row]), 32, COPA.labels)
+        encode(COPA, TOKENIZER, locate([row]), Encoding(32), COPA.labels)
     wsc = find_task("wsc")
     for index in (3, -1):
         row = {"text": "w1 w2 w3", "span1_text": "w1", "span2_text": "w2", "span2_index": index}
         with pytest.raises(UserError, match=f"row 0: .* span2_index is {index}, but the text has 3 words"):
-            encode(wsc, TOKENIZER, locate([row]), 32, wsc.labels, "starred")
+            encode(wsc, TOKENIZER, locate([row]), Encoding(32, "starred"), wsc.labels)
 
 
 def test_collected_labels_are_sorted_names_or_numbers(tmp_path):
     def labels(*values, other="b"):
         for split in ("train", "dev"):
             write_jsonl(tmp_path / f"{split}.jsonl", [{"text": "w1", "label": value} for value in values])
-        data = load_task_data(TEXTS, TOKENIZER, str(tmp_path), 8)
+        data = load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8))
         return data.labels, data.splits["train"].labels.tolist()
 
     assert labels("b", "a", "b") == (("a", "b"), [1, 0, 1])
@@ -129,14 +130,14 @@ def test_a_number_is_no_index_where_labels_are_numbers(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"text": "w1", "label": 10}, {"text": "w1", "label": 20}])
     write_jsonl(tmp_path / "dev.jsonl", [{"text": "w1", "label": 1}])
     with pytest.raises(UserError, match=r"dev\.jsonl:1: label 1 is none of 10, 20"):
-        load_task_data(TEXTS, TOKENIZER, str(tmp_path), 8)
+        load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8))
 
 
 def test_minus_one_may_be_a_named_label(tmp_path):
     task = find_task({"kind": "classification", "labels": ["-1", "0", "1"]})
     for split in ("train", "dev"):
         write_jsonl(tmp_path / f"{split}.jsonl", [{"text": "w1", "label": value} for value in (1, -1, 0)])
-    data = load_task_data(task, TOKENIZER, str(tmp_path), 8)
+    data = load_task_data(task, TOKENIZER, str(tmp_path), Encoding(8))
     assert data.splits["train"].labels.tolist() == [2, 0, 1]
 
 
@@ -145,15 +146,15 @@ def test_unlabelled_test_splits_are_left_out(tmp_path):
     rows = [row for _, row in read_rows(tmp_path / "test.jsonl")]
     for label in (None, -1, ""):
         write_jsonl(tmp_path / "test.jsonl", [{**row, "label": label} for row in rows])
-        assert set(load_task_data(TEXTS, TOKENIZER, str(tmp_path), 8).splits) == {"train", "dev"}
+        assert set(load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8)).splits) == {"train", "dev"}
     (tmp_path / "test.jsonl").unlink()
-    assert set(load_task_data(TEXTS, TOKENIZER, str(tmp_path), 8).splits) == {"train", "dev"}
+    assert set(load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8)).splits) == {"train", "dev"}
 
 
 def test_limits_keep_the_first_examples(tmp_path):
     make_copa(tmp_path)
-    whole = load_task_data(COPA, TOKENIZER, str(tmp_path), 32)
-    part = load_task_data(COPA, TOKENIZER, str(tmp_path), 32, limits={"train": 3, "dev": 2})
+    whole = load_task_data(COPA, TOKENIZER, str(tmp_path), Encoding(32))
+    part = load_task_data(COPA, TOKENIZER, str(tmp_path), Encoding(32), limits={"train": 3, "dev": 2})
     assert (len(part.splits["train"]), len(part.splits["dev"])) == (3, 2)
     train, cut = whole.splits["train"], part.splits["train"]
     assert np.array_equal(cut.labels, train.labels[:3])
@@ -191,7 +192,7 @@ def test_any_rows_are_features_or_one_error(tmp_path, rows, name):
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text(text)
     try:
-        data = load_task_data(task, TOKENIZER, str(tmp_path), 16)
+        data = load_task_data(task, TOKENIZER, str(tmp_path), Encoding(16))
     except UserError as error:
         assert str(error)
         return
@@ -216,7 +217,7 @@ def test_any_bytes_are_rows_or_one_error(tmp_path, content, suffix):
 @given(text=st.text(st.characters(), max_size=20))
 def test_any_text_is_tokens_or_one_error(text):
     try:
-        features = encode(TEXTS, TOKENIZER, [("here", {"text": text, "label": "a"})], 16, ("a", "b"))
+        features = encode(TEXTS, TOKENIZER, [("here", {"text": text, "label": "a"})], Encoding(16), ("a", "b"))
     except UserError as error:
         assert "here: " in str(error)
         return

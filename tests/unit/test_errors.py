@@ -96,7 +96,7 @@ MISTAKES = [
     ({"name": "../x"}, 'name: "../x" is no name', "only letters"),
     ({"output": ""}, 'output: "" is empty', "leave the key out"),
     ({"published": True}, "published: true is neither false nor a list", ""),
-    ({"published": [{"metric": "f1", "value": "x", "source": ""}]}, 'published[0].value: "x"', "not a number"),
+    ({"published": [{"metric": "f1", "value": "x", "by": "paper", "source": ""}]}, 'published[0].value: "x"', "not a number"),
     ({"published": [{"metrics": "f1"}]}, "published[0].metrics: unknown key", "did you mean `metric`?"),
     ({"task": 3}, "task: 3 is no task", "give a name, or an object"),
     ({"task": {}}, "task.kind=null is unknown", "known tasks: boolq"),
@@ -153,7 +153,7 @@ def test_a_bad_fleet_hides_no_other_problem(raw, tmp_path):
 def test_one_mistake_is_one_problem(raw, tmp_path):
     """Also where a value may be of several types, each of which pydantic complains about."""
     for change in (
-        {"published": [{"metric": "f1", "value": "x", "source": ""}]},
+        {"published": [{"metric": "f1", "value": "x", "by": "paper", "source": ""}]},
         {"train": {"backbone_dropout": "no"}},
         {"task": 3},
         {"fleet": 3},
@@ -318,7 +318,7 @@ def test_bad_tables_are_named(raw, tmp_path, capsys, name, content, expected):
 def test_missing_splits(raw, tmp_path, capsys):
     (tmp_path / "data" / "dev.jsonl").unlink()
     message = failure(capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "out")
-    assert "the dev split of" in message and "is missing; give dev.jsonl, dev.csv or dev.parquet" in message
+    assert "the dev split of" in message and "is missing; give dev.jsonl, dev.csv, dev.tsv or dev.parquet" in message
 
 
 def test_missing_data_folder(raw, tmp_path, capsys):

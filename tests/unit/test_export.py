@@ -15,7 +15,7 @@ from launcher import run as worker
 from model_parallel.grid import Grid
 from prompt_tuning import attach, load_prompt
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import split_logits
+from prompt_tuning.evaluate import split_outputs
 from prompt_tuning.export import write_prompt
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.runfile import resolve
@@ -47,10 +47,10 @@ def test_an_exported_prompt_gives_the_same_logits(tmp_path, family, name):
     for _ in range(2):
         fleet.train_step([0])
         fleet.members[0].step += 1
-    expected = split_logits(fleet, [0], "dev")[0]
+    expected = split_outputs(fleet, [0], "dev")[0]
     write_prompt(tmp_path / "prompt", fleet.members[0])
     model = attach(load_prompt(tmp_path / "prompt"))
-    (found,) = model.logits([0], [fleet.members[0].splits["dev"]])
+    (found,) = model.outputs([0], [fleet.members[0].splits["dev"]])
     assert np.abs(found - expected).max() < 1e-10
     assert {file.suffix for file in (tmp_path / "prompt").iterdir()} == {".json", ".safetensors"}
 
@@ -76,9 +76,10 @@ def test_full_fine_tuning_exports_a_model_that_predicts_the_same(tmp_path):
     assert "promptfleet" not in json.dumps(config)
     model = attach(load_prompt(member / "prompt"))
     from prompt_tuning.data import load_task_data
+    from prompt_tuning.kinds import Encoding
 
-    data = load_task_data(model.prompts[0].task, model.backbone.tokenizer, str(tmp_path / "data"), 24)
-    (logits,) = model.logits([0], [data.splits["test"]])
+    data = load_task_data(model.prompts[0].task, model.backbone.tokenizer, str(tmp_path / "data"), Encoding(24))
+    (logits,) = model.outputs([0], [data.splits["test"]])
     assert np.mean(logits.argmax(1) == data.splits["test"].labels) == result["test"]["accuracy"]
     original = load_prompt(member / "prompt")
     with pytest.raises(UserError, match="was trained on"):
@@ -206,10 +207,10 @@ def test_a_choice_task_is_exported(tmp_path, layers):
     raw = run_json(backbone, data, task="copa", prompt={"layers": layers})
     fleet = build_fleet(resolve(raw, tmp_path / "run.json"), Grid())
     fleet.train_step([0])
-    expected = split_logits(fleet, [0], "dev")[0]
+    expected = split_outputs(fleet, [0], "dev")[0]
     write_prompt(tmp_path / "prompt", fleet.members[0])
     exported = load_prompt(tmp_path / "prompt")
-    (found,) = attach(exported).logits([0], [fleet.members[0].splits["dev"]])
+    (found,) = attach(exported).outputs([0], [fleet.members[0].splits["dev"]])
     assert found.shape == (6, 2)
     assert np.abs(found - expected).max() < 1e-10
     assert exported.labels == ("choice1", "choice2")
@@ -219,14 +220,14 @@ def test_full_fine_tuning_gives_the_same_logits(tmp_path):
     backbone = make_backbone(tmp_path / "backbone", "bert")
     raw = run_json(backbone, make_texts(tmp_path / "data"), method="full", optimizer={"lr": 1e-2})
     fleet = build_fleet(resolve(raw, tmp_path / "run.json"), Grid())
-    before = split_logits(fleet, [0], "dev")[0]
+    before = split_outputs(fleet, [0], "dev")[0]
     fleet.train_step([0])
-    expected = split_logits(fleet, [0], "dev")[0]
+    expected = split_outputs(fleet, [0], "dev")[0]
     assert np.abs(expected - before).max() > 1e-2
     write_prompt(tmp_path / "members" / "m" / "prompt", fleet.members[0])
-    (found,) = attach(load_prompt(tmp_path / "members" / "m" / "prompt")).logits([0], [fleet.members[0].splits["dev"]])
+    (found,) = attach(load_prompt(tmp_path / "members" / "m" / "prompt")).outputs([0], [fleet.members[0].splits["dev"]])
     assert np.abs(found - expected).max() < 1e-10
-    assert np.abs(split_logits(fleet, [0], "dev")[0] - expected).max() == 0, "writing changes nothing in memory"
+    assert np.abs(split_outputs(fleet, [0], "dev")[0] - expected).max() == 0, "writing changes nothing in memory"
 
 
 KINDS = {
@@ -362,7 +363,7 @@ def test_files_of_two_prompts_do_not_go_together(kinds, tmp_path):
 def test_another_format_is_named(kinds, tmp_path):
     copy = shutil.copytree(kinds / "long", tmp_path / "copy")
     (copy / "prompt.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(UserError, match="prompt format 99; this version reads 1"):
+    with pytest.raises(UserError, match="prompt format 99; this version reads 2"):
         load_prompt(copy)
 
 

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from prompt_tuning.evaluate import majority_metrics, score
-from prompt_tuning.metrics import METRICS
+from prompt_tuning.evaluate import score
+from prompt_tuning.features import Features
+from prompt_tuning.kinds import find_kind
+from prompt_tuning.metrics.classes import accuracy, macro_f1, matthews, positive_f1
+from prompt_tuning.tasks import find_task
+
+METRICS = {"accuracy": accuracy, "macro_f1": macro_f1}
+CB = find_task("cb")
+
+
+def features_of(labels):
+    count = len(labels)
+    return Features(np.zeros(count, np.int32), None, np.arange(count + 1), 1, np.array(labels))
 
 GOLD = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 1, 0, 1, 0, 0])
@@ -35,11 +46,12 @@ def test_metrics_equal_scikit_learn(seed):
 
 def test_metrics_are_plain_floats():
     assert all(type(metric(GOLD, PREDICTED)) is float for metric in METRICS.values())
+    assert all(type(metric(GOLD % 2, PREDICTED % 2)) is float for metric in (positive_f1, matthews))
 
 
 def test_a_score_holds_the_metrics_and_the_mean_cross_entropy():
     logits = np.array([[2.0, 0.0], [0.0, 1.0], [1000.0, 0.0]])
-    metrics, loss = score(("accuracy", "macro_f1"), logits, np.array([0, 0, 1]))
+    metrics, loss = score(CB, features_of([0, 0, 1]), logits, CB.labels)
     assert list(metrics) == ["accuracy", "macro_f1"]
     assert metrics["accuracy"] == 1 / 3
     by_hand = [np.log(1 + np.exp(-2)), 1 + np.log(1 + np.exp(-1)), 1000.0]
@@ -47,6 +59,8 @@ def test_a_score_holds_the_metrics_and_the_mean_cross_entropy():
 
 
 def test_the_majority_class_is_that_of_the_training_split():
-    found = majority_metrics(("accuracy", "macro_f1"), np.array([1, 1, 0]), np.array([0, 0, 0, 1]))
+    dev = features_of([0, 0, 0, 1])
+    constant = find_kind("classification").constant(features_of([1, 1, 0]), dev, 2)
+    found, _ = score(CB, dev, constant, CB.labels)
     assert found["accuracy"] == 1 / 4
     assert found["macro_f1"] == pytest.approx((0 + 2 / 5) / 2)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.data import Features
+from prompt_tuning.features import Features
 from prompt_tuning.packing import Items, Pool, lay_out, plan
 
 CPU = torch.device("cpu")

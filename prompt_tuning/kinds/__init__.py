@@ -1,0 +1,82 @@
+"""Kinds of task: what the head sees, how its logits become a loss, and how they become answers. One file each.
+
+A file named ``<kind>.py`` holds ``KIND``; the trainer never asks which one it has. Shape letters: E examples, R rows,
+L tokens, C outputs of the head. A pooled kind has one vector a row and logits [E, C]; where ``per_token`` is set, the head
+sees every token, an example is one row, and logits are [R, L, C].
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.features import Features
+from prompt_tuning.sources import LocatedRow
+from prompt_tuning.tasks import Task
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows become tokens: most tokens of a sequence, name of a template, tokens that neighbouring windows share."""
+
+    max_length: int
+    template: str | None = None
+    stride: int = 128
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a member's part of a batch should have answered: ``labels`` and ``weights`` [E], ``lengths`` [R], ``tags`` [R, L]."""
+
+    labels: Tensor
+    weights: Tensor
+    lengths: Tensor
+    tags: Tensor | None
+
+
+class Encode(Protocol):
+    def __call__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: list[LocatedRow],
+        encoding: Encoding,
+        labels: tuple[str, ...],
+    ) -> Features: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The mechanism of a kind of task. ``outputs`` in numpy are float64, [E, C] or, per token, [tokens of the split, k]."""
+
+    encode: Encode
+    collect_labels: Callable[[Task, list[LocatedRow]], tuple[str, ...]]
+    """Labels in the order of the logits, from the training split."""
+    num_outputs: Callable[[int], int]
+    """Outputs of the head for so many labels."""
+    loss: Callable[[Tensor, Targets], Tensor]
+    """Weighted sum over examples (or labelled tokens) of their losses."""
+    answers: Callable[[Task, Features, np.ndarray, tuple[str, ...]], tuple[Any, Any]]
+    """Gold and predicted answers of a whole split, as the task's metrics take them."""
+    mean_loss: Callable[[Features, np.ndarray], float]
+    constant: Callable[[Features, Features, int], np.ndarray]
+    """Outputs of the best answer that looks at no text, from the training split's labels: the majority class."""
+    describe: Callable[[Task, Features, np.ndarray, tuple[str, ...]], list[dict[str, Any]]]
+    """Predictions of rows for people."""
+    keep: Callable[[Tensor, Targets], Tensor] = lambda logits, targets: logits
+    """What an evaluation keeps of the logits of a batch: [E, C], or [R, L, k] per token."""
+    per_token: bool = False
+    drops_hidden: bool = True
+    """Whether prompt dropout also falls on what the head sees."""
+    trains_bias: bool = True
+
+
+def find_kind(name: str) -> Kind:
+    """The kind of a task's ``kind``."""
+    return importlib.import_module(f"{__name__}.{name}").KIND

@@ -1,0 +1,102 @@
+"""One class for each text or text pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.features import Features, class_labels, encode_texts, located_rows
+from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.problems import show
+from prompt_tuning.sources import LocatedRow, check_columns
+from prompt_tuning.tasks import Task
+
+
+def encode(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[LocatedRow],
+    encoding: Encoding,
+    labels: tuple[str, ...],
+) -> Features:
+    """Texts or pairs; ``notes`` holds what the task remembers of each row."""
+    located = located_rows(task, rows)
+    tokens, types, offsets, per_example = encode_texts(task, tokenizer, located, encoding.max_length, encoding.template)
+    notes = [task.remember(row) for _, row in located] if task.remember else None
+    return Features(tokens, types, offsets, per_example, class_labels(task, located, labels), notes=notes)
+
+
+def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
+    """The labels that occur, sorted as numbers if all are, else as names."""
+    values: dict[str, str | int] = {}
+    for where, raw in rows:
+        for row in task.expand(raw):
+            check_columns(task, where, row, labelled=True)
+            value = row[task.label_column]
+            if not isinstance(value, (str, int)):
+                raise UserError(f"{where}: label {show(value)} is neither a text nor a whole number")
+            if value in ("", -1):
+                hint = "" if value == "" else "; to use -1 as a label, list all labels in the task's `labels`"
+                raise UserError(f"{where}: no label in column `{task.label_column}`{hint}")
+            values.setdefault(str(value), value)
+    is_numbers = all(isinstance(value, int) for value in values.values())
+    labels = tuple(sorted(values, key=(lambda name: values[name]) if is_numbers else str))
+    if len(labels) < 2:
+        raise UserError(
+            f"task {task.name!r}: column `{task.label_column}` of the training split has {len(labels)} label(s)"
+            f" ({', '.join(labels)}); at least two are needed"
+        )
+    return labels
+
+
+def loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Cross entropy."""
+    losses = F.cross_entropy(logits, targets.labels.long(), reduction="none")
+    return (losses * targets.weights.to(logits.dtype)).sum()
+
+
+def answers(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> tuple[Any, Any]:
+    """Class indices [E], or what the task makes of rows that belong together."""
+    if task.regroup is not None:
+        return task.regroup(features.notes, features.labels, outputs)
+    return features.labels, outputs.argmax(axis=1)
+
+
+def mean_loss(features: Features, outputs: np.ndarray) -> float:
+    """Mean cross entropy of logits [E, C]."""
+    shifted = outputs - outputs.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return float(-log_probabilities[np.arange(len(features)), features.labels].mean())
+
+
+def constant(train: Features, features: Features, num_labels: int) -> np.ndarray:
+    """Always the most frequent class of the training split."""
+    outputs = np.zeros((len(features), num_labels))
+    outputs[:, np.bincount(train.labels).argmax()] = 1
+    return outputs
+
+
+def describe(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Label and probabilities of each example."""
+    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return [
+        {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, row.tolist(), strict=True))}
+        for row in powers / powers.sum(axis=1, keepdims=True)
+    ]
+
+
+KIND = Kind(
+    encode=encode,
+    collect_labels=collect_labels,
+    num_outputs=lambda num_labels: num_labels,
+    loss=loss,
+    answers=answers,
+    mean_loss=mean_loss,
+    constant=constant,
+    describe=describe,
+)

@@ -1,0 +1,65 @@
+"""A number for each text or text pair, by least squares."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.features import Features, encode_texts, located_rows
+from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.problems import show
+from prompt_tuning.sources import LocatedRow
+from prompt_tuning.tasks import Task
+
+
+def encode(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[LocatedRow],
+    encoding: Encoding,
+    labels: tuple[str, ...],
+) -> Features:
+    """Texts or pairs with a value; NaN where there is none."""
+    located = located_rows(task, rows)
+    tokens, types, offsets, per_example = encode_texts(task, tokenizer, located, encoding.max_length, encoding.template)
+    values = [_value(where, row.get(task.label_column)) for where, row in located]
+    return Features(tokens, types, offsets, per_example, np.asarray(values, np.float64))
+
+
+def _value(where: str, value: Any) -> float:
+    if value is None or value == "":
+        return math.nan
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: label {show(value)} is not a finite number")
+    return number
+
+
+def loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Squared error."""
+    return ((logits[:, 0] - targets.labels.to(logits.dtype)).square() * targets.weights.to(logits.dtype)).sum()
+
+
+def answers(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> tuple[Any, Any]:
+    """Values [E]."""
+    return features.labels, outputs[:, 0]
+
+
+KIND = Kind(
+    encode=encode,
+    collect_labels=lambda task, rows: ("value",),
+    num_outputs=lambda num_labels: 1,
+    loss=loss,
+    answers=answers,
+    mean_loss=lambda features, outputs: float(np.square(outputs[:, 0] - features.labels).mean()),
+    constant=lambda train, features, num_labels: np.full((len(features), 1), train.labels.mean()),
+    describe=lambda task, features, outputs, labels: [{"value": value} for value in outputs[:, 0].tolist()],
+)

@@ -1,0 +1,224 @@
+"""One tag for each word: entities, arguments. A word is asked at its first token; the others have no label.
+
+Words beyond ``max_length`` or without a token of their own are answered "O" and count like any other in the metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.features import Features, check_room, checked_text, flatten, located_rows, sequences, template_of
+from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.packing import NO_TAG
+from prompt_tuning.problems import show
+from prompt_tuning.sources import LocatedRow, check_columns
+from prompt_tuning.tags import to_iob2
+from prompt_tuning.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+OUTSIDE = "O"
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What scoring needs: for each row its words' tags (IOB2) and the tokens at which they are asked, -1 for none."""
+
+    tags: list[list[str] | None]
+    first_tokens: list[np.ndarray]
+    """Indices into the split's tokens."""
+    num_labels: np.ndarray
+    counts_tokens: bool = True
+
+
+def encode(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[LocatedRow],
+    encoding: Encoding,
+    labels: tuple[str, ...],
+) -> Features:
+    """Word lists (and a second list behind them, which is not asked), the words cut to what fits."""
+    located = located_rows(task, rows)
+    build = template_of(task, encoding.template)
+    firsts: list[list[str]] = []
+    seconds: list[str] = []
+    for where, row in located:
+        ((words, second),) = sequences(task, where, build, row)
+        if not words:
+            raise UserError(f"{where}: the sentence has no words")
+        firsts.append([checked_text(where, word) for word in words])
+        if second is not None:
+            seconds.append(" ".join(checked_text(where, word) for word in second))
+    check_room(tokenizer, encoding.max_length, bool(seconds))
+    lead = _lead(tokenizer)
+    encoded = tokenizer(
+        [lead + " ".join(words) for words in firsts],
+        [lead + second for second in seconds] or None,
+        truncation="only_first",
+        max_length=encoding.max_length,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+    )
+    tokens, types, offsets = flatten(encoded, len(firsts))
+    starts = [
+        _first_tokens(words, len(lead), np.asarray(encoded["offset_mapping"][i]), encoded.sequence_ids(i))
+        for i, words in enumerate(firsts)
+    ]
+    first_tokens = [np.where(own >= 0, own + base, -1) for own, base in zip(starts, offsets[:-1], strict=True)]
+    gold = [_gold_tags(task, where, row, len(words)) for (where, row), words in zip(located, firsts, strict=True)]
+    tags, unknown = _token_tags(len(tokens), located, gold, first_tokens, labels, task)
+    lost = sum(int((own < 0).sum()) for own in first_tokens)
+    if lost:
+        logger.info(
+            "task %r: %d of %d words have no token within data.max_length=%d; they are answered %r",
+            task.name,
+            lost,
+            sum(map(len, firsts)),
+            encoding.max_length,
+            OUTSIDE,
+        )
+    if unknown:
+        logger.warning(
+            "task %r: %d words have tags that the training split lacks; they count as missed", task.name, unknown
+        )
+    counts = np.add.reduceat(tags >= 0, offsets[:-1], dtype=np.int64)
+    has_tags = np.array([0 if sentence is not None else -1 for sentence in gold], np.int64)
+    return Features(tokens, types, offsets, 1, has_tags, tags, Sentences(gold, first_tokens, counts))
+
+
+def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A space where the tokenizer writes a word inside a sentence otherwise than at its start."""
+    inside = tokenizer("a b", add_special_tokens=False)["input_ids"][-1:]
+    spaced = tokenizer(" b", add_special_tokens=False)["input_ids"]
+    plain = tokenizer("b", add_special_tokens=False)["input_ids"]
+    return " " if spaced == inside != plain else ""
+
+
+def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list[int | None]) -> np.ndarray:
+    """Index in the row of each word's first token [words], -1 where it has none.
+
+    A token belongs to the word that holds its last character: byte-level tokens may start with the space before it.
+    """
+    lengths = np.array([len(word) for word in words])
+    ends = np.cumsum(lengths + 1) - 1 + lead
+    own = np.array([place == 0 for place in sequence]) & (spans[:, 1] > spans[:, 0])
+    last = spans[own, 1] - 1
+    word = np.searchsorted(ends, last, side="right")
+    index = np.flatnonzero(own)
+    inside = (word < len(words)) & (last < ends[np.minimum(word, len(words) - 1)])
+    first = np.full(len(words), -1, np.int64)
+    first[word[inside][::-1]] = index[inside][::-1]
+    return first
+
+
+def _gold_tags(task: Task, where: str, row: dict[str, Any], count: int) -> list[str] | None:
+    tags = row.get(task.label_column)
+    if tags is None:
+        return None
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise UserError(f"{where}: column `{task.label_column}` is {show(tags)}, not a list of tags")
+    if len(tags) != count:
+        raise UserError(f"{where}: {count} words but {len(tags)} tags; give one tag a word")
+    return to_iob2(tags)
+
+
+def _token_tags(
+    size: int,
+    rows: list[LocatedRow],
+    gold: list[list[str] | None],
+    first_tokens: list[np.ndarray],
+    labels: tuple[str, ...],
+    task: Task,
+) -> tuple[np.ndarray, int]:
+    """Tag indices of all tokens [size], and how many tags are no label."""
+    index = {name: i for i, name in enumerate(labels)}
+    tags = np.full(size, NO_TAG, np.int32)
+    unknown = 0
+    for (where, _), sentence, tokens in zip(rows, gold, first_tokens, strict=True):
+        if sentence is None:
+            continue
+        strange = [tag for tag in sentence if tag not in index]
+        if strange and task.labels is not None:
+            raise UserError(f"{where}: tag {show(strange[0])} is none of {', '.join(labels)}")
+        unknown += len(strange)
+        values = np.array([index.get(tag, NO_TAG) for tag in sentence])
+        tags[tokens[tokens >= 0]] = values[tokens >= 0]
+    return tags, unknown
+
+
+def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
+    """The tags that occur, "O" first."""
+    found = {OUTSIDE}
+    for where, raw in rows:
+        for row in task.expand(raw):
+            check_columns(task, where, row, labelled=True)
+            found.update(_gold_tags(task, where, dict(row), len(row[task.label_column])) or [])
+    if len(found) < 2:
+        raise UserError(
+            f"task {task.name!r}: all tags of the training split are {OUTSIDE!r}; there is nothing to learn"
+        )
+    return (OUTSIDE, *sorted(found - {OUTSIDE}, key=lambda tag: (tag.partition("-")[2], tag)))
+
+
+def loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Cross entropy of the labelled tokens [R, L, C]; a row's weight goes to each of them."""
+    assert targets.tags is not None
+    losses = F.cross_entropy(logits.transpose(1, 2), targets.tags, ignore_index=NO_TAG, reduction="none")
+    return (losses.sum(1) * targets.weights.to(logits.dtype)).sum()
+
+
+def keep(logits: Tensor, targets: Targets) -> Tensor:
+    """The likeliest tag of each token, and its loss [R, L, 2]."""
+    assert targets.tags is not None
+    losses = F.cross_entropy(logits.transpose(1, 2), targets.tags, ignore_index=NO_TAG, reduction="none")
+    return torch.stack([logits.argmax(-1).to(logits.dtype), losses], dim=-1)
+
+
+def answers(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> tuple[Any, Any]:
+    """Tags of every sentence: two lists of lists."""
+    return features.notes.tags, _predicted(features, outputs, labels)
+
+
+def _predicted(features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> list[list[str]]:
+    chosen = outputs[:, 0].astype(np.int64)
+    return [
+        [labels[chosen[token]] if token >= 0 else OUTSIDE for token in tokens.tolist()]
+        for tokens in features.notes.first_tokens
+    ]
+
+
+def constant(train: Features, features: Features, num_labels: int) -> np.ndarray:
+    """Always the most frequent tag."""
+    assert train.tags is not None
+    outputs = np.zeros((len(features.tokens), 2))
+    outputs[:, 0] = np.bincount(train.tags[train.tags >= 0]).argmax()
+    return outputs
+
+
+def describe(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One tag a word."""
+    return [{"tags": tags} for tags in _predicted(features, outputs, labels)]
+
+
+KIND = Kind(
+    encode=encode,
+    collect_labels=collect_labels,
+    num_outputs=lambda num_labels: num_labels,
+    loss=loss,
+    answers=answers,
+    mean_loss=lambda features, outputs: float(outputs[:, 1].sum() / max(1, features.notes.num_labels.sum())),
+    constant=constant,
+    describe=describe,
+    keep=keep,
+    per_token=True,
+)

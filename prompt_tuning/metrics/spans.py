@@ -1,0 +1,46 @@
+"""Metrics of tagged sentences, lists of lists of IOB2 tags: entities (CoNLL-2003) and arguments (CoNLL-2005)."""
+
+from __future__ import annotations
+
+from prompt_tuning.tags import spans, to_iob2
+
+Sentences = list[list[str]]
+
+
+def entity_f1(gold: Sentences, predicted: Sentences) -> float:
+    """Micro F1 of whole spans, as conlleval and seqeval's default read tags: leniently."""
+    from seqeval.metrics import f1_score
+
+    return float(f1_score(gold, predicted, zero_division=0))
+
+
+def strict_entity_f1(gold: Sentences, predicted: Sentences) -> float:
+    """Micro F1 of whole spans where only those that start with ``B-`` count (seqeval's strict IOB2)."""
+    from seqeval.metrics import f1_score
+    from seqeval.scheme import IOB2
+
+    return float(f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0))
+
+
+def argument_f1(gold: Sentences, predicted: Sentences) -> float:
+    """Micro F1 of arguments without the verb, the pieces ``C-X`` joined to their ``X`` (the CoNLL-2005 scorer's rule)."""
+    right = ours = theirs = 0
+    for tags, found in zip(gold, predicted, strict=True):
+        expected, answered = _arguments(tags), _arguments(found)
+        right += len(expected & answered)
+        ours += len(answered)
+        theirs += len(expected)
+    return 2 * right / (ours + theirs) if ours + theirs else 0.0
+
+
+def _arguments(tags: list[str]) -> set[tuple[str, tuple[tuple[int, int], ...]]]:
+    """Arguments of a proposition: type and pieces."""
+    pieces: list[tuple[str, list[tuple[int, int]]]] = []
+    for name, first, last in spans(to_iob2(tags)):
+        kind = name.removeprefix("C-")
+        whole = next((found for label, found in reversed(pieces) if label == kind), None)
+        if kind != name and whole is not None:
+            whole.append((first, last))
+        else:
+            pieces.append((kind, [(first, last)]))
+    return {(name, tuple(found)) for name, found in pieces if name != "V"}
