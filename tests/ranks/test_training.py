@@ -10,7 +10,7 @@ import pytest
 from prompt_tuning.evaluate import evaluate
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.ranks import run_ranks
-from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
+from tests.support.tiny import make_backbone, make_copa, make_questions, make_tags, make_texts, run_json
 
 SIZES = (1, 2, 3)
 DTYPES = ("float64", "float32")
@@ -36,7 +36,20 @@ def raws(tmp_path_factory):
         {"name": "dropping", "method": "head", "prompt": {"dropout": 0.3}, "train": {"seed": 12}},
         {"name": "mean", "method": "head", "head": {"pooling": "mean"}, "data": {"max_length": 9}},
     ]
+    kinds = [
+        {"name": "tags", "task": {"kind": "tagging"}, "data": {"path": str(make_tags(folder / "tags"))}, "prompt": {"dropout": 0.1}},
+        {
+            "name": "spans",
+            "task": {"kind": "span", "has_null": True},
+            "data": {"path": str(make_questions(folder / "questions")), "max_length": 20, "stride": 3},
+            "prompt": {"dropout": 0.1},
+            "train": {"batch_size": 5},
+        },
+        {"name": "texts"},
+        {"name": "tags_head", "task": {"kind": "tagging"}, "data": {"path": str(folder / "tags")}, "method": "head"},
+    ]  # fmt: skip
     return {
+        "kinds": run_json(backbone, texts, train={"tokens_per_batch": 150}, fleet={"members": kinds}),
         "alone": run_json(backbone, texts),
         "dropout": run_json(backbone, texts, prompt={"dropout": 0.3}),
         # Few tokens a forward, so that a step takes several and ranks may need a dummy.
@@ -64,7 +77,7 @@ def describe_step(fleet, step):
     for index, member in enumerate(fleet.members):
         if index not in fleet.frozen:
             examples = member.step_examples(step)
-            parts.append((index, examples, 1 / len(examples)))
+            parts.append((index, examples, 1 / member.splits["train"].terms(examples)))
     batches = list(fleet.batches("train", parts))
     real = [
         (member, int(batch.examples[i]), float(batch.weights[i]))

@@ -137,3 +137,34 @@ def run_json(backbone: Path, data: Path, /, **sections: Any) -> dict[str, Any]:
         "train": {"epochs": 2, "batch_size": 8, "backbone_dropout": False},
     }
     return merge(base, sections)
+
+
+def make_tags(folder: Path, sizes: dict[str, int] | None = None, seed: int = 2) -> Path:
+    """A folder of tagged sentences of 1 to 9 words: words divisible by 5 start a span that the next word may continue."""
+    generator = torch.Generator().manual_seed(seed)
+    for split, count in (sizes or {"train": 15, "dev": 7}).items():
+        rows = []
+        for i in range(count):
+            ids = torch.randint(0, len(WORDS), (1 + (i * 5) % 9,), generator=generator).tolist()
+            tags = ["B-five" if j % 5 == 0 else "O" for j in ids]
+            tags = ["I-five" if i and tags[i - 1] == "B-five" and tag == "O" else tag for i, tag in enumerate(tags)]
+            rows.append({"words": [WORDS[j] for j in ids], "tags": tags})
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def make_questions(folder: Path, sizes: dict[str, int] | None = None, seed: int = 3) -> Path:
+    """A folder of questions: the answer is the two words behind the question's word; some contexts take several windows."""
+    generator = torch.Generator().manual_seed(seed)
+    for split, count in (sizes or {"train": 9, "dev": 5}).items():
+        rows = []
+        for i in range(count):
+            ids = torch.randperm(len(WORDS), generator=generator)[: 6 + 7 * (i % 4)].tolist()
+            words = [WORDS[j] for j in ids]
+            place = (i * 5) % (len(words) - 2)
+            text = " ".join(words[place + 1 : place + 3])
+            start = len(" ".join(words[: place + 1])) + 1
+            answers = [] if i % 4 == 3 else [{"text": text, "answer_start": start}]
+            rows.append({"question": f"{words[place]} w1", "context": " ".join(words), "answers": answers})
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
