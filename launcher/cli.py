@@ -1,4 +1,4 @@
-"""The driver: promptfleet validate | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | suite | report | schema | predict | evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -27,6 +27,8 @@ What comes before and after it:"""
 EXAMPLES = """\
 examples:
   promptfleet validate configs/*.json
+  promptfleet suite configs/boolq.json configs/copa.json --seeds 3 --output runs/suite
+  promptfleet report runs/suite
   promptfleet predict --prompt runs/quickstart/members/tickets-deep_prompt-seed11/prompt --input tickets.jsonl
   promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
   promptfleet export runs/boolq --output exported/"""
@@ -46,6 +48,30 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("configs", nargs="+", metavar="CONFIG")
     verb.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)"
+    )
+
+    verb = verbs.add_parser(
+        "suite",
+        help="train many run files: grouped into fleets by backbone, continued where they were left",
+        description="Train many run files, grouped into fleets by backbone. The same command again does what is missing.",
+    )
+    verb.add_argument("configs", nargs="+", metavar="CONFIG")
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key of all files"
+    )
+    verb.add_argument("--seeds", type=_count, metavar="N", help="train N seeds of each member, counted from its own")
+    verb.add_argument("--output", default="runs/suite", metavar="DIR", help="folder of the suite (default: runs/suite)")
+    verb.add_argument("--no-baselines", action="store_true", help="do not add a head alone for each task")
+    verb.add_argument("--fleet-size", type=_count, default=8, metavar="N", help="most members of a fleet (default: 8)")
+    verb.add_argument(
+        "--ranks", type=_count, default=1, metavar="N", help="ranks of this machine for a fleet (default: 1)"
+    )
+    verb.add_argument("--dry-run", action="store_true", help="write the fleets' run files and say what would run")
+
+    verb = verbs.add_parser("report", help="tables and one HTML page of finished members")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that hold several")
+    verb.add_argument(
+        "--output", metavar="DIR", help="folder for report.md, report.csv and report.html (default: the first RUN)"
     )
 
     verb = verbs.add_parser("schema", help="print the JSON Schema of run files, for editors")
@@ -81,9 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     share_processor()
     try:
-        return {"validate": validate, "schema": schema, "predict": predict, "evaluate": evaluate, "export": export}[
-            options.verb
-        ](options)
+        verbs = (validate, suite, report, schema, predict, evaluate, export)
+        return {verb.__name__: verb for verb in verbs}[options.verb](options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -106,6 +131,42 @@ def validate(options: argparse.Namespace) -> int:
         methods = sorted({member.config.method for member in run.members})
         print(f"{path}: ok, {len(run.members)} member(s), {', '.join(methods)}, on {run.shared.backbone.path}")
     return 1 if failed else 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def suite(options: argparse.Namespace) -> int:
+    """Run every member that is not done yet."""
+    from launcher.suite import find_jobs, run_suite
+
+    jobs = find_jobs(options.configs, options.set, options.seeds, not options.no_baselines)
+    settings = {"most": options.fleet_size, "ranks": options.ranks, "dry_run": options.dry_run}
+    failed = run_suite(jobs, Path(options.output), **settings)
+    if not options.dry_run:
+        print(f"promptfleet report {options.output}   shows the scores")
+    return 1 if failed else 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print the table, write it as Markdown and CSV, and the page."""
+    from launcher.page import write_page
+    from launcher.report import as_csv, as_markdown, print_report, read_groups
+    from prompt_tuning.files import make_folder, write_text
+
+    folders = [Path(run) for run in options.runs]
+    print_report(folders, options.runs[0])
+    groups, output = read_groups(folders), Path(options.output or options.runs[0])
+    make_folder(output)
+    title = f"{output.resolve().name}: {len(groups)} recipes on {len({group.task for group in groups})} tasks"
+    files = {"report.md": as_markdown(groups), "report.csv": as_csv(groups), "report.html": write_page(groups, title)}
+    for name, text in files.items():
+        write_text(output / name, text)
+        print(output / name)
+    return 0
 
 
 def schema(options: argparse.Namespace) -> int:

@@ -1,55 +1,219 @@
-"""The table at the end of a run."""
+"""Scores of finished members, read from run folders: one row for each task, recipe, split and metric."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
+import json
+import math
+import re
 import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from prompt_tuning.errors import UserError
+
+Json = dict[str, Any]
 
 
-def print_report(result: dict[str, Any], folder: Path) -> None:
-    """Print one line for each task and method: mean and spread over members, beside the majority class."""
+@dataclass
+class Group:
+    """Members that differ in their seed alone: one recipe on one task."""
+
+    task: str
+    label: str
+    method: str
+    backbone: str
+    results: list[Json] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    published: list[Json] = field(default_factory=list)
+
+    @property
+    def finished(self) -> list[Json]:
+        return [result for result in self.results if result["best"] is not None]
+
+    def splits(self) -> list[str]:
+        """dev, then the test splits that any member was tested on."""
+        tests = {key for result in self.finished for key in result if key == "test" or key.startswith("test/")}
+        return ["dev", *sorted(key for key in tests if any(result.get(key) for result in self.finished))]
+
+    def metrics(self) -> list[str]:
+        """The selecting one first."""
+        return list(dict.fromkeys(name for result in self.finished for name in result["best"]["metrics"]))
+
+    def values(self, split: str, metric: str) -> list[float]:
+        """One a member."""
+        found = [result["best"]["metrics"] if split == "dev" else result.get(split) or {} for result in self.finished]
+        return [metrics[metric] for metrics in found if metric in metrics]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score beside what it is to be compared with; metrics as fractions of 1, published ones in per cent."""
+
+    group: Group
+    split: str
+    metric: str
+    values: list[float]
+    head: float | None
+    majority: float | None
+    paper: float | None
+    rerun: float | None
+
+
+def read_groups(folders: list[Path]) -> list[Group]:
+    """Every member's result below some folders, by recipe. Raises :class:`UserError` if there is none."""
+    groups: dict[str, Group] = {}
+    for folder in folders:
+        for record in sorted({*folder.glob("run.json"), *folder.glob("**/run.json")}):
+            for member in _read(record).get("members", []):
+                result = _read(record.parent / "members" / member["name"] / "result.json")
+                if result:
+                    _file(groups, record.parent, member, result)
+    if not groups:
+        names = ", ".join(map(str, folders))
+        raise UserError(
+            f"{names}: no finished member there; give run folders, such as runs/quickstart, or one that holds several"
+        )
+    return sorted(groups.values(), key=lambda group: (group.task, group.method != "deep_prompt", group.label))
+
+
+def _read(file: Path) -> Json:
+    """A JSON object; {} where there is none yet, or one half written."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _file(groups: dict[str, Group], folder: Path, member: Json, result: Json) -> None:
+    config = member["config"]
+    same = {key: value for key, value in config.items() if key not in ("published", "description", "name", "output")}
+    same["train"] = {key: value for key, value in config["train"].items() if key != "seed"}
+    label = re.sub(r"-?seed\d+$", "", member["name"]).removeprefix(f"{result['task']}-") or result["method"]
+    key = hashlib.sha256(json.dumps([label, same], sort_keys=True).encode()).hexdigest()
+    if key not in groups:
+        published = (config.get("published") or []) if result["method"] == "deep_prompt" else []
+        backbone = config["backbone"]["path"]
+        groups[key] = Group(result["task"], label, result["method"], backbone, published=published)
+    groups[key].results.append(result)
+    groups[key].folders.append(folder / "members" / member["name"])
+
+
+def rows(groups: list[Group]) -> Iterator[Row]:
+    """All scores, the head alone and the majority class beside each."""
+    for group in groups:
+        heads = [other for other in groups if _is_head_of(other, group)]
+        for split in group.splits():
+            for metric in group.metrics():
+                values = group.values(split, metric)
+                if not values:
+                    continue
+                alone = [value for other in heads for value in other.values(split, metric)]
+                majority = group.finished[0]["majority"].get(split, {}).get(metric)
+                numbers = {
+                    entry["by"]: entry["value"]
+                    for entry in group.published
+                    if entry["metric"] == metric and entry["split"] == split
+                }
+                yield Row(
+                    group,
+                    split,
+                    metric,
+                    values,
+                    statistics.fmean(alone) if alone else None,
+                    majority,
+                    numbers.get("paper"),
+                    numbers.get("rerun"),
+                )
+
+
+def _is_head_of(other: Group, group: Group) -> bool:
+    return other.method == "head" and other.task == group.task and other.backbone == group.backbone
+
+
+COLUMNS = (
+    "task", "recipe", "split", "metric", "score", "seeds", "head alone", "majority", "paper", "rerun", "trained", "bytes",
+)  # fmt: skip
+TEXTS = ("task", "recipe", "split", "metric")
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, in the order of :data:`COLUMNS`; scores as fractions, published ones in per cent as printed."""
+    finished, number = row.group.finished, len(row.group.results)
+    return [
+        row.group.task,
+        row.group.label,
+        row.split,
+        row.metric,
+        spread(row.values),
+        str(number) if len(row.values) == number else f"{len(row.values)}/{number}",
+        "-" if row.head is None or row.group.method == "head" else f"{row.head:.4f}",
+        "-" if row.majority is None else f"{row.majority:.4f}",
+        "-" if row.paper is None else f"{row.paper:.1f} %",
+        "-" if row.rerun is None else f"{row.rerun:.1f} %",
+        _range([result["trainable_parameters"] for result in finished]),
+        _range([result["exported_bytes"] for result in finished if result["exported_bytes"] is not None]),
+    ]
+
+
+def as_markdown(groups: list[Group]) -> str:
+    """The table for documents."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "|".join("---" if c in TEXTS else "---:" for c in COLUMNS) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cells(row)) + " |" for row in rows(groups)]) + "\n"
+
+
+def as_csv(groups: list[Group]) -> str:
+    """The table for programs: mean, spread and number of seeds apart, full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["task", "recipe", "method", "backbone", "split", "metric", "mean", "standard_deviation", "seeds", "head_alone",
+         "majority", "paper_percent", "rerun_percent", "trainable_parameters", "exported_bytes", "seconds"]
+    )  # fmt: skip
+    for row in rows(groups):
+        group, finished = row.group, row.group.finished
+        writer.writerow(
+            [group.task, group.label, group.method, group.backbone, row.split, row.metric, statistics.fmean(row.values),
+             statistics.stdev(row.values) if len(row.values) > 1 else "", len(row.values), _or_empty(row.head),
+             _or_empty(row.majority), _or_empty(row.paper), _or_empty(row.rerun), finished[0]["trainable_parameters"],
+             finished[0]["exported_bytes"], statistics.fmean([result["seconds"] for result in finished])]
+        )  # fmt: skip
+    return text.getvalue()
+
+
+def _or_empty(value: float | None) -> Any:
+    return "" if value is None else value
+
+
+def print_report(folders: list[Path], title: str) -> None:
+    """The table on the terminal: mean and spread over seeds."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     if not console.is_terminal:
-        console = Console(width=150)  # a log file has no width of its own
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for member in result["members"]:
-        groups.setdefault((member["task"], member["method"]), []).append(member)
-    table = Table(title=f"{result['name']}: mean ± standard deviation over members", title_justify="left")
-    columns = ("task", "method", "members", "metric", "dev", "test", "trained", "of backbone", "exported bytes")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("task", "method", "metric") else "right")
-    shown: set[str] = set()
-    for (task, method), members in groups.items():
-        good = [member for member in members if member["best"] is not None]
-        metric = next(iter(good[0]["best"]["metrics"])) if good else "-"
-        table.add_row(
-            task,
-            method,
-            f"{len(good)}/{len(members)}" if len(good) < len(members) else str(len(members)),
-            metric,
-            _spread([member["best"]["metrics"][metric] for member in good]),
-            _spread([member["test"][metric] for member in good if member["test"] is not None]),
-            _range([member["trainable_parameters"] for member in members]),
-            "all"
-            if method == "full"
-            else f"{100 * members[0]['trainable_parameters'] / members[0]['backbone_parameters']:.3f} %",
-            _range([member["exported_bytes"] for member in good]),
-        )
-        if task not in shown and good:
-            shown.add(task)
-            majority = members[0]["majority"]
-            values = [f"{majority[s][metric]:.4f}" if s in majority else "-" for s in ("dev", "test")]
-            table.add_row(task, "majority class", "-", metric, *values, "0", "0 %", "-")
+        console = Console(width=170)  # a log file has no width of its own
+    table = Table(title=f"{title}: mean ± standard deviation over seeds", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in TEXTS else "right")
+    groups = read_groups(folders)
+    for row in rows(groups):
+        table.add_row(*cells(row))
     console.print(table)
-    console.print(f"Results and prompts: {folder}")
+    for group in groups:
+        missing = len(group.results) - len(group.finished)
+        if missing:
+            console.print(f"{group.task} {group.label}: {missing} of {len(group.results)} members have no evaluation")
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, four digits."""
+    if not values or not all(map(math.isfinite, values)):
         return "-"
     mean = statistics.fmean(values)
     return f"{mean:.4f}" if len(values) == 1 else f"{mean:.4f} ± {statistics.stdev(values):.4f}"

@@ -140,7 +140,8 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
             write_json(run.output / "environment.json", record(process, num_threads))
         result = train(run, grid)
         if grid.is_first:
-            print_report(result, run.output)
+            print_report([run.output], run.name)
+            print(f"Results and prompts: {run.output}")
         return 0 if not result or result["status"] == "finished" else 3
     except RankLost as error:
         logger.error("stopped with another rank, whose own message says why (%s)", error)

@@ -22,7 +22,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.overrides import Json, extend, merge, parse_set, put, read_json
 from prompt_tuning.problems import MISSING, difference, sentences, show
 
-SHARED = ("$schema", "name", "description", "published", "backbone", "parallel", "deepspeed", "fleet", "output")
+SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "fleet", "output")
+_FOR_PEOPLE = ("description", "published")
 SAME_FOR_ALL = [
     "checkpoint_steps",
     "keep_checkpoints",
@@ -199,7 +200,8 @@ def _members(
                     if dotted.partition(".")[0] != "fleet":
                         put(merged, dotted, value, f"{where}: --set {dotted}")
                 changed = [f"{dotted.rpartition('.')[2]}={value}" for dotted, value in point.items()]
-                yield where, (name, *changed, *(["seed"] if len(seeds) > 1 else [])), merge(base, overrides), merged
+                recorded = {k: v for k, v in merge(base, overrides).items() if k not in _FOR_PEOPLE}
+                yield where, (name, *changed, *(["seed"] if len(seeds) > 1 else [])), recorded, merged
         except UserError as error:
             text = str(error).removeprefix(f"{path}: ")
             problems.append(text if text.startswith(where) else f"{where}: {text}")

@@ -11,5 +11,5 @@ TASK = Task(
     columns=("question", "passage"),
     templates={"pair": lambda row: ((row["question"], row["passage"]),)},
     hub=("aps/super_glue", "boolq"),
-    files=Files(folders=("BoolQ",)),
+    files=Files(folders=("BoolQ", "superglue/BoolQ")),
 )

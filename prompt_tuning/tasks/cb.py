@@ -11,5 +11,5 @@ TASK = Task(
     columns=("premise", "hypothesis"),
     templates={"pair": lambda row: ((row["premise"], row["hypothesis"]),)},
     hub=("aps/super_glue", "cb"),
-    files=Files(folders=("CB",)),
+    files=Files(folders=("CB", "superglue/CB")),
 )

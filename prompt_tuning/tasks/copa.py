@@ -21,5 +21,5 @@ TASK = Task(
     columns=("premise", "question", "choice1", "choice2"),
     templates={"connective": _connective},
     hub=("aps/super_glue", "copa"),
-    files=Files(folders=("COPA",)),
+    files=Files(folders=("COPA", "superglue/COPA")),
 )

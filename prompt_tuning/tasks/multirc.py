@@ -50,7 +50,7 @@ TASK = Task(
     columns=("paragraph", "question", "answer"),
     templates={"pair": lambda row: ((row["paragraph"], f"{row['question']} {row['answer']}"),)},
     hub=("aps/super_glue", "multirc"),
-    files=Files(folders=("MultiRC",)),
+    files=Files(folders=("MultiRC", "superglue/MultiRC")),
     expand=_answers,
     remember=_question,
     regroup=_by_question,

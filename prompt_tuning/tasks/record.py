@@ -60,7 +60,7 @@ TASK = Task(
     columns=("passage", "query", "entity"),
     templates={"pair": _pair},
     hub=("aps/super_glue", "record"),
-    files=Files(folders=("ReCoRD",)),
+    files=Files(folders=("ReCoRD", "superglue/ReCoRD")),
     expand=_entities,
     remember=_remember,
     regroup=_by_query,

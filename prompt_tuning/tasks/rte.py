@@ -12,5 +12,5 @@ TASK = Task(
     templates={"pair": lambda row: ((row["premise"], row["hypothesis"]),)},
     expand=named({"sentence1": "premise", "sentence2": "hypothesis"}),
     hub=("aps/super_glue", "rte"),
-    files=Files(folders=("RTE",)),
+    files=Files(folders=("RTE", "superglue/RTE")),
 )

@@ -24,5 +24,5 @@ TASK = Task(
     columns=("word", "sentence1", "sentence2"),
     templates={"question": _question, "word_pair": _word_pair},
     hub=("aps/super_glue", "wic"),
-    files=Files(folders=("WiC",)),
+    files=Files(folders=("WiC", "superglue/WiC")),
 )

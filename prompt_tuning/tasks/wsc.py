@@ -34,7 +34,7 @@ TASK = Task(
     columns=("text", "span1_text", "span2_text", "span2_index"),
     templates={"prefixed": _prefixed, "starred": _starred},
     hub=("aps/super_glue", "wsc.fixed"),
-    files=Files(folders=("WSC",)),
+    files=Files(folders=("WSC", "superglue/WSC")),
     number_columns=("span2_index",),
     expand=_flatten,
 )
