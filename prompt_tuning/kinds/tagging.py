@@ -98,10 +98,10 @@ def encode(
 
 def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
     """A space where the tokenizer writes a word inside a sentence otherwise than at its start."""
-    inside = tokenizer("a b", add_special_tokens=False)["input_ids"][-1:]
-    spaced = tokenizer(" b", add_special_tokens=False)["input_ids"]
-    plain = tokenizer("b", add_special_tokens=False)["input_ids"]
-    return " " if spaced == inside != plain else ""
+    both, first, spaced, plain = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "a", " b", "b")
+    )
+    return " " if both == first + spaced != first + plain else ""
 
 
 def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list[int | None]) -> np.ndarray:
