@@ -107,17 +107,16 @@ def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
 def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list[int | None]) -> np.ndarray:
     """Index in the row of each word's first token [words], -1 where it has none.
 
-    A token belongs to the word that holds its last character: byte-level tokens may start with the space before it.
+    A token belongs to the word that holds its last character: byte-level tokens may start with the space before it, or be
+    that space alone, which is the next word's.
     """
     lengths = np.array([len(word) for word in words])
     ends = np.cumsum(lengths + 1) - 1 + lead
-    own = np.array([place == 0 for place in sequence]) & (spans[:, 1] > spans[:, 0])
-    last = spans[own, 1] - 1
+    index = np.flatnonzero([place == 0 for place in sequence])
+    last = np.maximum(spans[index, 0], spans[index, 1] - 1)
     word = np.searchsorted(ends, last, side="right")
-    index = np.flatnonzero(own)
-    inside = (word < len(words)) & (last < ends[np.minimum(word, len(words) - 1)])
     first = np.full(len(words), -1, np.int64)
-    first[word[inside][::-1]] = index[inside][::-1]
+    first[word[::-1]] = index[::-1]
     return first
 
 

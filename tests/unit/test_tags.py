@@ -75,7 +75,7 @@ def test_brackets_are_the_same_spans(sentence):
     ],
 )
 def test_brackets_that_do_not_match_are_refused(cells, why):
-    with pytest.raises(ValueError, match="word|never") as error:
+    with pytest.raises(ValueError, match=r"word|never") as error:
         brackets_to_iob2(cells)
     assert why in str(error.value)
 
