@@ -94,7 +94,8 @@ def _file(groups: dict[str, Group], folder: Path, member: Json, result: Json) ->
     config = member["config"]
     same = {key: value for key, value in config.items() if key not in ("published", "description", "name", "output")}
     same["train"] = {key: value for key, value in config["train"].items() if key != "seed"}
-    label = re.sub(r"-?seed\d+$", "", member["name"]).removeprefix(f"{result['task']}-") or result["method"]
+    label = re.sub(r"-?seed\d+$", "", member["name"]).removeprefix(f"{result['task']}-")
+    label = result["method"] if label in ("", result["task"]) else label
     key = hashlib.sha256(json.dumps([label, same], sort_keys=True).encode()).hexdigest()
     if key not in groups:
         published = (config.get("published") or []) if result["method"] == "deep_prompt" else []

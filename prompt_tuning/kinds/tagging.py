@@ -107,14 +107,12 @@ def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
 def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list[int | None]) -> np.ndarray:
     """Index in the row of each word's first token [words], -1 where it has none.
 
-    A token belongs to the word that holds its last character: byte-level tokens may start with the space before it, or be
-    that space alone, which is the next word's.
+    A token belongs to the word that it starts in, or in front of: byte-level tokens may begin with the space before a word.
     """
     lengths = np.array([len(word) for word in words])
     ends = np.cumsum(lengths + 1) - 1 + lead
     index = np.flatnonzero([place == 0 for place in sequence])
-    last = np.maximum(spans[index, 0], spans[index, 1] - 1)
-    word = np.searchsorted(ends, last, side="right")
+    word = np.searchsorted(ends, spans[index, 0], side="right")
     first = np.full(len(words), -1, np.int64)
     first[word[::-1]] = index[::-1]
     return first
