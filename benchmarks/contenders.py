@@ -79,7 +79,7 @@ class Settings:
             MemberSpec(f"seed{seed}", {}, RunFile.model_validate({**sections, "train": {**train, "seed": seed}}))
             for seed in range(SEED, SEED + members)
         ]
-        return Run("step_time", Path("runs/step_time"), tuple(specs), None)
+        return Run("step_time", Path("runs/step_time"), tuple(specs))
 
     def fleet(self, members: int, batch_size: int, dropout: bool, tokens_per_batch: int | None) -> Fleet:
         return build_fleet(self.run(members, batch_size, dropout, tokens_per_batch), Grid(device=torch.device(self.device)))

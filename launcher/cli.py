@@ -257,6 +257,7 @@ def export(options: argparse.Namespace) -> int:
         if member.best is None:
             print(f"{member.name}: not evaluated yet, nothing to export", file=sys.stderr)
             continue
+        member.part()
         member.load_tensors(member.best.tensors)
         folder = Path(options.output) / member.name
         write_prompt(folder, member, {"step": member.best.step, "metrics": member.best.metrics})

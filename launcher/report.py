@@ -42,7 +42,8 @@ class Group:
 
     def metrics(self) -> list[str]:
         """The selecting one first."""
-        return list(dict.fromkeys(name for result in self.finished for name in result["best"]["metrics"]))
+        names = [name for result in self.finished for name in (result.get("selects_by"), *result["best"]["metrics"])]
+        return list(dict.fromkeys(name for name in names if name is not None))
 
     def values(self, split: str, metric: str) -> list[float]:
         """One a member."""

@@ -62,7 +62,13 @@ def find_jobs(configs: list[str], sets: list[str], seeds: int | None, baselines:
     each task and data that no given member trains alone. Raises :class:`UserError`.
     """
     jobs: dict[str, Job] = {}
-    found = [(run.name, spec) for run in (load_run(path, sets) for path in configs) for spec in run.members]
+    runs = [load_run(path, sets) for path in configs]
+    together = [path for path, run in zip(configs, runs, strict=True) if run.shared_prompt]
+    if together:
+        raise UserError(
+            f"{together[0]}: its members train one prompt and cannot be parted; run it with launcher/run.py"
+        )
+    found = [(run.name, spec) for run in runs for spec in run.members]
     for run_name, spec in found:
         for seed in _seeds(spec, seeds):
             _add(jobs, _name(run_name, spec), spec.config.model_dump(mode="json", by_alias=True), seed)

@@ -127,6 +127,7 @@ def _restore(member: Member, state: dict[str, Any], tensors: dict[str, torch.Ten
                 "exp_avg": tensors[f"exp_avg.{name}"].to(parameter),
                 "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter),
             }
+    for name, parameter in member.parameters + member.borrowed:
         if f"best.{name}" in tensors:
             best[name] = tensors[f"best.{name}"].to(parameter)
     if state["best"] is not None:

@@ -161,6 +161,9 @@ class FleetSection(Section):
         None, description="Overrides, one object a member; each may have `name` and may extend a run file."
     )
     grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
+    shared_prompt: bool = Field(
+        False, description="Members train one prefix together, each with its own data and head (MPT-2 of P-tuning v2)."
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> FleetSection:

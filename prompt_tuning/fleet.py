@@ -6,6 +6,7 @@ seed and data alone; only rounding depends on who runs beside it and on how many
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Member:
     splits: dict[str, Features]
     prompt: Prompt
     backbone: Backbone
+    borrowed: list[tuple[str, nn.Parameter]] = field(default_factory=list)
+    """Tensors of its prompt that another member trains."""
     status: str = "running"
     """running, finished, stopped (early stopping) or diverged."""
     step: int = 0
@@ -64,7 +67,8 @@ class Member:
     def __post_init__(self) -> None:
         settings = self.spec.config.optimizer
         self.kind = find_kind(self.task.kind)
-        self.parameters = self.prompt.trained()
+        lent = {id(p) for _, p in self.borrowed}
+        self.parameters = [(name, p) for name, p in self.prompt.trained() if id(p) not in lent]
         if self.spec.config.method == "full":
             named = list(self.backbone.model.named_parameters())
             if self.backbone.pooler is not None:
@@ -107,12 +111,19 @@ class Member:
         return self._order[1][place * size : (place + 1) * size]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of all trained tensors."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters}
+        """Copies of all trained tensors, those that another member trains included."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters + self.borrowed}
+
+    def part(self) -> None:
+        """End the sharing: borrowed tensors become copies of its own, which can be loaded without harm to others."""
+        if self.borrowed:
+            self.prompt.prefix = copy.deepcopy(self.prompt.prefix)
+            own = dict(self.prompt.trained())
+            self.borrowed = [(name, own[name]) for name, _ in self.borrowed]
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters:
+        for name, parameter in self.parameters + self.borrowed:
             parameter.copy_(tensors[name])
 
 

@@ -52,7 +52,8 @@ class Run:
     name: str
     output: Path
     members: tuple[MemberSpec, ...]
-    fleet: Json | None
+    shared_prompt: bool = False
+    """Whether all members train one prefix."""
 
     @property
     def shared(self) -> RunFile:
@@ -63,6 +64,7 @@ class Run:
         """What run.json records: every member's settings, resolved."""
         return {
             "name": self.name,
+            "shared_prompt": self.shared_prompt,
             "members": [
                 {"name": m.name, "overrides": m.overrides, "config": m.config.model_dump(mode="json", by_alias=True)}
                 for m in self.members
@@ -83,7 +85,7 @@ def load_recorded_run(folder: Path) -> Run:
             MemberSpec(member["name"], member["overrides"], RunFile.model_validate(member["config"]))
             for member in record["members"]
         )
-        run = Run(record["name"], folder, members, None)
+        run = Run(record["name"], folder, members, record["shared_prompt"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{file}: not the record of a run ({type(error).__name__}); give a run folder") from None
     if not members:
@@ -99,7 +101,7 @@ def _experiment(record: Json) -> Json:
             config.pop(key, None)
         for key in ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard"):
             config["train"].pop(key, None)
-    return {"members": members}
+    return {"members": members, "shared_prompt": record["shared_prompt"]}
 
 
 def experiment_difference(folder: Path, run: Run) -> str | None:
@@ -131,14 +133,14 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
     except RecursionError:
         raise UserError(f"{path}: JSON nested too deeply") from None
     if not problems:
-        problems = _fleet_problems([config for _, _, config in configs])
+        problems = _fleet_problems([config for _, _, config in configs], bool((fleet or {}).get("shared_prompt")))
     if problems:
         raise _error(path, problems)
     run_name = outer.get("name") or _folder_name(path.stem)
     names = _unique([_name(label, config) for label, _, config in configs])
     folder = Path(output or outer.get("output") or Path("runs") / run_name)
     members = tuple(MemberSpec(n, o, c) for n, (_, o, c) in zip(names, configs, strict=True))
-    return Run(run_name, folder, members, fleet)
+    return Run(run_name, folder, members, bool((fleet or {}).get("shared_prompt")))
 
 
 _PLACEHOLDER: Json = {"task": "boolq", "backbone": {"path": "."}}
@@ -236,8 +238,8 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def _fleet_problems(configs: list[RunFile]) -> list[str]:
-    problems = []
+def _fleet_problems(configs: list[RunFile], shared_prompt: bool) -> list[str]:
+    problems = _shared_prompt_problems(configs) if shared_prompt else []
     first = configs[0]
     for key in SAME_FOR_ALL:
         values = {json.dumps(getattr(config.train, key)) for config in configs}
@@ -249,6 +251,22 @@ def _fleet_problems(configs: list[RunFile]) -> list[str]:
         )
     if any(config.backbone != first.backbone for config in configs):
         problems.append("backbone: all members of a fleet share one")
+    return problems
+
+
+def _shared_prompt_problems(configs: list[RunFile]) -> list[str]:
+    """Why members cannot train one prefix together."""
+    problems, first = [], configs[0]
+    if any(config.method != "deep_prompt" for config in configs):
+        problems.append("fleet.shared_prompt: only members with method 'deep_prompt' have a prefix to share")
+    if any(config.prompt != first.prompt for config in configs):
+        problems.append("fleet.shared_prompt: members share all of `prompt`; move it to the outer file")
+    if any(config.train.max_steps is None or config.train.max_steps != first.train.max_steps for config in configs):
+        problems.append("fleet.shared_prompt: members end together; set train.max_steps, the same for all")
+    if any(config.train.patience is not None for config in configs):
+        problems.append(
+            "fleet.shared_prompt: a member that stops early would leave the others; leave train.patience out"
+        )
     return problems
 
 

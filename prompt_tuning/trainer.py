@@ -21,7 +21,7 @@ from prompt_tuning.kinds import Encoding, find_kind
 from prompt_tuning.model import build_prompt
 from prompt_tuning.progress import Progress, size
 from prompt_tuning.results import MetricsLog, finish_member, write_results
-from prompt_tuning.runfile import Run
+from prompt_tuning.runfile import MemberSpec, Run
 from prompt_tuning.tasks import find_task
 
 logger = logging.getLogger(__name__)
@@ -69,13 +69,14 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         zero=shared.deepspeed.model_dump(exclude_none=True) if shared.parallel.zero else None,
     )
     cache: dict[str, TaskData] = {}
-    members = [_build_member(spec, backbone, cache) for spec in run.members]
-    for member in members:
-        member.prompt.to(grid.device)
+    members: list[Member] = []
+    for spec in run.members:
+        members.append(_build_member(spec, backbone, cache, members[0] if run.shared_prompt and members else None))
     return Fleet(backbone, members, grid)
 
 
-def _build_member(spec: Any, backbone: Backbone, cache: dict[str, TaskData]) -> Member:
+def _build_member(spec: MemberSpec, backbone: Backbone, cache: dict[str, TaskData], lender: Member | None) -> Member:
+    """A member with its data and untrained prompt, whose prefix is ``lender``'s where there is one."""
     config = spec.config
     task = find_task(config.task)
     identity = repr((config.task, config.data))
@@ -103,7 +104,12 @@ def _build_member(spec: Any, backbone: Backbone, cache: dict[str, TaskData]) -> 
         source = load_prompt(config.prompt.init_from)
         source.check_backbone(backbone)
         start_from_prompt(prompt, source.prompt, config.prompt.init_from)
-    return Member(spec, task, data.labels, data.splits, prompt, backbone)
+    borrowed = []
+    if lender is not None:
+        prompt.prefix = lender.prompt.prefix
+        borrowed = [(name, p) for name, p in prompt.trained() if name.startswith("prefix.")]
+    prompt.to(backbone.grid.device)
+    return Member(spec, task, data.labels, data.splits, prompt, backbone, borrowed)
 
 
 def prove_frozen(fleet: Fleet) -> None:
@@ -210,6 +216,7 @@ def _checkpoint_due(run: Run, step: int, evaluated: bool) -> bool:
 def _results(run: Run, fleet: Fleet) -> dict[str, Any]:
     """Test every member with its best tensors, export its prompt and write results, the run's own last."""
     for member in fleet.members:
+        member.part()
         if member.best is not None:
             member.load_tensors(member.best.tensors)
     tests: list[dict[str, tuple[dict[str, float], float]]] = [{} for _ in fleet.members]

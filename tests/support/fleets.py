@@ -36,7 +36,7 @@ def make_run(raw: dict[str, Any], output: Path | str = "unused", only: str | Non
     """The run of a parsed run file; ``only``: a run of this one of its members alone."""
     run = resolve(raw, Path("test.json"), output=str(output))
     members = tuple(spec for spec in run.members if only in (None, spec.name))
-    return Run(run.name, run.output, members, run.fleet)
+    return Run(run.name, run.output, members, run.shared_prompt)
 
 
 def open_fleet(raw: dict[str, Any], grid: Grid | None = None, only: str | None = None) -> Fleet:
