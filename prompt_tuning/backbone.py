@@ -27,6 +27,7 @@ from prompt_tuning.config import BackboneSection
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.files import expand
 from prompt_tuning.inject import open_door
+from prompt_tuning.language import load_language_head
 from prompt_tuning.prefix import PrefixShape
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
@@ -45,6 +46,8 @@ class Backbone:
     path: str
     pooler: nn.Module | None
     """The pretrained pooler; None where the backbone's file has none (then every prompt brings its own)."""
+    language_head: nn.Module | None
+    """Frozen head of the language model; None where it was not asked for."""
     grid: Grid
     zero: ZeroShards | None
     bytes_read: int
@@ -151,8 +154,9 @@ def load_backbone(
     activation_checkpointing: bool = False,
     trainable: bool = False,
     zero: dict[str, Any] | None = None,
+    language: bool = False,
 ) -> Backbone:
-    """Load this rank's share of the base model (no LM head), freeze it unless ``trainable`` and let prefixes in.
+    """Load this rank's share of the base model (its LM head only for ``language``), freeze it unless ``trainable``, open it to prefixes.
 
     ``dropout``: True keeps the config's own rates, False sets all to 0, a number sets the hidden rate. ``zero``: split the
     weights over the data axis too, with these DeepSpeed settings. Every rank calls this. Raises :class:`UserError`.
@@ -163,7 +167,7 @@ def load_backbone(
     _set_dropout(config, family, dropout)
     try:
         check_heads(_sizes(config), grid.tensor, section.path)
-        return _load(folder, config, family, section, grid, trainable, activation_checkpointing, zero)
+        return _load(folder, config, family, section, grid, trainable, activation_checkpointing, zero, language)
     except TopologyError as error:
         raise UserError(str(error)) from None
     except WeightsError as error:
@@ -179,6 +183,7 @@ def _load(
     trainable: bool,
     checkpointing: bool,
     zero: dict[str, Any] | None,
+    language: bool,
 ) -> Backbone:
     """Build on ``meta``, cut the layers, read their slices, split over the data axis, let prefixes in, in this order.
 
@@ -206,6 +211,14 @@ def _load(
     if pooler is not None:
         pooler.requires_grad_(trainable)
         bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
+    language_head = None
+    if language:
+        if grid.tensor > 1 or zero is not None:
+            raise UserError(
+                "a cloze template needs the whole word embedding on every rank; use tensor 1 and zero false"
+            )
+        language_head, size = load_language_head(folder, config, model, family.pooling == "last", grid)
+        bytes_read += size
     if shards is not None:
         shards.attach(model)
     open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
@@ -213,7 +226,19 @@ def _load(
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     identity = fingerprint(stored, config)
-    return Backbone(model, family, tokenizer, identity, section.path, pooler, grid, shards, bytes_read, num_parameters)
+    return Backbone(
+        model,
+        family,
+        tokenizer,
+        identity,
+        section.path,
+        pooler,
+        language_head,
+        grid,
+        shards,
+        bytes_read,
+        num_parameters,
+    )
 
 
 def _rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:

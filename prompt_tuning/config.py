@@ -223,6 +223,13 @@ class RunFile(Section):
     fleet: FleetSection | None = Field(None, description="Several members trained together; None: one.")
     output: str | None = Field(None, min_length=1, description="Run folder; None: runs/<name>.")
 
+    @property
+    def is_cloze(self) -> bool:
+        """Whether the language model answers, by candidates in a gap, instead of a head."""
+        from prompt_tuning.tasks import find_task
+
+        return self.data.template in find_task(self.task).cloze
+
     @field_validator("published", mode="before")
     @classmethod
     def _false_or_results(cls, value: Any) -> Any:
@@ -255,13 +262,23 @@ class RunFile(Section):
         from prompt_tuning.tasks import find_task
 
         task, prompt, problems = find_task(self.task), self.prompt, []
-        if self.data.template is not None and self.data.template not in task.templates:
-            choices = ", ".join(task.templates)
+        if self.data.template is not None and self.data.template not in task.all_templates():
+            choices = ", ".join(task.all_templates())
             problems.append(f"data.template={self.data.template!r} is no template of {task.name}; choose {choices}")
         if self.method == "shallow_prompt" and prompt.positions == "from_zero":
             problems.append(
                 "prompt.positions='from_zero' does not fit method 'shallow_prompt': its prompts take the first positions;"
                 " use 'after_prefix'"
+            )
+        if self.is_cloze and self.method not in ("deep_prompt", "shallow_prompt"):
+            problems.append(
+                f"data.template={self.data.template!r} lets the language model answer, so there is no head to train;"
+                " use method 'deep_prompt' or 'shallow_prompt'"
+            )
+        if self.is_cloze and (self.parallel.tensor > 1 or self.parallel.zero):
+            problems.append(
+                f"data.template={self.data.template!r} needs the whole word embedding on every rank;"
+                " use parallel.tensor 1 and parallel.zero false"
             )
         if self.method == "shallow_prompt" and prompt.layers is not None:
             problems.append("prompt.layers does not fit method 'shallow_prompt', whose prompts are at the input only")

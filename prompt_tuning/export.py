@@ -24,6 +24,7 @@ from prompt_tuning.fleet import Member
 from prompt_tuning.heads import Head
 from prompt_tuning.inject import attention_name
 from prompt_tuning.kinds import Encoding
+from prompt_tuning.language import LanguageHead
 from prompt_tuning.model import Prompt
 from prompt_tuning.prefix import Prefix, PrefixShape
 from prompt_tuning.tasks import Task, find_task
@@ -167,10 +168,12 @@ def load_prompt(folder: str | Path) -> ExportedPrompt:
 
 @torch.no_grad()
 def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
-    shape, weight = PrefixShape(*manifest["shape"]), tensors["head.weight"]
-    own_pooler = "head.pooler.weight" in tensors
-    head = Head(shape.hidden_size, weight.shape[0], manifest["pooling"], 0, weight.dtype, own_pooler)
-    head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+    shape = PrefixShape(*manifest["shape"])
+    head: Head | LanguageHead = LanguageHead(None)
+    if manifest["pooling"] != LanguageHead.pooling:
+        weight, own_pooler = tensors["head.weight"], "head.pooler.weight" in tensors
+        head = Head(shape.hidden_size, weight.shape[0], manifest["pooling"], 0, weight.dtype, own_pooler)
+        head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
     prefix = None
     if "prefix" in tensors:
         table = tensors["prefix"].permute(3, 0, 1, 2, 4)

@@ -17,6 +17,9 @@ from prompt_tuning.tasks import Row, Task, Template
 
 logger = logging.getLogger(__name__)
 
+NO_TAG = -100
+"""Tag of a token that has none."""
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -49,7 +52,7 @@ class Features:
 
     def terms(self, examples: np.ndarray) -> int:
         """How many terms the loss of some examples is the mean of: examples, or labelled tokens where a kind counts them."""
-        if self.tags is None or self.notes is None or not self.notes.counts_tokens:
+        if not getattr(self.notes, "counts_tokens", False):
             return len(examples)
         return int(self.notes.num_labels[examples].sum())
 
@@ -82,7 +85,7 @@ def _misfit(task: Task, where: str, error: Exception) -> UserError:
 
 def template_of(task: Task, template: str | None) -> Template:
     """The template of a name; None: the task's first."""
-    return task.templates[template or next(iter(task.templates))]
+    return task.all_templates()[template or next(iter(task.templates))]
 
 
 def checked_text(where: str, text: Any) -> str:
@@ -141,6 +144,14 @@ def encode_texts(
         raise UserError(f"{rows[int(lengths.argmin()) // per_example][0]}: the text has no tokens")
     say_cut(task, int((lengths == max_length).sum()), len(firsts), max_length)
     return tokens, types, offsets, per_example
+
+
+def word_lead(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A space where the tokenizer writes a word inside a sentence otherwise than at its start."""
+    both, first, spaced, plain = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "a", " b", "b")
+    )
+    return " " if both == first + spaced != first + plain else ""
 
 
 def say_cut(task: Task, cut: int, count: int, max_length: int, what: str = "texts") -> None:

@@ -310,7 +310,7 @@ def targets(batch: Batch, place: int) -> Targets:
 def _texts_fit(member: Member, limit_bytes: int = 2**30) -> bool:
     """Whether pooled texts of all splits are worth keeping in memory."""
     rows = sum(len(features.offsets) for features in member.splits.values())
-    return rows * member.prompt.head.weight.shape[1] * member.prompt.head.weight.element_size() <= limit_bytes
+    return rows * member.backbone.shape.hidden_size * member.backbone.prompt_dtype.itemsize <= limit_bytes
 
 
 _NOTHING = Features(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), 1, np.zeros(0, np.int64))

@@ -64,7 +64,9 @@ class Head(nn.Module):
         assert backbone_pooler is not None, "a head without its own pooler needs the backbone's"
         return backbone_pooler(hidden).to(dtype)
 
-    def forward(self, pooled: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    def forward(
+        self, pooled: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0, tags: Tensor | None = None
+    ) -> Tensor:
         """Logits [R, C] from texts [R, H], or [R, L, C] from tokens; dropout only where ``row_keys`` [R] are given."""
         features = pooled if self.pooler is None else torch.tanh(self.pooler(pooled))
         if row_keys is not None and dropout > 0:

@@ -11,6 +11,7 @@ from model_parallel.collectives import gather_over_tensor_ranks
 from prompt_tuning.backbone import Backbone
 from prompt_tuning.data import Features
 from prompt_tuning.errors import UserError
+from prompt_tuning.heads import Head
 from prompt_tuning.model import Prompt
 
 
@@ -72,6 +73,8 @@ def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
         prompt.prefix.fill(source.prefix.table())
     if prompt.inputs is not None and source.inputs is not None:
         prompt.inputs.copy_(source.inputs)
+    if not isinstance(source.head, Head) or not isinstance(prompt.head, Head):
+        return  # the language model answers for one of them; it has no head to start from
     if source.head.weight.shape == prompt.head.weight.shape and source.head.pooling == prompt.head.pooling:
         prompt.head.weight.copy_(source.head.weight)
         prompt.head.bias.copy_(source.head.bias)

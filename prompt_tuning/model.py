@@ -16,6 +16,7 @@ from prompt_tuning.config import RunFile
 from prompt_tuning.errors import UserError
 from prompt_tuning.heads import Head
 from prompt_tuning.kinds import Kind
+from prompt_tuning.language import LanguageHead
 from prompt_tuning.packing import Batch
 from prompt_tuning.prefix import Prefix, gather_rows
 
@@ -25,7 +26,7 @@ class Prompt(nn.Module):
 
     def __init__(
         self,
-        head: Head,
+        head: Head | LanguageHead,
         prefix: Prefix | None = None,
         inputs: Tensor | None = None,
         positions: str = "after_prefix",
@@ -74,26 +75,10 @@ class Prompt(nn.Module):
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 
 
-def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Prompt:
+def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind, is_cloze: bool = False) -> Prompt:
     """The untrained prompt of a member, a function of its settings and seed alone. Raises :class:`UserError`."""
     shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
-    pooling = "tokens" if kind.per_token else config.head.pooling or backbone.family.pooling
-    if pooling == "pooler" and backbone.family.pooling != "pooler":
-        raise UserError(
-            f"head.pooling='pooler': {backbone.path} ({backbone.model.config.model_type}) has no pooler;"
-            f" choose {backbone.family.pooling!r}, 'mean' or 'first'"
-        )
-    full = config.method == "full"
-    head = Head(
-        shape.hidden_size,
-        kind.num_outputs(num_labels),
-        pooling,
-        seed,
-        dtype,
-        own_pooler=pooling == "pooler" and backbone.pooler is None,
-        train_pooler=full,
-        train_bias=kind.trains_bias,
-    )
+    head = LanguageHead(backbone.language_head) if is_cloze else _build_head(config, backbone, num_labels, kind)
     prefix = inputs = None
     if config.method == "deep_prompt":
         layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
@@ -110,7 +95,29 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
     else:
         backbone.check_length(0, config.data.max_length, "from_zero")
     dropout = config.prompt.dropout
-    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, dropout if kind.drops_hidden else 0.0)
+    head_dropout = dropout if kind.drops_hidden and not is_cloze else 0.0
+    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout)
+
+
+def _build_head(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Head:
+    shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
+    pooling = "tokens" if kind.per_token else config.head.pooling or backbone.family.pooling
+    if pooling == "pooler" and backbone.family.pooling != "pooler":
+        raise UserError(
+            f"head.pooling='pooler': {backbone.path} ({backbone.model.config.model_type}) has no pooler;"
+            f" choose {backbone.family.pooling!r}, 'mean' or 'first'"
+        )
+    full = config.method == "full"
+    return Head(
+        shape.hidden_size,
+        kind.num_outputs(num_labels),
+        pooling,
+        seed,
+        dtype,
+        own_pooler=pooling == "pooler" and backbone.pooler is None,
+        train_pooler=full,
+        train_bias=kind.trains_bias,
+    )
 
 
 def _check_layers(layers: list[int], num_layers: int) -> tuple[int, ...]:
@@ -236,7 +243,7 @@ def member_logits(
     pooled = pooled_texts(backbone, prompts, batch, row_keys, from_input)
     for prompt, texts, (examples, rows) in zip(prompts, pooled, batch.spans, strict=True):
         keys = None if row_keys is None else row_keys[rows]
-        found = prompt.head(texts, keys, prompt.head_dropout)
+        found = prompt.head(texts, keys, prompt.head_dropout, None if batch.tags is None else batch.tags[rows])
         logits.append(found if found.dim() == 3 else found.view(examples.stop - examples.start, -1))
     return logits
 

@@ -15,10 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tuning.features import Features
-
-NO_TAG = -100
-"""Tag of a token that has none."""
+from prompt_tuning.features import NO_TAG, Features
 
 
 def default_budget(device: torch.device, gathers: bool = False) -> int:

@@ -18,6 +18,7 @@ from prompt_tuning.export import ExportedPrompt
 from prompt_tuning.features import Features
 from prompt_tuning.fleet import targets
 from prompt_tuning.kinds import find_kind
+from prompt_tuning.language import LanguageHead
 from prompt_tuning.model import member_logits
 from prompt_tuning.packing import Items, Pool, default_budget, lay_out, plan
 from prompt_tuning.tasks import LocatedRow
@@ -39,6 +40,8 @@ class AttachedPrompts:
         for exported in self.prompts:
             exported.check_backbone(backbone)
             exported.prompt.to(self.device)
+            if isinstance(exported.prompt.head, LanguageHead):
+                exported.prompt.head.connect(backbone.language_head)
         backbone.model.eval()
 
     def predict(self, rows: Sequence[dict[str, Any]], prompts: int | Sequence[int] = 0) -> list[dict[str, Any]]:
@@ -124,4 +127,5 @@ def attach(
         attention=identity["attention"],
     )
     place = local_device(0) if device is None else torch.device(device)
-    return AttachedPrompts(load_backbone(section, Grid(device=place)), several)
+    language = any(isinstance(exported.prompt.head, LanguageHead) for exported in several)
+    return AttachedPrompts(load_backbone(section, Grid(device=place), language=language), several)

@@ -67,6 +67,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         activation_checkpointing=shared.train.activation_checkpointing,
         trainable=shared.method == "full",
         zero=shared.deepspeed.model_dump(exclude_none=True) if shared.parallel.zero else None,
+        language=any(spec.config.is_cloze for spec in run.members),
     )
     cache: dict[str, TaskData] = {}
     members: list[Member] = []
@@ -97,7 +98,7 @@ def _build_member(spec: MemberSpec, backbone: Backbone, cache: dict[str, TaskDat
             held_out=config.data.held_out,
         )
     data = cache[identity]
-    prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind))
+    prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind), config.is_cloze)
     if config.prompt.init == "text" and prompt.length:
         start_from_text(prompt, backbone, data.splits["train"], config.train.seed)
     if config.prompt.init_from is not None:

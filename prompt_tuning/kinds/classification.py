@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from prompt_tuning.errors import UserError
 from prompt_tuning.features import Features, class_labels, encode_texts, located_rows
 from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.language import encode_gaps
 from prompt_tuning.problems import show
 from prompt_tuning.sources import LocatedRow, check_columns
 from prompt_tuning.tasks import Task
@@ -26,9 +27,15 @@ def encode(
 ) -> Features:
     """Texts or pairs; ``notes`` holds what the task remembers of each row."""
     located = located_rows(task, rows)
-    tokens, types, offsets, per_example = encode_texts(task, tokenizer, located, encoding.max_length, encoding.template)
     notes = [task.remember(row) for _, row in located] if task.remember else None
-    return Features(tokens, types, offsets, per_example, class_labels(task, located, labels), notes=notes)
+    indices = class_labels(task, located, labels)
+    if encoding.template in task.cloze:
+        tokens, types, offsets, per_example, wanted = encode_gaps(
+            task, tokenizer, located, encoding.max_length, encoding.template
+        )
+        return Features(tokens, types, offsets, per_example, indices, wanted, notes)
+    tokens, types, offsets, per_example = encode_texts(task, tokenizer, located, encoding.max_length, encoding.template)
+    return Features(tokens, types, offsets, per_example, indices, notes=notes)
 
 
 def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:

@@ -16,9 +16,18 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.features import Features, check_room, checked_text, flatten, located_rows, sequences, template_of
+from prompt_tuning.features import (
+    NO_TAG,
+    Features,
+    check_room,
+    checked_text,
+    flatten,
+    located_rows,
+    sequences,
+    template_of,
+    word_lead,
+)
 from prompt_tuning.kinds import Encoding, Kind, Targets
-from prompt_tuning.packing import NO_TAG
 from prompt_tuning.problems import show
 from prompt_tuning.sources import LocatedRow, check_columns
 from prompt_tuning.tags import to_iob2
@@ -60,7 +69,7 @@ def encode(
         if second is not None:
             seconds.append(" ".join(checked_text(where, word) for word in second))
     check_room(tokenizer, encoding.max_length, bool(seconds))
-    lead = _lead(tokenizer)
+    lead = word_lead(tokenizer)
     encoded = tokenizer(
         [lead + " ".join(words) for words in firsts],
         [lead + second for second in seconds] or None,
@@ -94,14 +103,6 @@ def encode(
     counts = np.add.reduceat(tags >= 0, offsets[:-1], dtype=np.int64)
     has_tags = np.array([0 if sentence is not None else -1 for sentence in gold], np.int64)
     return Features(tokens, types, offsets, 1, has_tags, tags, Sentences(gold, first_tokens, counts))
-
-
-def _lead(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A space where the tokenizer writes a word inside a sentence otherwise than at its start."""
-    both, first, spaced, plain = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "a", " b", "b")
-    )
-    return " " if both == first + spaced != first + plain else ""
 
 
 def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list[int | None]) -> np.ndarray:

@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -23,6 +23,15 @@ from prompt_tuning.problems import sentences, show
 Row = Mapping[str, Any]
 Pair = tuple[Any, Any]
 """A text and its optional second text (None), tokenised together; lists of words for tagging."""
+
+
+class Gap(NamedTuple):
+    """In place of a pair's second text: a candidate between texts, which the language model scores."""
+
+    before: str
+    candidate: str
+    after: str
+
 
 Template = Callable[[Row], tuple[Pair, ...]]
 """From a row of data to its sequences: one, or one a choice for choice tasks."""
@@ -73,6 +82,8 @@ class Task:
     metrics: Mapping[str, Metric]
     columns: tuple[str, ...]
     templates: Mapping[str, Template]
+    cloze: Mapping[str, Template] = field(default_factory=dict)
+    """Templates whose second texts are gaps: one sequence for each label, scored by the language model."""
     hub: tuple[str, str | None] | None = None
     files: Files = Files()
     label_column: str = "label"
@@ -91,6 +102,10 @@ class Task:
     """Repository, configuration and split on the hub of splits that ``hub`` does not hold under their usual names."""
     origin: str | None = None
     """Where to get data that may not be passed on."""
+
+    def all_templates(self) -> dict[str, Template]:
+        """By name, the published one first."""
+        return {**self.templates, **self.cloze}
 
     @property
     def selects_by(self) -> str:
@@ -115,6 +130,11 @@ class Task:
         if name.lower() in folded:
             return folded.index(name.lower())
         raise KeyError(value)
+
+
+def yes_or_no(context: str, question: str, answers: tuple[str, ...] = ("no", "yes")) -> tuple[tuple[str, Gap], ...]:
+    """A sequence for each answer to a question about a context."""
+    return tuple((context, Gap(f"{question} ", answer, ".")) for answer in answers)
 
 
 def named(names: Mapping[str, str] | None = None) -> Callable[[Row], Iterator[Row]]:

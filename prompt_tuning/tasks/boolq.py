@@ -1,7 +1,7 @@
 """BoolQ: yes/no questions about a passage (Clark et al. 2019; SuperGLUE)."""
 
 from prompt_tuning.metrics.classes import accuracy
-from prompt_tuning.tasks import Files, Task
+from prompt_tuning.tasks import Files, Task, yes_or_no
 
 TASK = Task(
     name="boolq",
@@ -10,6 +10,7 @@ TASK = Task(
     metrics={"accuracy": accuracy},
     columns=("question", "passage"),
     templates={"pair": lambda row: ((row["question"], row["passage"]),)},
+    cloze={"cloze": lambda row: yes_or_no(row["passage"], f"Question: {row['question']}? Answer:")},
     hub=("aps/super_glue", "boolq"),
     files=Files(folders=("BoolQ", "superglue/BoolQ")),
 )

@@ -1,7 +1,7 @@
 """CommitmentBank: entailment of an embedded clause, three classes (de Marneffe et al. 2019; SuperGLUE)."""
 
 from prompt_tuning.metrics.classes import accuracy, macro_f1
-from prompt_tuning.tasks import Files, Task
+from prompt_tuning.tasks import Files, Task, yes_or_no
 
 TASK = Task(
     name="cb",
@@ -10,6 +10,9 @@ TASK = Task(
     metrics={"accuracy": accuracy, "macro_f1": macro_f1},
     columns=("premise", "hypothesis"),
     templates={"pair": lambda row: ((row["premise"], row["hypothesis"]),)},
+    cloze={
+        "cloze": lambda row: yes_or_no(row["premise"], f"Is it true that {row['hypothesis']}?", ("yes", "no", "maybe"))
+    },
     hub=("aps/super_glue", "cb"),
     files=Files(folders=("CB", "superglue/CB")),
 )

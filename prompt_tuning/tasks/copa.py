@@ -1,7 +1,7 @@
 """Choice of plausible alternatives: which of two sentences is the cause or the effect (Roemmele et al. 2011; SuperGLUE)."""
 
 from prompt_tuning.metrics.classes import accuracy
-from prompt_tuning.tasks import Files, Pair, Row, Task
+from prompt_tuning.tasks import Files, Gap, Pair, Row, Task
 
 _WORDS = {"cause": "because", "effect": "so"}
 
@@ -20,6 +20,7 @@ TASK = Task(
     metrics={"accuracy": accuracy},
     columns=("premise", "question", "choice1", "choice2"),
     templates={"connective": _connective},
+    cloze={"cloze": lambda row: tuple((start, Gap("", choice, "")) for start, choice in _connective(row))},
     hub=("aps/super_glue", "copa"),
     files=Files(folders=("COPA", "superglue/COPA")),
 )

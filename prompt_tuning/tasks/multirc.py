@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.metrics.groups import all_answers_right, f1_over_answers
-from prompt_tuning.tasks import Files, Row, Task
+from prompt_tuning.tasks import Files, Row, Task, yes_or_no
 
 
 def _answers(row: Row) -> Iterator[Row]:
@@ -49,6 +49,7 @@ TASK = Task(
     metrics={"f1_a": f1_over_answers, "exact_match": all_answers_right},
     columns=("paragraph", "question", "answer"),
     templates={"pair": lambda row: ((row["paragraph"], f"{row['question']} {row['answer']}"),)},
+    cloze={"cloze": lambda row: yes_or_no(row["paragraph"], f"{row['question']} Is it {row['answer']}?")},
     hub=("aps/super_glue", "multirc"),
     files=Files(folders=("MultiRC", "superglue/MultiRC")),
     expand=_answers,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.metrics.texts import exact_match, f1
-from prompt_tuning.tasks import Files, Row, Task
+from prompt_tuning.tasks import Files, Row, Task, yes_or_no
 
 _GAP = "@placeholder"
 
@@ -59,6 +59,7 @@ TASK = Task(
     metrics={"f1": f1, "exact_match": exact_match},
     columns=("passage", "query", "entity"),
     templates={"pair": _pair},
+    cloze={"cloze": lambda row: yes_or_no(_pair(row)[0][0], f"{_pair(row)[0][1]} Is this true?")},
     hub=("aps/super_glue", "record"),
     files=Files(folders=("ReCoRD", "superglue/ReCoRD")),
     expand=_entities,

@@ -1,7 +1,7 @@
 """Recognising textual entailment, two classes (Dagan et al. 2006 and successors; SuperGLUE)."""
 
 from prompt_tuning.metrics.classes import accuracy
-from prompt_tuning.tasks import Files, Task, named
+from prompt_tuning.tasks import Files, Task, named, yes_or_no
 
 TASK = Task(
     name="rte",
@@ -10,6 +10,7 @@ TASK = Task(
     metrics={"accuracy": accuracy},
     columns=("premise", "hypothesis"),
     templates={"pair": lambda row: ((row["premise"], row["hypothesis"]),)},
+    cloze={"cloze": lambda row: yes_or_no(row["premise"], f"Is it true that {row['hypothesis']}?", ("yes", "no"))},
     expand=named({"sentence1": "premise", "sentence2": "hypothesis"}),
     hub=("aps/super_glue", "rte"),
     files=Files(folders=("RTE", "superglue/RTE")),

@@ -4,7 +4,7 @@
 """
 
 from prompt_tuning.metrics.classes import accuracy
-from prompt_tuning.tasks import Files, Pair, Row, Task
+from prompt_tuning.tasks import Files, Pair, Row, Task, yes_or_no
 
 
 def _question(row: Row) -> tuple[Pair, ...]:
@@ -23,6 +23,11 @@ TASK = Task(
     metrics={"accuracy": accuracy},
     columns=("word", "sentence1", "sentence2"),
     templates={"question": _question, "word_pair": _word_pair},
+    cloze={
+        "cloze": lambda row: yes_or_no(
+            f"{row['sentence1']} {row['sentence2']}", f"Does {row['word']} mean the same in both?"
+        )
+    },
     hub=("aps/super_glue", "wic"),
     files=Files(folders=("WiC", "superglue/WiC")),
 )

@@ -7,7 +7,7 @@ text of both. SuperGLUE's own files nest the spans under ``target``; the hub's h
 from collections.abc import Iterator
 
 from prompt_tuning.metrics.classes import accuracy
-from prompt_tuning.tasks import Files, Pair, Row, Task
+from prompt_tuning.tasks import Files, Pair, Row, Task, yes_or_no
 
 
 def _flatten(row: Row) -> Iterator[Row]:
@@ -33,6 +33,7 @@ TASK = Task(
     metrics={"accuracy": accuracy},
     columns=("text", "span1_text", "span2_text", "span2_index"),
     templates={"prefixed": _prefixed, "starred": _starred},
+    cloze={"cloze": lambda row: yes_or_no(row["text"], f"Does the word {row['span2_text']} mean {row['span1_text']}?")},
     hub=("aps/super_glue", "wsc.fixed"),
     files=Files(folders=("WSC", "superglue/WSC")),
     number_columns=("span2_index",),

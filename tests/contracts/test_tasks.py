@@ -48,6 +48,10 @@ def test_a_task_is_complete(name):
         for template in task.templates.values():
             pairs = template(row)
             assert len(pairs) == (len(task.labels) if task.kind == "choice" else 1)
+        for template in task.cloze.values():
+            candidates = [gap.candidate for _, gap in template(row)]
+            assert len(candidates) == len(task.labels) and len(set(candidates)) == len(candidates)
+            assert len({(context, gap.before, gap.after) for context, gap in template(row)}) == 1 or task.kind == "choice"
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -114,6 +118,10 @@ def test_the_constant_answer_looks_at_no_text(name):
     metrics, loss = score(task, features, outputs, labels)
     assert all(0 <= value <= 1 for value in metrics.values()) and not math.isnan(loss)
     assert len(kind.describe(task, features, outputs, labels)) == len(expanded(name))
+
+
+def test_super_glue_can_be_answered_by_the_language_model():
+    assert {name for name in FIXED if find_task(name).cloze} >= {"wsc", "copa", "record", "boolq", "cb", "rte", "wic", "multirc"}
 
 
 def test_every_task_has_rows():

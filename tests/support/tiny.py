@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 WORDS = [f"w{i}" for i in range(60)]
+ANSWERS = ["yes.", "no.", "maybe."]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 ENCODER = {
@@ -64,11 +65,25 @@ def make_backbone(folder: Path, model_type: str, seed: int = 0, with_pooler: boo
     return folder
 
 
-def make_tokenizer(pad_token_id: int = 0) -> PreTrainedTokenizerFast:
+def make_language_backbone(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
+    """As :func:`make_backbone`, saved with its language-model head; masked models get a [MASK] token."""
+    config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
+    is_causal = "num_key_value_heads" in CONFIGS[model_type]
+    torch.manual_seed(seed)
+    model = (AutoModelForCausalLM if is_causal else AutoModelForMaskedLM).from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    make_tokenizer(config.pad_token_id, with_mask=not is_causal).save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(pad_token_id: int = 0, with_mask: bool = False) -> PreTrainedTokenizerFast:
     """One word, one token; [CLS] a [SEP] b [SEP] with token types."""
     names = list(SPECIAL)
     names.insert(pad_token_id, names.pop(0))
-    vocabulary = {name: i for i, name in enumerate([*names, *WORDS])}
+    vocabulary = {name: i for i, name in enumerate([*names, *WORDS, *ANSWERS, "[MASK]"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -82,6 +97,7 @@ def make_tokenizer(pad_token_id: int = 0) -> PreTrainedTokenizerFast:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        mask_token="[MASK]" if with_mask else None,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"] if pad_token_id == 0 else ["input_ids"],
     )
 
