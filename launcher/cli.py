@@ -1,4 +1,4 @@
-"""The driver: promptfleet validate | suite | report | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | suite | report | tasks | schema | predict | evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -74,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", help="folder for report.md, report.csv and report.html (default: the first RUN)"
     )
 
+    verbs.add_parser("tasks", help="print the page of all tasks: kinds, metrics, templates, and where their data lie")
+
     verb = verbs.add_parser("schema", help="print the JSON Schema of run files, for editors")
     verb.add_argument("--markdown", action="store_true", help="print the reference page instead")
 
@@ -107,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     share_processor()
     try:
-        verbs = (validate, suite, report, schema, predict, evaluate, export)
+        verbs = (validate, suite, report, tasks, schema, predict, evaluate, export)
         return {verb.__name__: verb for verb in verbs}[options.verb](options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -166,6 +168,14 @@ def report(options: argparse.Namespace) -> int:
     for name, text in files.items():
         write_text(output / name, text)
         print(output / name)
+    return 0
+
+
+def tasks(options: argparse.Namespace) -> int:
+    """Print what tasks there are."""
+    from launcher.tasks import tasks_page
+
+    sys.stdout.write(tasks_page())
     return 0
 
 

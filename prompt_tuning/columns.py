@@ -36,7 +36,7 @@ def tag_columns(word: int | None = None, tag: int = -1) -> Reader:
                 raise UserError(
                     f"{file}:{line}: one column only; a line holds a word and its tag, parted by tab or space"
                 )
-            _check_width(file, sentence)
+            _check_width(file, sentence, max((word or 0) + 1, tag + 1, -tag))
             column = word
             if column is None:
                 is_counted = width > 2 and [cells[0] for _, cells in sentence] in _counts(len(sentence))
@@ -70,7 +70,7 @@ def argument_columns(word: int, predicate: int, first: int, after: int = 0) -> R
     def read(file: Path) -> Iterator[LocatedRow]:
         for sentence in _sentences(file):
             line = sentence[0][0]
-            _check_width(file, sentence)
+            _check_width(file, sentence, max(word, predicate, first - 1) + 1 + after)
             words = [cells[word] for _, cells in sentence]
             marked = [i for i, (_, cells) in enumerate(sentence) if cells[predicate] != "-"]
             columns = range(first, len(sentence[0][1]) - after)
@@ -137,8 +137,11 @@ def _sentences(file: Path) -> Iterator[Cells]:
         yield sentence
 
 
-def _check_width(file: Path, sentence: Cells) -> None:
-    width = len(sentence[0][1])
+def _check_width(file: Path, sentence: Cells, least: int) -> None:
+    """Raise :class:`UserError` unless all words have as many columns, and no fewer than ``least``."""
+    line, width = sentence[0][0], len(sentence[0][1])
+    if width < least:
+        raise UserError(f"{file}:{line}: {width} column(s), but at least {least} are needed")
     for number, cells in sentence:
         if len(cells) != width:
             raise UserError(

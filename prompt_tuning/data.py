@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model_parallel import rng
 from prompt_tuning.errors import UserError
-from prompt_tuning.features import Features
+from prompt_tuning.features import Features, expanded
 from prompt_tuning.kinds import Encoding, find_kind
 from prompt_tuning.sources import SPLITS, TABLES, LocatedRow, extra_splits, read_split
 from prompt_tuning.tasks import Task
@@ -107,7 +107,7 @@ def _hold_out(task: Task, rows: list[LocatedRow], share: float) -> tuple[list[Lo
 
 def _first_unlabelled(task: Task, rows: list[LocatedRow]) -> str:
     for where, raw in rows:
-        for row in task.expand(raw):
+        for row in expanded(task, where, raw):
             if row.get(task.label_column) in (None, "", -1):
                 return where
     return rows[0][0]

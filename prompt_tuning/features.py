@@ -57,16 +57,22 @@ class Features:
         return int(self.notes.num_labels[examples].sum())
 
 
-def located_rows(task: Task, rows: list[LocatedRow]) -> list[LocatedRow]:
-    """The task's own rows, checked: a row of a file may hold several."""
+def expanded(task: Task, where: str, raw: Row) -> list[Row]:
+    """The task's own rows in a row of a file. Raises :class:`UserError` where it has another shape."""
+    try:
+        return list(task.expand(raw))
+    except KeyError as error:
+        raise UserError(f"{where}: the row does not fit task {task.name!r}: it lacks {show(error.args[0])}") from None
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise _misfit(task, where, error) from None
+
+
+def located_rows(task: Task, rows: list[LocatedRow], labelled: bool = False) -> list[LocatedRow]:
+    """The task's own rows, checked; ``labelled``: each must have a label."""
     found = []
     for where, raw in rows:
-        try:
-            several = task.expand(raw)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise _misfit(task, where, error) from None
-        for row in several:
-            check_columns(task, where, row)
+        for row in expanded(task, where, raw):
+            check_columns(task, where, row, labelled=labelled)
             found.append((where, dict(row)))
     return found
 

@@ -15,7 +15,7 @@ from prompt_tuning.data import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.evaluate import empty_outputs, place_outputs
 from prompt_tuning.export import ExportedPrompt
-from prompt_tuning.features import Features
+from prompt_tuning.features import Features, expanded
 from prompt_tuning.fleet import targets
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.language import LanguageHead
@@ -65,7 +65,7 @@ class AttachedPrompts:
             task = self.prompts[p].task
             found = iter(find_kind(task.kind).describe(task, encoded, outputs, self.prompts[p].labels))
             for i in parts[p].tolist():
-                several = [next(found) for _ in task.expand(rows[i])]
+                several = [next(found) for _ in expanded(task, f"row {i + 1}", rows[i])]
                 result[i] = several[0] if len(several) == 1 else {"predictions": several}
         return result
 

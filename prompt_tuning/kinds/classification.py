@@ -14,8 +14,7 @@ from prompt_tuning.features import Features, class_labels, encode_texts, located
 from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.language import encode_gaps
 from prompt_tuning.problems import show
-from prompt_tuning.sources import LocatedRow, check_columns
-from prompt_tuning.tasks import Task
+from prompt_tuning.tasks import LocatedRow, Task
 
 
 def encode(
@@ -41,16 +40,14 @@ def encode(
 def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
     """The labels that occur, sorted as numbers if all are, else as names."""
     values: dict[str, str | int] = {}
-    for where, raw in rows:
-        for row in task.expand(raw):
-            check_columns(task, where, row, labelled=True)
-            value = row[task.label_column]
-            if not isinstance(value, (str, int)):
-                raise UserError(f"{where}: label {show(value)} is neither a text nor a whole number")
-            if value in ("", -1):
-                hint = "" if value == "" else "; to use -1 as a label, list all labels in the task's `labels`"
-                raise UserError(f"{where}: no label in column `{task.label_column}`{hint}")
-            values.setdefault(str(value), value)
+    for where, row in located_rows(task, rows, labelled=True):
+        value = row[task.label_column]
+        if not isinstance(value, (str, int)):
+            raise UserError(f"{where}: label {show(value)} is neither a text nor a whole number")
+        if value in ("", -1):
+            hint = "" if value == "" else "; to use -1 as a label, list all labels in the task's `labels`"
+            raise UserError(f"{where}: no label in column `{task.label_column}`{hint}")
+        values.setdefault(str(value), value)
     is_numbers = all(isinstance(value, int) for value in values.values())
     labels = tuple(sorted(values, key=(lambda name: values[name]) if is_numbers else str))
     if len(labels) < 2:

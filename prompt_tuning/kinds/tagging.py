@@ -29,9 +29,8 @@ from prompt_tuning.features import (
 )
 from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.problems import show
-from prompt_tuning.sources import LocatedRow, check_columns
 from prompt_tuning.tags import to_iob2
-from prompt_tuning.tasks import Task
+from prompt_tuning.tasks import LocatedRow, Task
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +118,14 @@ def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list
     return first
 
 
-def _gold_tags(task: Task, where: str, row: dict[str, Any], count: int) -> list[str] | None:
+def _gold_tags(task: Task, where: str, row: dict[str, Any], count: int | None = None) -> list[str] | None:
+    """Tags in IOB2, one for each of ``count`` words; None: not labelled."""
     tags = row.get(task.label_column)
     if tags is None:
         return None
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise UserError(f"{where}: column `{task.label_column}` is {show(tags)}, not a list of tags")
-    if len(tags) != count:
+    if count is not None and len(tags) != count:
         raise UserError(f"{where}: {count} words but {len(tags)} tags; give one tag a word")
     return to_iob2(tags)
 
@@ -157,10 +157,8 @@ def _token_tags(
 def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
     """The tags that occur, "O" first."""
     found = {OUTSIDE}
-    for where, raw in rows:
-        for row in task.expand(raw):
-            check_columns(task, where, row, labelled=True)
-            found.update(_gold_tags(task, where, dict(row), len(row[task.label_column])) or [])
+    for where, row in located_rows(task, rows, labelled=True):
+        found.update(_gold_tags(task, where, row) or [])
     if len(found) < 2:
         raise UserError(
             f"task {task.name!r}: all tags of the training split are {OUTSIDE!r}; there is nothing to learn"

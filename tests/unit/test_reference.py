@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from launcher.reference import json_schema, markdown
+from launcher.tasks import tasks_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -15,3 +16,7 @@ def test_json_schema_is_current():
     assert (DOCS / "run-file.schema.json").read_text() == json_schema(), (
         "run: promptfleet schema > docs/run-file.schema.json"
     )
+
+
+def test_the_page_of_tasks_is_fresh():
+    assert (DOCS / "tasks.md").read_text() == tasks_page(), "run: promptfleet tasks > docs/tasks.md"
