@@ -100,21 +100,31 @@ def _published(groups: list[Group]) -> str:
 
 def _sizes(groups: list[Group]) -> str:
     """The selecting metric of every recipe against its trained parameters, and the bytes of its prompt."""
-    figure, (left, right) = _axes(11, 4, columns=2)
-    for group in groups:
-        if not group.finished:
-            continue
-        score = statistics.fmean(group.values("dev", group.metrics()[0]))
-        first = group.finished[0]
-        left.scatter(first["trainable_parameters"], score)
-        left.annotate(f"{group.task} {group.label}", (first["trainable_parameters"], score), fontsize=7)
-    left.set(xscale="log", xlabel="trained parameters", ylabel="dev score of the selecting metric")
+    from matplotlib.ticker import NullFormatter
+
     some = [group for group in groups if group.finished and group.finished[0]["exported_bytes"]]
+    figure, (left, right) = _axes(11, 2.5 + 0.14 * len(some), columns=2)
+    tasks = list(dict.fromkeys(group.task for group in some))
+    marks = dict(zip(dict.fromkeys(group.method for group in some), "osD^", strict=False))
+    for group in some:
+        score = statistics.fmean(group.values("dev", group.metrics()[0]))
+        place = tasks.index(group.task)
+        left.scatter(
+            group.finished[0]["trainable_parameters"], score, color=f"C{place % 10}", marker=marks[group.method]
+        )
+    for place, task in enumerate(tasks):
+        left.scatter([], [], color=f"C{place % 10}", label=task)
+    for method, mark in marks.items():
+        left.scatter([], [], color="grey", marker=mark, label=method)
+    left.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    left.set(xscale="log", xlabel="trained parameters", ylabel="dev score of the selecting metric")
     names = [f"{group.task} {group.label}" for group in some]
     right.barh(range(len(some)), [group.finished[0]["exported_bytes"] / 1000 for group in some])
     right.set_yticks(range(len(some)), names, fontsize=7)
     right.invert_yaxis()
     right.set(xscale="log", xlabel="kB of an exported prompt")
+    for axes in (left, right):
+        axes.xaxis.set_minor_formatter(NullFormatter())
     return _drawing(figure)
 
 

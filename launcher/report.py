@@ -95,7 +95,8 @@ def _file(groups: dict[str, Group], folder: Path, member: Json, result: Json) ->
     config = member["config"]
     same = {key: value for key, value in config.items() if key not in ("published", "description", "name", "output")}
     same["train"] = {key: value for key, value in config["train"].items() if key != "seed"}
-    label = re.sub(r"-?seed\d+$", "", member["name"]).removeprefix(f"{result['task']}-")
+    label = re.sub(r"-?seed\d+$", "", member["name"])
+    label = re.sub(rf"^{re.escape(result['task'])}[-_]", "", label)
     label = result["method"] if label in ("", result["task"]) else label
     key = hashlib.sha256(json.dumps([label, same], sort_keys=True).encode()).hexdigest()
     if key not in groups:
@@ -139,7 +140,7 @@ def _is_head_of(other: Group, group: Group) -> bool:
 
 
 COLUMNS = (
-    "task", "recipe", "split", "metric", "score", "seeds", "head alone", "majority", "paper", "rerun", "trained", "bytes",
+    "task", "recipe", "split", "metric", "score", "seeds", "head alone", "majority", "paper", "rerun", "trained", "kB",
 )  # fmt: skip
 TEXTS = ("task", "recipe", "split", "metric")
 
@@ -159,7 +160,7 @@ def cells(row: Row) -> list[str]:
         "-" if row.paper is None else f"{row.paper:.1f} %",
         "-" if row.rerun is None else f"{row.rerun:.1f} %",
         _range([result["trainable_parameters"] for result in finished]),
-        _range([result["exported_bytes"] for result in finished if result["exported_bytes"] is not None]),
+        _range([round(result["exported_bytes"] / 1000) for result in finished if result["exported_bytes"] is not None]),
     ]
 
 
