@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     _prompt_options(verb)
     verb.add_argument("--task", help="task (default: the prompt's own)")
     verb.add_argument("--data", metavar="PATH", help="data folder or hub id (default: the task's hub data set)")
-    verb.add_argument("--split", default="dev", choices=("train", "dev", "test"), help="split (default: dev)")
+    verb.add_argument("--split", default="dev", help="train, dev, test, or an extra one such as test/de (default: dev)")
 
     verb = verbs.add_parser(
         "export", help="write the best prompts of a run, finished or not, from its newest checkpoint"
@@ -211,6 +211,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Print the metrics of a prompt as JSON."""
     from prompt_tuning.data import load_task_data
     from prompt_tuning.evaluate import score
+    from prompt_tuning.sources import extra_splits
     from prompt_tuning.tasks import find_task
 
     model = _attach(options)
@@ -221,6 +222,9 @@ def evaluate(options: argparse.Namespace) -> int:
             f"--task {options.task}: the prompt answers {exported.task.name} ({', '.join(exported.labels)}),"
             f" not {task.name}; leave --task out or give the prompt's own"
         )
+    if options.split not in ("train", "dev", "test", *extra_splits(task, options.data)):
+        names = ", ".join(("train", "dev", "test", *extra_splits(task, options.data)))
+        raise UserError(f"--split {options.split}: not a split of {task.name} there; choose {names}")
     template = exported.encoding.template if task.name == exported.task.name else None
     data = load_task_data(
         task,

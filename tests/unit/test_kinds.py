@@ -227,3 +227,14 @@ def test_an_unlabelled_row_is_known_as_such():
         (VALUES, {"text": "w1"}),
     ):
         assert not encode(task, WORDS, locate([row]), Encoding(12, stride=1), LABELS).is_labelled
+
+
+def test_questions_are_the_same_in_chunks(monkeypatch):
+    rows = locate([question(CONTEXT, "w20"), question("w3 w4", None), question(CONTEXT, "w12"), question("w5", "w5")])
+    whole = encode(SPANS, WORDS, rows, Encoding(15, stride=3), ())
+    monkeypatch.setattr(span, "CHUNK", 3)
+    parts = encode(SPANS, WORDS, rows, Encoding(15, stride=3), ())
+    for name in ("tokens", "token_types", "offsets", "labels", "tags"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
+    assert np.array_equal(parts.notes.first_window, whole.notes.first_window)
+    assert np.array_equal(parts.notes.characters, whole.notes.characters)
