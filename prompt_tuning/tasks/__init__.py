@@ -115,8 +115,8 @@ class Task:
     def label_index(self, value: Any, labels: tuple[str, ...]) -> int | None:
         """Index of a raw label in ``labels``; ``None`` for an unlabelled row (missing, null, empty or -1, unless named so).
 
-        Raises :class:`KeyError` for a label that is none of them. Strings are names; whole numbers are indices, unless
-        the names themselves are numbers.
+        Raises :class:`KeyError` for a label that is none of them. Strings are names; whole numbers, which a table writes as
+        text, are indices, unless the names themselves are numbers.
         """
         name = str(value)
         if name in labels:
@@ -124,7 +124,10 @@ class Task:
         if value is None or name in ("", "-1"):
             return None
         named_by_numbers = any(label.lstrip("-").isdigit() for label in labels)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels) and not named_by_numbers:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+            value, is_number = int(value), True
+        if is_number and 0 <= value < len(labels) and not named_by_numbers:
             return value
         folded = [label.lower() for label in labels]
         if name.lower() in folded:

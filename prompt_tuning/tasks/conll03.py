@@ -4,6 +4,8 @@ from prompt_tuning.columns import TABLES_OR_COLUMNS, tag_columns, words_and_tags
 from prompt_tuning.metrics.spans import entity_f1, strict_entity_f1
 from prompt_tuning.tasks import Files, Task
 
+_OFFICIAL = {"train": "eng.train", "dev": "eng.testa", "test": "eng.testb"}
+_PATTERNS = {split: (*patterns, _OFFICIAL[split]) for split, patterns in TABLES_OR_COLUMNS.items()}
 _TYPES = ("PER", "ORG", "LOC", "MISC")
 
 TASK = Task(
@@ -13,7 +15,7 @@ TASK = Task(
     metrics={"f1": entity_f1, "f1_strict": strict_entity_f1},
     columns=("words",),
     templates={"words": lambda row: ((row["words"], None),)},
-    files=Files(folders=("CoNLL03", "conll2003", "conll03"), patterns=TABLES_OR_COLUMNS, read=tag_columns()),
+    files=Files(folders=("CoNLL03", "conll2003", "conll03"), patterns=_PATTERNS, read=tag_columns()),
     label_column="tags",
     word_columns=("words",),
     expand=words_and_tags,

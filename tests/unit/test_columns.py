@@ -225,3 +225,30 @@ def test_held_out_rows_select_and_dev_is_only_reported(tmp_path):
     assert again.splits["dev"].tokens.tolist() == data.splits["dev"].tokens.tolist()
     with pytest.raises(UserError, match=r"data\.held_out=0\.01 of 10 training rows leaves nothing on one side"):
         load_tags(tmp_path, text, held_out=0.01)
+
+
+def test_official_files_of_glue_are_read(tmp_path):
+    """Tables write labels as text; CoLA's has no names of columns, MRPC's has names of its own."""
+    cola, sst2, mrpc = (find_task(name) for name in ("cola", "sst2", "mrpc"))
+    (tmp_path / "CoLA").mkdir()
+    write(tmp_path / "CoLA", 'gj04\t1\t\tA "quoted sentence.\ngj04\t0\t*\tBad is.\n', "train.tsv")
+    rows = [row for _, row in read_split(cola, str(tmp_path), "train")]
+    assert [row["sentence"] for row in rows] == ['A "quoted sentence.', "Bad is."]
+    assert [cola.label_index(row["label"], cola.labels) for row in rows] == [1, 0]
+    write(tmp_path / "CoLA", "a\t1\n", "dev.tsv")
+    with pytest.raises(UserError, match=r"dev\.tsv:1: 2 columns; a line is source, label, mark and sentence"):
+        read_split(cola, str(tmp_path), "dev")
+    write(tmp_path, "sentence\tlabel\nw1 \"\t1\n", "train.tsv")
+    assert [row for _, row in read_split(sst2, str(tmp_path), "train")] == [{"sentence": 'w1 "', "label": "1"}]
+    assert sst2.label_index("1", sst2.labels) == 1
+    write(tmp_path, "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\ta\tb\r\n", "train.tsv")
+    (_, raw), = read_split(mrpc, str(tmp_path), "train")
+    (row,) = mrpc.expand(raw)
+    assert (row["sentence1"], row["sentence2"], mrpc.label_index(row["label"], mrpc.labels)) == ("a", "b", 1)
+
+
+def test_official_names_of_conll_2003(tmp_path):
+    for name in ("eng.train", "eng.testa", "eng.testb"):
+        write(tmp_path, "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\n", name)
+    for split in ("train", "dev", "test"):
+        assert [row for _, row in read_split(find_task("conll03"), str(tmp_path), split)] == [{"words": ["EU"], "tags": ["B-ORG"]}]
