@@ -6,14 +6,16 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.hostfile import expand_nodes
 from prompt_tuning.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,31 +31,115 @@ class Process:
     local_world_size: int = 1
 
 
+@dataclass(frozen=True)
+class Launcher:
+    """How a launcher tells a process its place, by names of environment variables."""
+
+    name: str
+    rank: str
+    world_size: str
+    local_rank: str
+    local_world_size: tuple[str, ...]
+
+
+LAUNCHERS = (
+    Launcher("torchrun or DeepSpeed", "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")),
+    Launcher("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+             ("OMPI_COMM_WORLD_LOCAL_SIZE",)),
+    # SLURM_NTASKS stands in a batch script too, which is one process; a step's number of tasks does not.
+    Launcher("SLURM", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ()),
+    Launcher("PMI (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", ("MPI_LOCALNRANKS",)),
+)  # fmt: skip
+"""Innermost first: torchrun may run inside a SLURM step and mpirun inside a SLURM job, whose variables they inherit."""
+
+
 def find_process(local_rank: int | None = None, environment: Mapping[str, str] = os.environ) -> Process:
-    """Rank and size as torchrun and DeepSpeed's launcher set them; one process alone where nothing is set."""
+    """Rank and size from whichever launcher set them; one process alone where none did. Raises :class:`UserError`.
 
-    def number(name: str, otherwise: int) -> int:
-        value = environment.get(name, str(otherwise))
-        if not value.isdigit():
-            raise UserError(f"environment variable {name}={value!r} is not a number; unset it or start with a launcher")
-        return int(value)
+    Launchers that contradict each other are refused: each of 16 SLURM tasks would take itself for the whole job where an
+    MPI that knows nothing of SLURM says 1.
+    """
+    there = [launcher for launcher in LAUNCHERS if launcher.world_size in environment] or [LAUNCHERS[0]]
+    (launcher, process), *others = [(launcher, _read_place(launcher, environment)) for launcher in there]
+    for other, place in others:
+        if launcher is not LAUNCHERS[0] and place.world_size > process.world_size:
+            raise UserError(
+                f"{other.name} says that the job has {place.world_size} ranks ({other.world_size}), {launcher.name}"
+                f" says {process.world_size} ({launcher.world_size}); start with one of them, or unset the other's variables"
+            )
+    if launcher is LAUNCHERS[0]:
+        if process.world_size > 1 and not environment.get("MASTER_ADDR"):
+            raise UserError(
+                f"environment variable WORLD_SIZE={process.world_size}, but no MASTER_ADDR; start with torchrun or deepspeed"
+            )
+        if "LOCAL_RANK" not in environment:
+            process = replace(process, local_rank=local_rank or 0)
+    return process
 
-    world_size = number("WORLD_SIZE", 1)
-    rank = number("RANK", 0)
-    if rank >= world_size:
+
+def _read_place(launcher: Launcher, environment: Mapping[str, str]) -> Process:
+    """This process's place as a launcher tells it; one process alone where it tells nothing."""
+    rank, size = _number(environment, launcher.rank), _number(environment, launcher.world_size, 1)
+    if rank >= size:
         raise UserError(
-            f"environment variables RANK={rank} and WORLD_SIZE={world_size} contradict each other; unset them"
+            f"environment variables {launcher.rank}={rank} and {launcher.world_size}={size} contradict each other; unset them"
         )
-    if world_size > 1 and not environment.get("MASTER_ADDR"):
+    local_sizes = [_number(environment, name) for name in launcher.local_world_size if name in environment]
+    local_size = local_sizes[0] if local_sizes else size
+    if launcher.name == "SLURM":
+        local_size = _slurm_tasks_here(environment, size)
+    return Process(rank, _number(environment, launcher.local_rank), size, max(1, local_size))
+
+
+def _slurm_tasks_here(environment: Mapping[str, str], size: int) -> int:
+    """Tasks on this node, from ``SLURM_STEP_TASKS_PER_NODE`` such as ``2(x3),1``."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        found = re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", part)
+        counts += [int(found[1])] * min(int(found[2] or 1), size) if found else []
+    node = environment.get("SLURM_NODEID", "")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else size
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: int = 0) -> int:
+    value = environment.get(name, str(otherwise))
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        raise UserError(f"environment variable {name}={value!r} is not a number; unset it or start with a launcher")
+    return int(value)
+
+
+def rendezvous(process: Process, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Where the ranks meet, in torch's variables; {} where the launcher has set them or there is one rank alone."""
+    if process.world_size == 1 or environment.get("MASTER_ADDR"):
+        return {}
+    place = {"RANK": str(process.rank), "WORLD_SIZE": str(process.world_size), "LOCAL_RANK": str(process.local_rank)}
+    if "SLURM_STEP_NUM_TASKS" in environment and "OMPI_COMM_WORLD_SIZE" not in environment:
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+        job = _number(environment, "SLURM_JOB_ID")
+        # Any rank can work the port out; steps of one job that run at a time differ in their number.
+        port = 20_000 + (job * 7 + _number(environment, "SLURM_STEP_ID")) % 10_000
+        return {**place, "MASTER_ADDR": expand_nodes(nodes)[0], "MASTER_PORT": str(port)}
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
         raise UserError(
-            f"environment variable WORLD_SIZE={world_size}, but no MASTER_ADDR; start with torchrun or deepspeed"
+            f"the ranks of this MPI job cannot meet: mpi4py does not load ({error}); set MASTER_ADDR and MASTER_PORT"
+        ) from None
+    world = MPI.COMM_WORLD
+    if world.Get_size() != process.world_size:
+        raise UserError(
+            f"the launcher says that the job has {process.world_size} ranks, mpi4py says {world.Get_size()};"
+            " start with the MPI that mpi4py uses, or set MASTER_ADDR and MASTER_PORT"
         )
-    return Process(
-        rank=rank,
-        local_rank=number("LOCAL_RANK", local_rank or 0),
-        world_size=world_size,
-        local_world_size=max(1, number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", world_size))),
-    )
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        meeting = world.bcast((socket.gethostname(), listener.getsockname()[1]), root=0)
+    return {**place, "MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
+
+
+def meet(process: Process) -> None:
+    """Tell torch where the ranks meet, whatever started them."""
+    os.environ.update(rendezvous(process))
 
 
 def threads(process: Process, environment: Mapping[str, str] = os.environ) -> int:

@@ -19,6 +19,7 @@ import logging
 from launcher.environment import (
     Process,
     find_process,
+    meet,
     name_local_rank,
     quiet_libraries,
     record,
@@ -110,6 +111,7 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
     device = local_device(process.local_rank)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if process.world_size > 1:
+        meet(process)
         dist.init_process_group(backend)
     elif zero:
         # DeepSpeed asks for a group even where there is nothing to split, as with offload on one GPU.

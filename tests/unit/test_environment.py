@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from launcher.environment import Process, find_process, record, threads
+from launcher.environment import Process, find_process, record, rendezvous, threads
 from prompt_tuning.errors import UserError
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -71,3 +71,52 @@ def test_the_record_names_versions_and_ranks():
     assert (found["world_size"], found["threads"]) == (3, 5)
     assert found["host"] and found["processor"]
     json.dumps(found)
+
+
+SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "7", "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURM_JOB_ID": "40",
+         "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_STEP_NODELIST": "gpu[07-09],login"}  # fmt: skip
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}  # fmt: skip
+PMI = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (SLURM, Process(5, 1, 7, 2)),
+        ({**SLURM, "SLURM_PROCID": "6", "SLURM_NODEID": "3", "SLURM_LOCALID": "0"}, Process(6, 0, 7, 1)),
+        (OPEN_MPI, Process(3, 1, 4, 2)),
+        (PMI, Process(1, 1, 4, 4)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "4"}, Process(1, 0, 4, 4)),
+    ],
+)
+def test_every_launcher_is_understood(environment, expected):
+    assert find_process(environment=environment) == expected
+
+
+def test_a_batch_script_is_one_process_whatever_its_job_has():
+    """sbatch tells the script of its allocation; only a step of srun has tasks."""
+    assert find_process(environment={"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_ID": "1"}) == Process()
+
+
+def test_the_innermost_launcher_counts():
+    inside = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", **MASTER}
+    assert find_process(environment={**SLURM, **inside}) == Process(9, 1, 16, 8)
+    two_nodes = {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    assert find_process(environment={**two_nodes, **OPEN_MPI}) == Process(3, 1, 4, 2), "mpirun's daemons are tasks of SLURM"
+
+
+def test_launchers_that_contradict_each_other_are_refused_with_both_values():
+    alone = {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+    with pytest.raises(UserError) as error:
+        find_process(environment={**SLURM, "SLURM_STEP_NUM_TASKS": "16", **alone})
+    assert "SLURM says that the job has 16 ranks (SLURM_STEP_NUM_TASKS), Open MPI says 1 (OMPI_COMM_WORLD_SIZE)" in str(error.value)
+
+
+def test_the_ranks_of_slurm_meet_on_the_first_host():
+    place = rendezvous(find_process(environment=SLURM), SLURM)
+    assert (place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"], place["MASTER_ADDR"]) == ("5", "7", "1", "gpu07")
+    assert 20_000 <= int(place["MASTER_PORT"]) < 30_000
+    assert rendezvous(Process(), SLURM) == {} and rendezvous(Process(1, 1, 2, 2), MASTER) == {}
+    other = {**SLURM, "SLURM_STEP_ID": "1"}
+    assert rendezvous(find_process(environment=other), other)["MASTER_PORT"] != place["MASTER_PORT"]
