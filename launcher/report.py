@@ -143,6 +143,7 @@ COLUMNS = (
     "task", "recipe", "split", "metric", "score", "seeds", "head alone", "majority", "paper", "rerun", "trained", "kB",
 )  # fmt: skip
 TEXTS = ("task", "recipe", "split", "metric")
+NARROW = ("task", "recipe", "split", "metric", "score", "head alone", "majority")
 
 
 def cells(row: Row) -> list[str]:
@@ -201,13 +202,16 @@ def print_report(folders: list[Path], title: str) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=170)  # a log file has no width of its own
+    shown = COLUMNS if console.width >= 130 else NARROW
     table = Table(title=f"{title}: mean ± standard deviation over seeds", title_justify="left")
-    for column in COLUMNS:
+    for column in shown:
         table.add_column(column, justify="left" if column in TEXTS else "right")
     groups = read_groups(folders)
     for row in rows(groups):
-        table.add_row(*cells(row))
+        table.add_row(*(cell for column, cell in zip(COLUMNS, cells(row), strict=True) if column in shown))
     console.print(table)
+    if shown is NARROW:
+        console.print("A wider terminal shows published numbers and sizes too; `promptfleet report` writes all of it.")
     for group in groups:
         missing = len(group.results) - len(group.finished)
         if missing:

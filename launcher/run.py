@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import logging
+from contextlib import ExitStack
 
 from launcher.environment import (
     Process,
@@ -26,7 +27,9 @@ from launcher.environment import (
     share_processor,
     threads,
 )
+from launcher.lock import locked
 from launcher.logs import log_to_file, start_logging
+from launcher.watch import STOPPED, StopRequest, heartbeats
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
 from prompt_tuning.runfile import Run, experiment_difference, load_run
@@ -119,32 +122,40 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
     if zero:
         name_local_rank(process)
     grid = make_grid(process.rank, process.world_size, device, tensor)
+    store = dist.distributed_c10d._get_default_store().clone() if process.world_size > 1 else None
     try:
-        if options.dry_run:
-            prove_frozen(build_fleet(run, grid))
-            return 0
-        is_unfinished, refusal = True, None
-        if grid.is_first:
-            try:
-                is_unfinished = prepare_folder(run, resume=options.resume, fresh=options.fresh)
-            except UserError as error:
-                refusal = str(error)
-        is_unfinished, refusal = broadcast_object((is_unfinished, refusal), grid)
-        if refusal is not None:
-            raise UserError(refusal)
-        if not is_unfinished:
-            if grid.is_first:
-                logger.info("%s has finished already; use --fresh to run it anew", run.output)
-            return 0
-        if grid.is_first:
-            log_to_file(run.output / "log.txt")
-            write_json(run.output / "run.json", run.to_json())
-            write_json(run.output / "environment.json", record(process, num_threads))
-        result = train(run, grid)
-        if grid.is_first:
-            print_report([run.output], run.name)
-            print(f"Results and prompts: {run.output}")
-        return 0 if not result or result["status"] == "finished" else 3
+        with heartbeats(store, process.rank, process.world_size, run.shared.launch.timeout_seconds):
+            if options.dry_run:
+                prove_frozen(build_fleet(run, grid))
+                return 0
+            with ExitStack() as held:
+                refusal, is_unfinished = None, True
+                if grid.is_first:
+                    try:
+                        make_folder(run.output)
+                        held.enter_context(locked(run.output))
+                        is_unfinished = prepare_folder(run, held, resume=options.resume, fresh=options.fresh)
+                    except UserError as error:
+                        refusal = str(error)
+                is_unfinished, refusal = broadcast_object((is_unfinished, refusal), grid)
+                if refusal is not None:
+                    raise UserError(refusal)
+                if not is_unfinished:
+                    logger.info("%s has finished already; use --fresh to run it anew", run.output)
+                    return 0
+                if grid.is_first:
+                    log_to_file(run.output / "log.txt")
+                    write_json(run.output / "run.json", run.to_json())
+                    write_json(run.output / "environment.json", record(process, num_threads))
+                stop = StopRequest()
+                stop.listen()
+                result = train(run, grid, stop)
+                if result is None:
+                    return STOPPED
+                if grid.is_first:
+                    print_report([run.output], run.name)
+                    print(f"Results and prompts: {run.output}")
+                return 0 if not result or result["status"] == "finished" else 3
     except RankLost as error:
         logger.error("stopped with another rank, whose own message says why (%s)", error)
         return 1
@@ -153,18 +164,19 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
             dist.destroy_process_group()
 
 
-def prepare_folder(run: Run, *, resume: bool, fresh: bool) -> bool:
+def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> bool:
     """Make the run folder ready. False: the run in it has finished. Raises :class:`UserError`.
 
-    A folder that holds a run with other settings is refused; ``fresh`` moves it aside.
+    A folder that holds a run with other settings is refused; ``fresh`` moves it aside. ``held`` has the folder's lock.
     """
     folder = run.output
-    if fresh and folder.exists() and any(folder.iterdir()):
+    if fresh and any(file.name != ".lock" for file in folder.iterdir()):
         number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.old-{n}").exists())
         aside = folder.with_name(f"{folder.name}.old-{number}")
         folder.rename(aside)
         logger.info("the older run is now %s", aside)
-    make_folder(folder)
+        make_folder(folder)
+        held.enter_context(locked(folder))
     if resume:
         from prompt_tuning.checkpoint import newest
 

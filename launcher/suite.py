@@ -171,7 +171,7 @@ def _write_fleet(jobs: list[Job], output: Path) -> FleetJob:
     for job in jobs:
         own = {key: value for key, value in job.config.items() if key not in SHARED and value is not None}
         members.append({"name": job.name, **own})
-    shared = {key: first[key] for key in ("backbone", "parallel")}
+    shared = {key: first[key] for key in ("backbone", "parallel", "launch")}
     if first["parallel"]["zero"]:
         shared["deepspeed"] = first["deepspeed"]
     file = output / f"{name}.json"

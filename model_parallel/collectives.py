@@ -52,6 +52,16 @@ def sum_gradients(split: list[torch.nn.Parameter], whole: list[torch.nn.Paramete
             gradient.copy_(piece.view_as(gradient))
 
 
+def any_rank(flag: bool, grid: Grid) -> bool:
+    """Whether ``flag`` holds on any rank; every rank calls this and all get the same answer."""
+    if grid.size == 1:
+        return flag
+    found = torch.tensor(int(flag), device=grid.device)
+    with _collective():
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found.item())
+
+
 def sum_over_data_ranks(tensor: Tensor, grid: Grid) -> Tensor:
     """The sum of ``tensor`` over the data axis, in place."""
     if grid.data > 1:

@@ -155,6 +155,12 @@ class DeepSpeedSection(Section):
     )
 
 
+class LaunchSection(Section):
+    timeout_seconds: float = Field(
+        300.0, gt=0, description="A rank that has not answered for so many seconds ends the job, named with its host."
+    )
+
+
 class FleetSection(Section):
     seeds: list[int] | None = Field(None, description="One member per seed (times members, times grid).")
     members: list[dict[str, Any]] | None = Field(
@@ -220,6 +226,7 @@ class RunFile(Section):
     train: TrainSection = TrainSection()
     parallel: ParallelSection = ParallelSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()
+    launch: LaunchSection = LaunchSection()
     fleet: FleetSection | None = Field(None, description="Several members trained together; None: one.")
     output: str | None = Field(None, min_length=1, description="Run folder; None: runs/<name>.")
 

@@ -22,7 +22,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.overrides import Json, extend, merge, parse_set, put, read_json
 from prompt_tuning.problems import MISSING, difference, sentences, show
 
-SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "fleet", "output")
+SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 _FOR_PEOPLE = ("description", "published")
 SAME_FOR_ALL = [
     "checkpoint_steps",
@@ -97,7 +97,17 @@ def _experiment(record: Json) -> Json:
     members = copy.deepcopy(record["members"])
     for member in members:
         config = member["config"]
-        for key in ("$schema", "name", "description", "published", "parallel", "deepspeed", "fleet", "output"):
+        for key in (
+            "$schema",
+            "name",
+            "description",
+            "published",
+            "parallel",
+            "deepspeed",
+            "launch",
+            "fleet",
+            "output",
+        ):
             config.pop(key, None)
         for key in ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard"):
             config["train"].pop(key, None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model_parallel.collectives import barrier, broadcast_object, gather_objects
+from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects
 from model_parallel.grid import Grid
 from model_parallel.memory import resident_bytes
 from prompt_tuning import checkpoint
@@ -27,8 +28,12 @@ from prompt_tuning.tasks import find_task
 logger = logging.getLogger(__name__)
 
 
-def train(run: Run, grid: Grid) -> dict[str, Any]:
-    """Train all members of ``run`` (continuing from its newest checkpoint), write their results, return the run's result."""
+def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+    """Train all members of ``run`` (continuing from its newest checkpoint), write their results, return the run's result.
+
+    Where ``stop`` asks for it on any rank the run is checkpointed and left for later; the result is then None. Several
+    ranks agree on that every ``train.log_steps``, one process alone after each step.
+    """
     fleet = build_fleet(run, grid)
     prove_frozen(fleet)
     checkpoints = run.output / "checkpoints"
@@ -40,16 +45,22 @@ def train(run: Run, grid: Grid) -> dict[str, Any]:
             step += 1
             _step(fleet, log)
             due = _due(fleet)
-            if due or step % run.shared.train.log_steps == 0 or not fleet.running():
+            is_logged = bool(due) or step % run.shared.train.log_steps == 0 or not fleet.running()
+            if is_logged:
                 log.flush()
                 progress.show(step, log.latest)
             _evaluate(fleet, [index for index in due if fleet.members[index].status == "running"], log, progress)
             _finish(fleet)
-            if _checkpoint_due(run, step, bool(due)) or not fleet.running():
+            stops = fleet.running() and (is_logged or grid.size == 1) and any_rank(stop(), grid)
+            if _checkpoint_due(run, step, bool(due)) or not fleet.running() or stops:
                 log.flush()
                 if grid.is_first:
                     checkpoint.save(checkpoints, fleet, step, run.experiment(), run.shared.train.keep_checkpoints)
                 barrier(grid)
+            if stops:
+                logger.warning("asked to stop: step %d is saved, and the same command continues from it", step)
+                log.close()
+                return None
     log.close()
     if fleet.backbone.zero is not None:
         most = fleet.backbone.zero.peak_numel / fleet.backbone.num_parameters

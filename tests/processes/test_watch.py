@@ -1,0 +1,102 @@
+"""Jobs that are asked to stop, that meet in one folder, or whose ranks fall silent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+
+import psutil
+import pytest
+
+from launcher.watch import STOPPED
+from tests.support.processes import TIMEOUT_SECONDS, finish, member_files, python, start, torchrun, wait_for, write_run
+from tests.support.tiny import make_backbone, make_texts, run_json
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A run file of many short steps, and the folder of its uninterrupted run."""
+    folder = tmp_path_factory.mktemp("watch")
+    raw = run_json(
+        make_backbone(folder / "backbone", "bert"),
+        make_texts(folder / "texts", {"train": 17, "dev": 10, "test": 5}),
+        train={"max_steps": 400, "log_steps": 4, "eval_steps": 100, "checkpoint_steps": 100},
+        fleet={"members": [{"name": "deep", "prompt": {"dropout": 0.2}}, {"name": "head", "method": "head"}]},
+        launch={"timeout_seconds": 5.0},
+    )
+    config = write_run(folder / "run.json", raw)
+    code, output = finish(*python("--config", config, "--output", folder / "one"))
+    assert code == 0, output
+    return config, folder / "one"
+
+
+def started(process, folder):
+    """Wait until the run has logged a step."""
+    metrics = folder / "members" / "deep" / "metrics.jsonl"
+    assert wait_for(process, lambda: metrics.exists() and metrics.stat().st_size > 0)
+
+
+def workers(process):
+    """The Python processes of a launcher's ranks, by rank."""
+    children = [child for child in psutil.Process(process.pid).children(recursive=True) if "run.py" in " ".join(child.cmdline())]
+    return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_job_that_is_asked_to_stop_saves_its_step_and_continues_to_the_same_bits(job, tmp_path, number):
+    config, one = job
+    command = python("--config", config, "--output", tmp_path / "run")
+    process = start(*command)
+    started(process, tmp_path / "run")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == STOPPED, output
+    (step,) = {int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert step % 100 and f"asked to stop: step {step} is saved" in output
+    code, output = finish(*command)
+    assert code == 0 and f"step-{step:06d}" in output, output
+    assert member_files(tmp_path / "run") == member_files(one)
+
+
+def test_ranks_agree_on_where_to_stop(job, tmp_path):
+    """The signal reaches one of two ranks only."""
+    config, _ = job
+    process = start(*torchrun("--config", config, "--output", tmp_path / "run"))
+    started(process, tmp_path / "run")
+    workers(process)[1].send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert "asked to stop: step" in output, output
+    code, output = finish(*torchrun("--config", config, "--output", tmp_path / "run"))
+    assert code == 0 and "continuing from" in output, output
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_rank_that_hangs_is_named_with_its_host_and_ends_the_job(job, tmp_path):
+    config, _ = job
+    process = start(*torchrun("--config", config, "--output", tmp_path / "run"))
+    started(process, tmp_path / "run")
+    hung = workers(process)[1]
+    hung.send_signal(signal.SIGSTOP)
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode != 0
+    assert f"rank 1 on {socket.gethostname()} has not answered for" in output, output
+    assert not psutil.pid_exists(hung.pid) or hung.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_second_job_in_one_folder_is_refused_with_the_owners_name(job, tmp_path):
+    config, _ = job
+    command = python("--config", config, "--output", tmp_path / "run")
+    process = start(*command)
+    started(process, tmp_path / "run")
+    process.send_signal(signal.SIGSTOP)
+    code, output = finish(*command)
+    assert code == 1
+    assert f"is in use by process {process.pid} on {socket.gethostname()} since" in output, output
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    code, output = finish(*command)
+    assert code == 0, "a killed job leaves no lock behind\n" + output
