@@ -390,7 +390,7 @@ DAMAGES = [
     ("lacking a tensor", _drop_tensor, "lack 1 of the model's tensors (encoder.layer.1.output.dense.weight)"),
     ("no tokenizer", _remove_tokenizer, "no tokenizer there (tokenizer.json"),
     ("empty tokenizer", lambda f: (f / "tokenizer.json").write_text("{}"), "its tokenizer cannot be loaded"),
-    ("smaller model", lambda f: make_backbone(f, "bert", vocab_size=40), "the tokenizer has 64 tokens, the model 40"),
+    ("smaller model", lambda f: make_backbone(f, "bert", vocab_size=40), "the tokenizer has 68 tokens, the model 40"),
 ]
 
 
