@@ -1,4 +1,4 @@
-"""The driver: promptfleet validate | suite | report | tasks | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | submit | suite | report | tasks | schema | predict | evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from launcher.backends import backend_names
 from launcher.environment import share_processor
 from prompt_tuning.errors import UserError
 
@@ -27,6 +26,7 @@ What comes before and after it:"""
 EXAMPLES = """\
 examples:
   promptfleet validate configs/*.json
+  promptfleet submit configs/boolq.json --backend slurm --nodes 2 --ranks 16 --gpus --time 4:00:00 --dry-run
   promptfleet suite configs/boolq.json configs/copa.json --seeds 3 --output runs/suite
   promptfleet report runs/suite
   promptfleet predict --prompt runs/quickstart/members/tickets-deep_prompt-seed11/prompt --input tickets.jsonl
@@ -49,6 +49,39 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)"
     )
+
+    verb = verbs.add_parser(
+        "submit",
+        help="start a run file on many ranks: here, over a hostfile, by MPI or by SLURM",
+        description="Start a run file on many ranks. --dry-run prints exactly what would run.",
+    )
+    verb.add_argument("config", metavar="CONFIG")
+    verb.add_argument(
+        "--backend", default="local", choices=backend_names(), help="what starts the ranks (default: local)"
+    )
+    verb.add_argument("--hostfile", metavar="FILE", help="hosts, one `name slots=N` a line (pdsh, mpi)")
+    verb.add_argument(
+        "--include", default="", metavar="FILTER", help="only these hosts, as name or name:slot,slot@name"
+    )
+    verb.add_argument("--exclude", default="", metavar="FILTER", help="all hosts but these")
+    verb.add_argument("--ranks", type=_count, metavar="N", help="ranks (default: 1, or the hostfile's slots)")
+    verb.add_argument("--nodes", type=_count, default=1, metavar="N", help="nodes of a SLURM job (default: 1)")
+    verb.add_argument("--time", metavar="LIMIT", help="time limit of a SLURM job, such as 4:00:00")
+    verb.add_argument("--partition", help="partition of a SLURM job")
+    verb.add_argument("--account", help="account of a SLURM job")
+    verb.add_argument("--gpus", action="store_true", help="ask SLURM for a GPU a rank")
+    verb.add_argument(
+        "--export",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment variable that the ranks need (repeatable)",
+    )
+    verb.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)"
+    )
+    verb.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
+    verb.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
 
     verb = verbs.add_parser(
         "suite",
@@ -109,8 +142,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     share_processor()
     try:
-        verbs = (validate, suite, report, tasks, schema, predict, evaluate, export)
-        return {verb.__name__: verb for verb in verbs}[options.verb](options)
+        verbs = {verb.__name__: verb for verb in (validate, suite, report, tasks, schema)}
+        if options.verb in ("predict", "evaluate", "export"):
+            module = importlib.import_module("launcher.prompts")
+        elif options.verb == "submit":
+            module = importlib.import_module("launcher.submit")
+        else:
+            return verbs[options.verb](options)
+        return getattr(module, options.verb)(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -185,108 +224,6 @@ def schema(options: argparse.Namespace) -> int:
 
     sys.stdout.write(markdown() if options.markdown else json_schema())
     return 0
-
-
-def predict(options: argparse.Namespace) -> int:
-    """Read rows, write each with its label and probabilities."""
-    from prompt_tuning.files import write_text
-    from prompt_tuning.sources import read_rows
-
-    rows = [row for _, row in read_rows(Path(options.input))]
-    model = _attach(options)
-    predictions = model.predict(rows)
-    lines = [
-        json.dumps({**row, **prediction}, ensure_ascii=False, default=str)
-        for row, prediction in zip(rows, predictions, strict=True)
-    ]
-    text = "".join(f"{line}\n" for line in lines)
-    if options.output:
-        write_text(Path(options.output), text)
-    else:
-        sys.stdout.write(text)
-    return 0
-
-
-def evaluate(options: argparse.Namespace) -> int:
-    """Print the metrics of a prompt as JSON."""
-    from prompt_tuning.data import load_task_data
-    from prompt_tuning.evaluate import score
-    from prompt_tuning.sources import extra_splits
-    from prompt_tuning.tasks import find_task
-
-    model = _attach(options)
-    exported = model.prompts[0]
-    task = find_task(options.task) if options.task else exported.task
-    if task.kind != exported.task.kind or task.labels not in (None, exported.labels):
-        raise UserError(
-            f"--task {options.task}: the prompt answers {exported.task.name} ({', '.join(exported.labels)}),"
-            f" not {task.name}; leave --task out or give the prompt's own"
-        )
-    if options.split not in ("train", "dev", "test", *extra_splits(task, options.data)):
-        names = ", ".join(("train", "dev", "test", *extra_splits(task, options.data)))
-        raise UserError(f"--split {options.split}: not a split of {task.name} there; choose {names}")
-    template = exported.encoding.template if task.name == exported.task.name else None
-    data = load_task_data(
-        task,
-        model.backbone.tokenizer,
-        options.data,
-        replace(exported.encoding, template=template),
-        splits=(options.split,),
-        labels=exported.labels,
-    )
-    if options.split not in data.splits:
-        raise UserError(f"the {options.split} split of {options.data or task.name} is missing or has no labels")
-    features = data.splits[options.split]
-    (outputs,) = model.outputs([0], [features])
-    metrics, loss = score(task, features, outputs, exported.labels)
-    result: dict[str, Any] = {"task": task.name, "split": options.split, "examples": len(features)}
-    print(json.dumps({**result, "metrics": metrics, "loss": loss}, indent=2))
-    return 0
-
-
-def export(options: argparse.Namespace) -> int:
-    """Write members' best prompts out of the newest checkpoint."""
-    from launcher.environment import quiet_libraries
-    from model_parallel.grid import Grid, local_device
-    from prompt_tuning import checkpoint
-    from prompt_tuning.export import write_prompt
-    from prompt_tuning.runfile import load_recorded_run
-    from prompt_tuning.trainer import build_fleet
-
-    quiet_libraries()
-    run = load_recorded_run(Path(options.run))
-    path = checkpoint.newest(run.output / "checkpoints")
-    if path is None:
-        raise UserError(f"{options.run}: no usable checkpoint yet; wait for the first evaluation")
-    fleet = build_fleet(run, Grid(device=local_device(0)))
-    checkpoint.load(path, fleet, run.experiment())
-    names = options.member or [member.name for member in fleet.members]
-    unknown = set(names) - {member.name for member in fleet.members}
-    if unknown:
-        known = ", ".join(member.name for member in fleet.members)
-        raise UserError(f"--member {sorted(unknown)[0]}: not in {options.run}; its members: {known}")
-    for member in fleet.members:
-        if member.name not in names:
-            continue
-        if member.best is None:
-            print(f"{member.name}: not evaluated yet, nothing to export", file=sys.stderr)
-            continue
-        member.part()
-        member.load_tensors(member.best.tensors)
-        folder = Path(options.output) / member.name
-        write_prompt(folder, member, {"step": member.best.step, "metrics": member.best.metrics})
-        print(folder)
-    return 0
-
-
-def _attach(options: argparse.Namespace) -> Any:
-    from launcher.environment import quiet_libraries
-    from prompt_tuning.export import load_prompt
-    from prompt_tuning.predict import attach
-
-    prompt = load_prompt(options.prompt)
-    quiet_libraries()
-    return attach(prompt, options.backbone)
 
 
 if __name__ == "__main__":

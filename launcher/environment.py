@@ -137,6 +137,14 @@ def rendezvous(process: Process, environment: Mapping[str, str] = os.environ) ->
     return {**place, "MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
 
 
+def variables(names: list[str]) -> dict[str, str]:
+    """Values of the environment variables that a submission takes along. Raises :class:`UserError` for one that is not set."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"--export {missing[0]}: no such environment variable here; set it or leave it out")
+    return {name: os.environ[name] for name in names}
+
+
 def meet(process: Process) -> None:
     """Tell torch where the ranks meet, whatever started them."""
     os.environ.update(rendezvous(process))

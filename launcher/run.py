@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 from contextlib import ExitStack
+from typing import Any
 
 from launcher.environment import (
     Process,
@@ -122,9 +123,10 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
     if zero:
         name_local_rank(process)
     grid = make_grid(process.rank, process.world_size, device, tensor)
-    store = dist.distributed_c10d._get_default_store().clone() if process.world_size > 1 else None
+    # A connection of its own: a thread's requests must not wait behind those of the main thread.
+    store: Any = dist.distributed_c10d._get_default_store() if process.world_size > 1 else None
     try:
-        with heartbeats(store, process.rank, process.world_size, run.shared.launch.timeout_seconds):
+        with heartbeats(store and store.clone(), process.rank, process.world_size, run.shared.launch.timeout_seconds):
             if options.dry_run:
                 prove_frozen(build_fleet(run, grid))
                 return 0
