@@ -109,16 +109,29 @@ def _number(environment: Mapping[str, str], name: str, otherwise: int = 0) -> in
 
 
 def rendezvous(process: Process, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Where the ranks meet, in torch's variables; {} where the launcher has set them or there is one rank alone."""
-    if process.world_size == 1 or environment.get("MASTER_ADDR"):
+    """Where the ranks meet, in torch's variables; {} where the launcher has set them or there is one rank alone.
+
+    ``MASTER_ADDR`` and ``MASTER_PORT`` that somebody has set are kept. Raises :class:`UserError`.
+    """
+    if process.world_size == 1 or "WORLD_SIZE" in environment:
         return {}
     place = {"RANK": str(process.rank), "WORLD_SIZE": str(process.world_size), "LOCAL_RANK": str(process.local_rank)}
-    if "SLURM_STEP_NUM_TASKS" in environment and "OMPI_COMM_WORLD_SIZE" not in environment:
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
-        job = _number(environment, "SLURM_JOB_ID")
-        # Any rank can work the port out; steps of one job that run at a time differ in their number.
-        port = 20_000 + (job * 7 + _number(environment, "SLURM_STEP_ID")) % 10_000
-        return {**place, "MASTER_ADDR": expand_nodes(nodes)[0], "MASTER_PORT": str(port)}
+    meeting = {name: environment[name] for name in ("MASTER_ADDR", "MASTER_PORT") if environment.get(name)}
+    if len(meeting) < 2:
+        is_slurm = "SLURM_STEP_NUM_TASKS" in environment and "OMPI_COMM_WORLD_SIZE" not in environment
+        meeting = {**(_slurm_meeting(environment) if is_slurm else _mpi_meeting(process)), **meeting}
+    return {**place, **meeting}
+
+
+def _slurm_meeting(environment: Mapping[str, str]) -> dict[str, str]:
+    """The first host of the step, and a port that every rank can work out; steps of one job differ in theirs."""
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID")
+    return {"MASTER_ADDR": expand_nodes(nodes)[0], "MASTER_PORT": str(20_000 + (job * 7 + step) % 10_000)}
+
+
+def _mpi_meeting(process: Process) -> dict[str, str]:
+    """The first rank's host and a free port of it, told to all by MPI itself."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -133,8 +146,20 @@ def rendezvous(process: Process, environment: Mapping[str, str] = os.environ) ->
         )
     with socket.socket() as listener:
         listener.bind(("", 0))
-        meeting = world.bcast((socket.gethostname(), listener.getsockname()[1]), root=0)
-    return {**place, "MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
+        host, port = world.bcast((socket.gethostname(), listener.getsockname()[1]), root=0)
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+
+
+def meet(process: Process) -> None:
+    """Tell torch where the ranks meet, whatever started them. Raises :class:`UserError` where that place has no address."""
+    os.environ.update(rendezvous(process))
+    host = os.environ["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise UserError(
+            f"the ranks cannot meet on {host!r} (MASTER_ADDR): {error}; set MASTER_ADDR to a host that all reach"
+        ) from None
 
 
 def variables(names: list[str]) -> dict[str, str]:
@@ -143,11 +168,6 @@ def variables(names: list[str]) -> dict[str, str]:
     if missing:
         raise UserError(f"--export {missing[0]}: no such environment variable here; set it or leave it out")
     return {name: os.environ[name] for name in names}
-
-
-def meet(process: Process) -> None:
-    """Tell torch where the ranks meet, whatever started them."""
-    os.environ.update(rendezvous(process))
 
 
 def threads(process: Process, environment: Mapping[str, str] = os.environ) -> int:

@@ -116,7 +116,10 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if process.world_size > 1:
         meet(process)
-        dist.init_process_group(backend)
+        try:
+            dist.init_process_group(backend)
+        except RuntimeError as error:
+            raise UserError(f"the ranks cannot meet: {str(error).partition(chr(10))[0]}") from None
     elif zero:
         # DeepSpeed asks for a group even where there is nothing to split, as with offload on one GPU.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from launcher.environment import Process, find_process, record, rendezvous, threads
+from launcher.environment import Process, find_process, meet, record, rendezvous, threads
 from prompt_tuning.errors import UserError
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -117,6 +117,21 @@ def test_the_ranks_of_slurm_meet_on_the_first_host():
     place = rendezvous(find_process(environment=SLURM), SLURM)
     assert (place["RANK"], place["WORLD_SIZE"], place["LOCAL_RANK"], place["MASTER_ADDR"]) == ("5", "7", "1", "gpu07")
     assert 20_000 <= int(place["MASTER_PORT"]) < 30_000
-    assert rendezvous(Process(), SLURM) == {} and rendezvous(Process(1, 1, 2, 2), MASTER) == {}
+    assert rendezvous(Process(), SLURM) == {} and rendezvous(Process(1, 1, 2, 2), {"WORLD_SIZE": "2", **MASTER}) == {}
     other = {**SLURM, "SLURM_STEP_ID": "1"}
     assert rendezvous(find_process(environment=other), other)["MASTER_PORT"] != place["MASTER_PORT"]
+
+
+def test_a_meeting_place_that_was_set_is_kept():
+    own = rendezvous(find_process(environment={**SLURM, **MASTER}), {**SLURM, **MASTER})
+    assert own == {"RANK": "5", "WORLD_SIZE": "7", "LOCAL_RANK": "1", **MASTER}
+    host = {**SLURM, "MASTER_ADDR": "10.0.0.1"}
+    found = rendezvous(find_process(environment=host), host)
+    assert found["MASTER_ADDR"] == "10.0.0.1" and int(found["MASTER_PORT"]) >= 20_000
+
+
+def test_a_meeting_place_without_address_is_named(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
+    with pytest.raises(UserError, match=r"cannot meet on 'no-such-host\.invalid' \(MASTER_ADDR\)"):
+        meet(Process(0, 0, 2, 2))

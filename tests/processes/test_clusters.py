@@ -1,0 +1,117 @@
+"""The worker under real schedulers: Open MPI, and SLURM on two emulated nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support import slurm
+from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, write_run
+from tests.support.tiny import make_backbone, make_texts, run_json
+
+pytestmark = pytest.mark.processes
+needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed (Debian: openmpi-bin)")
+needs_slurm = pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A run file, and the folder of its run in one process."""
+    folder = tmp_path_factory.mktemp("clusters")
+    raw = run_json(
+        make_backbone(folder / "backbone", "bert"),
+        make_texts(folder / "texts", {"train": 17, "dev": 10, "test": 5}),
+        train={"max_steps": 40, "log_steps": 2, "eval_steps": 20, "checkpoint_steps": 20},
+        fleet={"members": [{"name": "deep", "prompt": {"dropout": 0.2}}, {"name": "head", "method": "head"}]},
+    )
+    config = write_run(folder / "run.json", raw)
+    code, output = finish(*python("--config", config, "--output", folder / "one"))
+    assert code == 0, output
+    return config, folder / "one"
+
+
+def submit(*arguments, environment):
+    return subprocess.run(
+        [str(BIN / "promptfleet"), "submit", *map(str, arguments)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False,
+    )  # fmt: skip
+
+
+def assert_equal_runs(found, expected, ranks):
+    assert json.loads((found / "environment.json").read_text())["world_size"] == ranks
+    for member in ("deep", "head"):
+        results = [json.loads((run / "members" / member / "result.json").read_text()) for run in (found, expected)]
+        assert results[0]["best"] == results[1]["best"] and results[0]["test"] == results[1]["test"]
+        ours, theirs = (load_file(run / "members" / member / "prompt" / "prompt.safetensors") for run in (found, expected))
+        assert all((ours[name] - tensor).abs().max() < 1e-8 for name, tensor in theirs.items())
+
+
+@needs_mpi
+def test_mpi_ranks_equal_one_process(job, tmp_path):
+    config, one = job
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = submit(config, "--backend", "mpi", "--ranks", 2, "--output", tmp_path / "run", environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_equal_runs(tmp_path / "run", one, 2)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Emulated nodes have no addresses of their own, so ranks are told to meet on this machine."""
+    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield {**environment, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+
+
+def printed(folder, job):
+    file = folder / f"run.slurm-{job}.txt"
+    return file.read_text() if file.exists() else "nothing"
+
+
+@needs_slurm
+def test_a_slurm_job_on_two_nodes_equals_one_process(job, cluster, tmp_path):
+    config, one = job
+    done = submit(config, "--backend", "slurm", "--nodes", 2, "--ranks", 2, "--export", "MASTER_ADDR",
+                  "--output", tmp_path / "run", environment=cluster)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    number = done.stdout.strip().splitlines()[-1]
+    fields = slurm.wait_for_job(number, cluster)
+    assert fields["JobState"] == "COMPLETED", printed(tmp_path, number)
+    assert_equal_runs(tmp_path / "run", one, 2)
+
+
+@needs_slurm
+def test_a_slurm_job_that_is_told_to_make_room_is_requeued_and_ends_in_the_same_bits(job, cluster, tmp_path):
+    """SIGUSR1, as SLURM sends it before the time limit: saved, requeued, continued, completed."""
+    config, _ = job
+    raw = json.loads(config.read_text())
+    raw["train"].update(max_steps=600, eval_steps=300, checkpoint_steps=300, log_steps=4)
+    longer = write_run(tmp_path / "longer.json", raw)
+    code, output = finish(*python("--config", longer, "--output", tmp_path / "whole"))
+    assert code == 0, output
+    # The bits are those of one number of threads.
+    done = submit(longer, "--backend", "slurm", "--export", "OMP_NUM_THREADS", "--output", tmp_path / "run", environment=cluster)
+    number = done.stdout.strip().splitlines()[-1]
+    metrics = tmp_path / "run" / "members" / "deep" / "metrics.jsonl"
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert time.monotonic() < deadline, printed(tmp_path, number)
+        time.sleep(0.05)
+    subprocess.run(["scancel", "--signal", signal.Signals.SIGUSR1.name, number], env=cluster, check=True)
+    while "asked to stop" not in printed(tmp_path, number):
+        assert time.monotonic() < deadline, printed(tmp_path, number)
+        time.sleep(0.1)
+    # A requeued job waits two minutes before it may start; its begin time is moved here.
+    for _ in range(100):
+        if subprocess.run(["scontrol", "update", f"jobid={number}", "starttime=now"], env=cluster, capture_output=True).returncode == 0:
+            break
+        time.sleep(0.2)
+    fields = slurm.wait_for_job(number, cluster)
+    assert fields["JobState"] == "COMPLETED" and fields["Restarts"] == "1", printed(tmp_path, number)
+    assert member_files(tmp_path / "run") == member_files(tmp_path / "whole")
