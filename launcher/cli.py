@@ -71,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--account", help="account of a SLURM job")
     verb.add_argument("--gpus", action="store_true", help="ask SLURM for a GPU a rank")
     verb.add_argument(
+        "--master-addr",
+        metavar="HOST",
+        help="where the ranks meet, if the first host has another name for ssh or SLURM",
+    )
+    verb.add_argument(
         "--export",
         action="append",
         default=[],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.backends import Submission, render, start
 from launcher.environment import variables
-from launcher.hostfile import read_hostfile, select
+from launcher.hostfile import check_host, read_hostfile, select
 from prompt_tuning.errors import UserError
 from prompt_tuning.problems import show
 from prompt_tuning.runfile import load_run
@@ -29,6 +29,8 @@ def submit(options: argparse.Namespace) -> int:
             )
     elif options.include or options.exclude:
         raise UserError("--include and --exclude choose among the hosts of --hostfile; give one")
+    if options.master_addr is not None:
+        check_host(options.master_addr, "--master-addr")
     wrong = [name for name in options.export if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]
     if wrong:
         raise UserError(f"--export {show(wrong[0])}: not the name of an environment variable")
@@ -44,6 +46,7 @@ def submit(options: argparse.Namespace) -> int:
         options.partition,
         options.account,
         options.gpus,
+        options.master_addr,
         variables(options.export),
     )
     rendered = render(options.backend, submission)

@@ -37,6 +37,8 @@ class Submission:
     partition: str | None = None
     account: str | None = None
     gpus: bool = False
+    master: str | None = None
+    """Address at which the ranks meet; None: the first host by its name."""
     variables: dict[str, str] = field(default_factory=dict)
     """Environment variables that the ranks need."""
 

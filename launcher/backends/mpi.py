@@ -13,6 +13,8 @@ def render(submission: Submission) -> Rendered:
     if submission.hosts is not None:
         places = ["--host", ",".join(f"{host.name}:{len(host.slots)}" for host in submission.hosts)]
     exported = [word for name in submission.variables for word in ("-x", name)]
+    if submission.master:
+        exported += ["-x", f"MASTER_ADDR={submission.master}"]
     count = len(submission.places)
     command = ["mpirun", "-np", str(count), *places, "--bind-to", "none", *exported, sys.executable, *submission.worker]
     return Rendered(command, places=submission.places)

@@ -17,7 +17,7 @@ def render(submission: Submission) -> Rendered:
         *("--hostfile", str(submission.hostfile.resolve())),
         *("--include", include),
         *("--launcher", "pdsh"),
-        *("--master_addr", submission.hosts[0].name),
+        *("--master_addr", submission.master or submission.hosts[0].name),
         "--force_multi",
         *submission.worker,
     ]

@@ -42,7 +42,8 @@ def render(submission: Submission) -> Rendered:
     lines += ["#SBATCH --requeue", "#SBATCH --open-mode=append", "set -u"]
     # srun hands on what the script has, which is nothing of the submitter's but this.
     lines.append("export SLURM_EXPORT_ENV=ALL")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in submission.variables.items()]
+    variables = {**({"MASTER_ADDR": submission.master} if submission.master else {}), **submission.variables}
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     lines.append(f"srun --kill-on-bad-exit=1 {shlex.join([sys.executable, *submission.worker])}")
     lines += [
         "code=$?",

@@ -66,7 +66,7 @@ def test_mpi_ranks_equal_one_process(job, tmp_path):
 def cluster(tmp_path_factory):
     """Emulated nodes have no addresses of their own, so ranks are told to meet on this machine."""
     with slurm.cluster(tmp_path_factory.mktemp("slurm")) as environment:
-        yield {**environment, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        yield {**environment, "OMP_NUM_THREADS": "1"}
 
 
 def printed(folder, job):
@@ -77,7 +77,7 @@ def printed(folder, job):
 @needs_slurm
 def test_a_slurm_job_on_two_nodes_equals_one_process(job, cluster, tmp_path):
     config, one = job
-    done = submit(config, "--backend", "slurm", "--nodes", 2, "--ranks", 2, "--export", "MASTER_ADDR",
+    done = submit(config, "--backend", "slurm", "--nodes", 2, "--ranks", 2, "--master-addr", "127.0.0.1",
                   "--output", tmp_path / "run", environment=cluster)  # fmt: skip
     assert done.returncode == 0, done.stderr
     number = done.stdout.strip().splitlines()[-1]
