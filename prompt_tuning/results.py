@@ -147,7 +147,8 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
     exported = None
     if best is not None:
         write_prompt(folder / "prompt", member, {"step": best.step, "metrics": best.metrics})
-        exported = sum(file.stat().st_size for file in (folder / "prompt").iterdir())
+        parts = [part for part in (folder / "prompt", folder / "model") if part.is_dir()]
+        exported = sum(file.stat().st_size for part in parts for file in part.iterdir())
     result = {
         "member": member.name,
         "status": member.status,

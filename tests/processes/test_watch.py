@@ -26,7 +26,7 @@ def job(tmp_path_factory):
         make_texts(folder / "texts", {"train": 17, "dev": 10, "test": 5}),
         train={"max_steps": 400, "log_steps": 4, "eval_steps": 100, "checkpoint_steps": 100},
         fleet={"members": [{"name": "deep", "prompt": {"dropout": 0.2}}, {"name": "head", "method": "head"}]},
-        launch={"timeout_seconds": 5.0},
+        launch={"timeout_seconds": 15.0},
     )
     config = write_run(folder / "run.json", raw)
     code, output = finish(*python("--config", config, "--output", folder / "one"))
