@@ -21,7 +21,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
 from prompt_tuning.overrides import Json
 from prompt_tuning.problems import show
-from prompt_tuning.runfile import SAME_FOR_ALL, SHARED, MemberSpec, load_recorded_run, load_run
+from prompt_tuning.runfile import FOR_PEOPLE, SAME_FOR_ALL, SHARED, MemberSpec, load_recorded_run, load_run
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Job:
     @property
     def identity(self) -> str:
         """Of what changes the numbers: equal jobs need to run once."""
-        config = {key: value for key, value in self.config.items() if key not in ("published", *SHARED)}
+        config = {key: value for key, value in self.config.items() if key not in (*FOR_PEOPLE, *SHARED)}
         train = {key: value for key, value in self.config["train"].items() if key not in _BOOKKEEPING}
         return _digest({**config, "train": train, "backbone": self.config["backbone"]})
 

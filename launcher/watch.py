@@ -27,12 +27,13 @@ class StopRequest:
         self.name: str | None = None
 
     def listen(self) -> None:
-        """From now on these signals only ask; the training loop answers between steps."""
+        """From now on the first of these signals only asks, and the training loop answers between steps; a second one ends."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
 
     def __call__(self) -> bool:
         return self.name is not None

@@ -23,7 +23,7 @@ from prompt_tuning.overrides import Json, extend, merge, parse_set, put, read_js
 from prompt_tuning.problems import MISSING, difference, sentences, show
 
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
-_FOR_PEOPLE = ("description", "published")
+FOR_PEOPLE = ("description", "published")
 SAME_FOR_ALL = [
     "checkpoint_steps",
     "keep_checkpoints",
@@ -212,7 +212,7 @@ def _members(
                     if dotted.partition(".")[0] != "fleet":
                         put(merged, dotted, value, f"{where}: --set {dotted}")
                 changed = [f"{dotted.rpartition('.')[2]}={value}" for dotted, value in point.items()]
-                recorded = {k: v for k, v in merge(base, overrides).items() if k not in _FOR_PEOPLE}
+                recorded = {k: v for k, v in merge(base, overrides).items() if k not in FOR_PEOPLE}
                 yield where, (name, *changed, *(["seed"] if len(seeds) > 1 else [])), recorded, merged
         except UserError as error:
             text = str(error).removeprefix(f"{path}: ")

@@ -184,3 +184,15 @@ def make_questions(folder: Path, sizes: dict[str, int] | None = None, seed: int 
             rows.append({"question": f"{words[place]} w1", "context": " ".join(words), "answers": answers})
         write_jsonl(folder / f"{split}.jsonl", rows)
     return folder
+
+
+def make_values(folder: Path, sizes: dict[str, int] | None = None, seed: int = 4) -> Path:
+    """A folder of texts with a number: the mean of their words' numbers, in tens."""
+    generator = torch.Generator().manual_seed(seed)
+    for split, count in (sizes or {"train": 11, "dev": 6}).items():
+        rows = []
+        for i in range(count):
+            ids = torch.randint(0, len(WORDS), (1 + (i * 3) % 8,), generator=generator).tolist()
+            rows.append({"text": " ".join(WORDS[j] for j in ids), "label": sum(ids) / len(ids) / 10})
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
