@@ -74,6 +74,10 @@ def located_rows(task: Task, rows: list[LocatedRow], labelled: bool = False) -> 
         for row in expanded(task, where, raw):
             check_columns(task, where, row, labelled=labelled)
             found.append((where, dict(row)))
+    if rows and not found:
+        raise UserError(
+            f"{rows[0][0]}: neither this row nor any other holds an example of task {task.name!r}; fill or remove them"
+        )
     return found
 
 

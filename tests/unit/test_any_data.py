@@ -60,6 +60,15 @@ def test_a_row_with_anything_in_any_place_is_features_or_one_error(tmp_path, dat
     assert found.splits["train"].is_labelled
 
 
+def test_rows_without_any_example_are_named(tmp_path):
+    row = json.loads(json.dumps(ROWS["record"][0]))
+    row["passage"]["entities"] = []
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"train\.jsonl:1: neither this row nor any other holds an example of task 'record'"):
+        load_task_data(find_task("record"), TOKENIZER, str(tmp_path), Encoding(40))
+
+
 READERS = {
     "columns": tag_columns(),
     "arguments": argument_columns(0, 1, 2),
