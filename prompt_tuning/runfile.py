@@ -24,6 +24,8 @@ from prompt_tuning.problems import MISSING, difference, sentences, show
 
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 FOR_PEOPLE = ("description", "published")
+_NO_EXPERIMENT = ("$schema", "name", *FOR_PEOPLE, "parallel", "deepspeed", "launch", "fleet", "output")
+_BOOKKEEPING = ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard")
 SAME_FOR_ALL = [
     "checkpoint_steps",
     "keep_checkpoints",
@@ -97,19 +99,9 @@ def _experiment(record: Json) -> Json:
     members = copy.deepcopy(record["members"])
     for member in members:
         config = member["config"]
-        for key in (
-            "$schema",
-            "name",
-            "description",
-            "published",
-            "parallel",
-            "deepspeed",
-            "launch",
-            "fleet",
-            "output",
-        ):
+        for key in _NO_EXPERIMENT:
             config.pop(key, None)
-        for key in ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard"):
+        for key in _BOOKKEEPING:
             config["train"].pop(key, None)
     return {"members": members, "shared_prompt": record["shared_prompt"]}
 
@@ -138,6 +130,7 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
         outer = extend(raw, path)
         for dotted, value in sets or []:
             put(outer, dotted, value, f"--set {dotted}")
+        _forget_published(outer, sets or [])
         fleet = outer.pop("fleet", None)
         configs, problems = _configs(outer, fleet, path, sets or [])
     except RecursionError:
@@ -211,12 +204,21 @@ def _members(
                 for dotted, value in sets:
                     if dotted.partition(".")[0] != "fleet":
                         put(merged, dotted, value, f"{where}: --set {dotted}")
+                _forget_published(merged, sets)
                 changed = [f"{dotted.rpartition('.')[2]}={value}" for dotted, value in point.items()]
                 recorded = {k: v for k, v in merge(base, overrides).items() if k not in FOR_PEOPLE}
                 yield where, (name, *changed, *(["seed"] if len(seeds) > 1 else [])), recorded, merged
         except UserError as error:
             text = str(error).removeprefix(f"{path}: ")
             problems.append(text if text.startswith(where) else f"{where}: {text}")
+
+
+def _forget_published(settings: Json, sets: list[tuple[str, Any]]) -> None:
+    """Drop the published results of settings that ``--set`` has changed: they are of other numbers then."""
+    same = {"data.path", "train.seed", "fleet.seeds", "published", *(f"train.{key}" for key in _BOOKKEEPING)}
+    changed = [dotted for dotted, _ in sets if dotted not in same and dotted.partition(".")[0] not in _NO_EXPERIMENT]
+    if changed and isinstance(settings.get("published"), list):
+        settings["published"] = False
 
 
 def _name(label: tuple[str, ...], config: RunFile) -> str:

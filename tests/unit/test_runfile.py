@@ -258,3 +258,14 @@ def test_any_values_in_a_file_or_a_member_are_a_run_or_one_error(tmp_path, chang
         return
     for member in run.members:
         assert RunFile.model_validate(member.config.model_dump(mode="json", by_alias=True)) == member.config
+
+
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [(("data.path", "x"), True), (("train.seed", 3), True), (("fleet.seeds", [1, 2]), True), (("parallel.zero", True), True),
+     (("train.log_steps", 3), True), (("backbone.path", "x"), False), (("train.epochs", 1), False)],
+)  # fmt: skip
+def test_published_results_are_of_unchanged_settings(change, stays):
+    number = {"metric": "accuracy", "value": 50.0, "by": "paper", "source": "x"}
+    found = values(resolve({**BASE, "published": [number]}, HERE, [change]), "published")
+    assert all((published not in (None, False)) == stays for published in found)
