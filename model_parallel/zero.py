@@ -5,7 +5,9 @@ DeepSpeed's parameter offload is used without its engine: the optimizer, the pro
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,6 +155,23 @@ def _check_disk_access() -> None:
             "deepspeed.offload_param.device='nvme' needs DeepSpeed's async_io, which cannot be built here; install libaio"
             " with its headers (Debian: libaio-dev) and a C++ compiler, or use 'cpu'"
         )
+    _build_async_io(AsyncIOBuilder())
+
+
+def _build_async_io(builder: Any) -> None:
+    """Compile DeepSpeed's extension on first use, one rank at a time.
+
+    torch guards a build by a plain file, which stays behind when the building process is killed and then makes every
+    later one wait for ever. The lock held here ends with its process; who holds it may remove such a file.
+    """
+    from torch.utils.cpp_extension import _get_build_directory
+
+    folders = [Path(_get_build_directory(name, verbose=False)) for name in ("pin_memory", "async_io")]
+    with (folders[0].parent / "promptfleet.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for folder in folders:
+            (folder / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
 
 
 def _start_deepspeed(grid: Grid) -> None:
