@@ -1,4 +1,4 @@
-"""The driver: promptfleet validate | submit | suite | report | tasks | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | submit | suite | status | report | tasks | schema | predict | evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -10,8 +10,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from launcher.backends import backend_names
 from launcher.environment import share_processor
+from launcher.placement import add_placement, count
 from prompt_tuning.errors import UserError
 
 DESCRIPTION = """\
@@ -28,10 +28,23 @@ examples:
   promptfleet validate configs/*.json
   promptfleet submit configs/boolq.json --backend slurm --nodes 2 --ranks 16 --gpus --time 4:00:00 --dry-run
   promptfleet suite configs/boolq.json configs/copa.json --seeds 3 --output runs/suite
+  promptfleet suite configs/*_minilm.json --backend slurm --time 4:00:00 --output runs/suite
+  promptfleet status runs/suite
   promptfleet report runs/suite
   promptfleet predict --prompt runs/quickstart/members/tickets-deep_prompt-seed11/prompt --input tickets.jsonl
   promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
   promptfleet export runs/boolq --output exported/"""
+
+
+MODULES = {
+    "submit": "submit",
+    "suite": "dispatch",
+    "status": "status",
+    "predict": "prompts",
+    "evaluate": "prompts",
+    "export": "prompts",
+}
+"""Where the larger verbs are; imported when called, some of them with torch."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,54 +70,38 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("config", metavar="CONFIG")
     verb.add_argument(
-        "--backend", default="local", choices=backend_names(), help="what starts the ranks (default: local)"
-    )
-    verb.add_argument("--hostfile", metavar="FILE", help="hosts, one `name slots=N` a line (pdsh, mpi)")
-    verb.add_argument(
-        "--include", default="", metavar="FILTER", help="only these hosts, as name or name:slot,slot@name"
-    )
-    verb.add_argument("--exclude", default="", metavar="FILTER", help="all hosts but these")
-    verb.add_argument("--ranks", type=_count, metavar="N", help="ranks (default: 1, or the hostfile's slots)")
-    verb.add_argument("--nodes", type=_count, default=1, metavar="N", help="nodes of a SLURM job (default: 1)")
-    verb.add_argument("--time", metavar="LIMIT", help="time limit of a SLURM job, such as 4:00:00")
-    verb.add_argument("--partition", help="partition of a SLURM job")
-    verb.add_argument("--account", help="account of a SLURM job")
-    verb.add_argument("--gpus", action="store_true", help="ask SLURM for a GPU a rank")
-    verb.add_argument(
-        "--master-addr",
-        metavar="HOST",
-        help="where the ranks meet, if the first host has another name for ssh or SLURM",
-    )
-    verb.add_argument(
-        "--export",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="environment variable that the ranks need (repeatable)",
-    )
-    verb.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)"
     )
     verb.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
     verb.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    add_placement(verb)
 
     verb = verbs.add_parser(
         "suite",
         help="train many run files: grouped into fleets by backbone, continued where they were left",
-        description="Train many run files, grouped into fleets by backbone. The same command again does what is missing.",
+        description="Train many run files, grouped into fleets by backbone: on this machine, on the free"
+        " hosts of a hostfile, or as one SLURM array. The same command again does what is missing.",
     )
     verb.add_argument("configs", nargs="+", metavar="CONFIG")
     verb.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key of all files"
     )
-    verb.add_argument("--seeds", type=_count, metavar="N", help="train N seeds of each member, counted from its own")
+    verb.add_argument("--seeds", type=count, metavar="N", help="train N seeds of each member, counted from its own")
     verb.add_argument("--output", default="runs/suite", metavar="DIR", help="folder of the suite (default: runs/suite)")
     verb.add_argument("--no-baselines", action="store_true", help="do not add a head alone for each task")
-    verb.add_argument("--fleet-size", type=_count, default=8, metavar="N", help="most members of a fleet (default: 8)")
+    verb.add_argument("--fleet-size", type=count, default=8, metavar="N", help="most members of a fleet (default: 8)")
     verb.add_argument(
-        "--ranks", type=_count, default=1, metavar="N", help="ranks of this machine for a fleet (default: 1)"
+        "--retries",
+        type=int,
+        default=1,
+        metavar="N",
+        help="times a fleet is started again that ended without getting further (default: 1)",
     )
     verb.add_argument("--dry-run", action="store_true", help="write the fleets' run files and say what would run")
+    add_placement(verb)
+
+    verb = verbs.add_parser("status", help="how far the runs of some folders are, and where they run")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or a suite's folder")
 
     verb = verbs.add_parser("report", help="tables and one HTML page of finished members")
     verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders that hold several")
@@ -147,14 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     share_processor()
     try:
-        verbs = {verb.__name__: verb for verb in (validate, suite, report, tasks, schema)}
-        if options.verb in ("predict", "evaluate", "export"):
-            module = importlib.import_module("launcher.prompts")
-        elif options.verb == "submit":
-            module = importlib.import_module("launcher.submit")
-        else:
+        verbs = {verb.__name__: verb for verb in (validate, report, tasks, schema)}
+        if options.verb in verbs:
             return verbs[options.verb](options)
-        return getattr(module, options.verb)(options)
+        module = importlib.import_module(f"launcher.{MODULES[options.verb]}")
+        return int(getattr(module, options.verb)(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
@@ -176,24 +170,6 @@ def validate(options: argparse.Namespace) -> int:
             continue
         methods = sorted({member.config.method for member in run.members})
         print(f"{path}: ok, {len(run.members)} member(s), {', '.join(methods)}, on {run.shared.backbone.path}")
-    return 1 if failed else 0
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def suite(options: argparse.Namespace) -> int:
-    """Run every member that is not done yet."""
-    from launcher.suite import find_jobs, run_suite
-
-    jobs = find_jobs(options.configs, options.set, options.seeds, not options.no_baselines)
-    settings = {"most": options.fleet_size, "ranks": options.ranks, "dry_run": options.dry_run}
-    failed = run_suite(jobs, Path(options.output), **settings)
-    if not options.dry_run:
-        print(f"promptfleet report {options.output}   shows the scores")
     return 1 if failed else 0
 
 

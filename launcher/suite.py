@@ -1,4 +1,4 @@
-"""Many run files as one job: grouped into fleets by backbone, run one after another, continued where they were left.
+"""Many run files as one job: their members, and the fleets by backbone that are still to be run.
 
 The output folder holds a run file and a run folder for each fleet. What has been done is read from these alone, so that a
 suite that was killed, or is given more run files later, does what is missing.
@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.environment import ROOT
 from prompt_tuning.errors import UserError
-from prompt_tuning.files import make_folder, write_json
+from prompt_tuning.files import write_json
 from prompt_tuning.overrides import Json
 from prompt_tuning.problems import show
 from prompt_tuning.runfile import FOR_PEOPLE, SAME_FOR_ALL, SHARED, MemberSpec, load_recorded_run, load_run
-
-logger = logging.getLogger(__name__)
 
 BASELINE = "head"
 
@@ -131,25 +125,30 @@ class FleetJob:
     members: list[str]
 
 
-def plan(jobs: list[Job], output: Path, most: int) -> tuple[list[FleetJob], list[str]]:
-    """Fleets that are still to be run, those begun first, and the names of the jobs that are done."""
+def plan(
+    jobs: list[Job], output: Path, most: int, queued: frozenset[str] = frozenset()
+) -> tuple[list[FleetJob], list[str]]:
+    """Fleets that are still to be run, those begun first, and the names of the jobs that are done.
+
+    ``queued`` names the fleets of this folder that a scheduler has taken: they are neither.
+    """
     done, begun, known = [], [], set()
     wanted = {job.identity: job for job in jobs}
     for record in sorted(output.glob("*/run.json")):
-        members = [
-            Job(spec.name, spec.config.model_dump(mode="json", by_alias=True)) for spec in _recorded(record.parent)
-        ]
+        members = [_job(spec) for spec in load_recorded_run(record.parent).members]
         here = [member.identity for member in members if member.identity in wanted]
         known.update(here)
         if (record.parent / "result.json").exists():
             done += [wanted[identity].name for identity in here]
-        elif here:
+        elif here and record.parent.name not in queued:
             file = record.parent.with_suffix(".json")
             if not file.exists():
                 raise UserError(
                     f"{file} is missing, the run file of an unfinished fleet; remove {record.parent} to start it anew"
                 )
             begun.append(FleetJob(file, record.parent, [member.name for member in members]))
+    for name in queued:
+        known.update(_job(spec).identity for spec in load_run(str(output / f"{name}.json")).members)
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         if job.identity not in known:
@@ -158,8 +157,8 @@ def plan(jobs: list[Job], output: Path, most: int) -> tuple[list[FleetJob], list
     return begun + [_write_fleet(group, output) for group in fresh], done
 
 
-def _recorded(folder: Path) -> tuple[MemberSpec, ...]:
-    return load_recorded_run(folder).members
+def _job(spec: MemberSpec) -> Job:
+    return Job(spec.name, spec.config.model_dump(mode="json", by_alias=True))
 
 
 def _write_fleet(jobs: list[Job], output: Path) -> FleetJob:
@@ -177,27 +176,3 @@ def _write_fleet(jobs: list[Job], output: Path) -> FleetJob:
     file = output / f"{name}.json"
     write_json(file, {"name": name, **shared, "fleet": {"members": members}})
     return FleetJob(file, output / name, [job.name for job in jobs])
-
-
-def run_suite(jobs: list[Job], output: Path, *, most: int, ranks: int, dry_run: bool) -> int:
-    """Run what is missing; returns the number of fleets that failed. A failed fleet does not stop the others."""
-    make_folder(output)
-    fleets, done = plan(jobs, output, most)
-    if done:
-        print(f"{len(done)} of {len(jobs)} members are done already")
-    failed = []
-    for number, fleet in enumerate(fleets, 1):
-        names = ", ".join(fleet.members[:4]) + (", ..." if len(fleet.members) > 4 else "")
-        print(f"[{number}/{len(fleets)}] {fleet.file.stem}: {len(fleet.members)} members ({names})", flush=True)
-        if not dry_run and subprocess.run(_command(fleet, ranks), check=False).returncode:
-            failed.append(fleet)
-    for fleet in failed:
-        print(f"failed: {fleet.file.stem}; its messages are above and in {fleet.folder / 'log.txt'}", file=sys.stderr)
-    return len(failed)
-
-
-def _command(fleet: FleetJob, ranks: int) -> list[str]:
-    start = [sys.executable]
-    if ranks > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*start, str(ROOT / "launcher" / "run.py"), "--config", str(fleet.file), "--output", str(fleet.folder)]

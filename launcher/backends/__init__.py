@@ -6,6 +6,7 @@ lists of words; where a program makes a shell command of them, every value is qu
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 import re
@@ -48,6 +49,11 @@ class Submission:
         sets = [word for item in self.sets for word in ("--set", item)]
         config, output = self.config.resolve(), self.output.resolve()
         return [str(ROOT / "launcher" / "run.py"), "--config", str(config), "--output", str(output), *sets]
+
+    @property
+    def port(self) -> int:
+        """Where the ranks meet, if their launcher cannot find a free one: runs in different folders differ in theirs."""
+        return 20_000 + int.from_bytes(hashlib.sha256(bytes(self.output.resolve())).digest()[:4], "big") % 10_000
 
     @property
     def places(self) -> list[str]:

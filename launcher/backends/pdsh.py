@@ -18,6 +18,7 @@ def render(submission: Submission) -> Rendered:
         *("--include", include),
         *("--launcher", "pdsh"),
         *("--master_addr", submission.master or submission.hosts[0].name),
+        *("--master_port", str(submission.port)),
         "--force_multi",
         *submission.worker,
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 from launcher.backends import Rendered, Submission
 from prompt_tuning.errors import UserError
@@ -17,16 +19,42 @@ _GRACE_SECONDS = 120
 def render(submission: Submission) -> Rendered:
     """``sbatch`` reading its script: the ranks of each node, a signal before the time limit, and a requeue on it.
 
-    The job sees none of the submitter's environment but the variables that are asked for by name.
+    The job sees none of the submitter's environment but the variables that are asked for by name. Raises :class:`UserError`.
     """
+    output = submission.output.resolve()
+    settings = {
+        "job-name": _checked("the run's folder", output.name),
+        "output": _checked("--output", str(output.with_name(output.name + ".slurm-%j.txt")), also="%"),
+    }
+    start = f"srun --kill-on-bad-exit=1 {_worker(submission)}"
+    return _script(submission, settings, [start], retries=0)
+
+
+def render_array(submissions: list[Submission], folder: Path, retries: int) -> Rendered:
+    """The same for many runs, each a task of one array; one that fails is requeued ``retries`` times."""
+    folder = folder.resolve()
+    settings = {
+        "job-name": _checked("the suite's folder", folder.name),
+        "output": _checked("--output", str(folder / "slurm-%A_%a.txt"), also="%"),
+        "array": f"0-{len(submissions) - 1}",
+    }
+    cases = [f"{task}) worker=({_worker(submission)}) ;;" for task, submission in enumerate(submissions)]
+    choice = ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac", 'srun --kill-on-bad-exit=1 "${worker[@]}"']
+    return _script(submissions[0], settings, choice, retries)
+
+
+def _worker(submission: Submission) -> str:
+    return shlex.join([sys.executable, *submission.worker])
+
+
+def _script(submission: Submission, settings: dict[str, str], start: list[str], retries: int) -> Rendered:
     if submission.hosts is not None:
         raise UserError("--hostfile does not go with --backend slurm, which chooses hosts itself; use --nodes")
     if submission.ranks % submission.nodes:
         raise UserError(f"--ranks {submission.ranks} cannot be divided among --nodes {submission.nodes}")
     per_node = submission.ranks // submission.nodes
-    output = submission.output.resolve()
-    settings = {
-        "job-name": _checked("the run's folder", output.name),
+    wanted = {
+        **settings,
         "nodes": str(submission.nodes),
         "ntasks": str(submission.ranks),
         "ntasks-per-node": str(per_node),
@@ -34,24 +62,38 @@ def render(submission: Submission) -> Rendered:
         "partition": None if submission.partition is None else _checked("--partition", submission.partition),
         "account": None if submission.account is None else _checked("--account", submission.account),
         "gpus-per-node": str(per_node) if submission.gpus else None,
-        "output": _checked("--output", str(output.with_name(output.name + ".slurm-%j.txt")), also="%"),
         "signal": f"USR1@{_GRACE_SECONDS}",
         "export": "NONE",
     }
-    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in settings.items() if value is not None)]
+    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in wanted.items() if value is not None)]
     lines += ["#SBATCH --requeue", "#SBATCH --open-mode=append", "set -u"]
     # srun hands on what the script has, which is nothing of the submitter's but this.
     lines.append("export SLURM_EXPORT_ENV=ALL")
     variables = {**({"MASTER_ADDR": submission.master} if submission.master else {}), **submission.variables}
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    lines.append(f"srun --kill-on-bad-exit=1 {shlex.join([sys.executable, *submission.worker])}")
-    lines += [
-        "code=$?",
-        # 75: the ranks were asked to stop and have saved their step.
-        'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
-        'exit "$code"',
-    ]
+    lines += [*start, "code=$?"]
+    # 75: the ranks were asked to stop and have saved their step. 3: a member diverged, and would again.
+    again = '[ "$code" -eq 75 ]'
+    if retries:
+        again += f' || {{ [ "$code" -ne 0 ] && [ "$code" -ne 3 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; }}'
+    lines += [f'if {again}; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
     return Rendered(["sbatch", "--parsable"], text="\n".join(lines) + "\n")
+
+
+def call(command: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of SLURM's programs. Raises :class:`UserError` where it is not installed."""
+    try:
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not installed here; go to a host of the SLURM cluster") from None
+
+
+def queue() -> dict[str, str]:
+    """States of this user's array tasks in the queue, by ``<job>_<task>``. Raises :class:`UserError`."""
+    done = call(["squeue", "--me", "--noheader", "--array", "--format", "%F_%K %T"])
+    if done.returncode:
+        raise UserError(f"squeue does not answer: {done.stderr.strip()}")
+    return dict(line.split(None, 1) for line in done.stdout.splitlines() if line.strip())
 
 
 def _checked(what: str, value: str, also: str = "") -> str:

@@ -1,0 +1,248 @@
+"""Running a suite's fleets: on the free hosts of a hostfile, on this machine, or as one SLURM array.
+
+A driver may end at any time: what runs goes on, holds the lock of its folder, and is waited for by the next driver, which
+learns from ``starts.jsonl`` where it runs. Whether a start has helped is read from the run folder and never from an exit code,
+which some launchers lose: a start that took the run further does not count against the retries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+from launcher.backends import Submission, render, slurm
+from launcher.hostfile import Host
+from launcher.lock import locked
+from launcher.placement import submission
+from launcher.starts import queued, read_starts, record_starts, submit_array
+from launcher.state import owner_of, result_status, saved_step
+from launcher.suite import FleetJob, find_jobs, plan
+from launcher.watch import STOPPED
+from prompt_tuning.errors import UserError
+from prompt_tuning.files import make_folder, write_json
+
+Place = tuple[Host, ...] | None
+"""Hosts that one fleet takes at a time; None: this machine; (): hosts that are not this driver's."""
+
+_POLL_SECONDS = 0.2
+_MOST_FAILURES = 3
+"""Starts without progress, one after the other, after which a place gets no more of them."""
+
+
+def suite(options: argparse.Namespace) -> int:
+    """The driver's verb: run every member that is not done yet; the exit code."""
+    jobs = find_jobs(options.configs, options.set, options.seeds, not options.no_baselines)
+    output = Path(options.output)
+    wanted = submission(options, output, output)
+    places = divide(wanted)
+    make_folder(output)
+    with locked(output):
+        is_slurm = options.backend == "slurm"
+        in_queue = queued(output) if is_slurm else {}
+        fleets, done = plan(jobs, output, options.fleet_size, frozenset(in_queue))
+        if done:
+            print(f"{len(done)} of {len(jobs)} members are done already")
+        for name, state in in_queue.items():
+            print(f"{name} is in SLURM's queue already ({state})")
+        if options.dry_run:
+            _say_what_would_run(fleets, wanted, options.backend, places[0], options.retries)
+            return 0
+        if fleets:
+            write_json(output / "suite.json", {"fleets": sorted({*in_queue, *(fleet.file.stem for fleet in fleets)})})
+        if is_slurm:
+            fleets = [fleet for fleet in fleets if owner_of(fleet.folder) is None]
+            placed = [place_on(wanted, fleet, None) for fleet in fleets]
+            code = submit_array(placed, output, options.retries) if placed else 0
+            print(f"promptfleet status {output}   shows how far they are")
+            return code
+        dispatcher = Dispatcher(wanted, options.backend, output, places, options.retries)
+        failed = dispatcher.run(fleets)
+    for fleet in failed:
+        print(f"failed: {fleet.file.stem}; its log is {fleet.folder / 'log.txt'}", file=sys.stderr)
+    if dispatcher.is_asked_to_stop:
+        print("asked to stop; the same command continues", file=sys.stderr)
+        return STOPPED
+    print(f"promptfleet report {output}   shows the scores")
+    return 1 if failed else 0
+
+
+def _say_what_would_run(fleets: list[FleetJob], wanted: Submission, backend: str, place: Place, retries: int) -> None:
+    if backend == "slurm" and fleets:
+        sys.stdout.write(
+            slurm.render_array([place_on(wanted, fleet, None) for fleet in fleets], wanted.output, retries).describe()
+        )
+        return
+    for fleet in fleets:
+        print(f"{fleet.file.stem}: {', '.join(fleet.members)}")
+        print(f"  {shlex.join(render(backend, place_on(wanted, fleet, place)).command)}")
+
+
+@dataclass
+class _Running:
+    fleet: FleetJob
+    place: Place
+    process: subprocess.Popen[bytes] | None
+    """None: started by an earlier driver, or refused because one of its starts still runs."""
+    step: int = 0
+    is_told: bool = False
+    """To stop."""
+
+    def has_ended(self) -> bool:
+        if self.process is not None and self.process.poll() is None:
+            return False
+        return owner_of(self.fleet.folder) is None
+
+
+@dataclass
+class Dispatcher:
+    """Starts fleets on places until all have a result or have used up their retries."""
+
+    submission: Submission
+    backend: str
+    output: Path
+    places: list[Place]
+    retries: int
+    failures: Counter[str] = field(default_factory=Counter)
+    """Starts without progress, by fleet."""
+    bad_luck: Counter[Place] = field(default_factory=Counter)
+    """The same in a row, by place."""
+    left_out: set[Place] = field(default_factory=set)
+    is_asked_to_stop: bool = False
+
+    def run(self, fleets: list[FleetJob]) -> list[FleetJob]:
+        """Returns the fleets that have failed. Raises :class:`UserError` where a program is not installed."""
+        waiting, free = deque(fleets), deque(self.places)
+        running = self._already_running(waiting, free)
+        failed: list[FleetJob] = []
+        old = signal.signal(signal.SIGTERM, self._stop)
+        try:
+            while running or (waiting and not self.is_asked_to_stop):
+                while waiting and free and not self.is_asked_to_stop:
+                    running.append(self._start(waiting.popleft(), free.popleft(), len(fleets)))
+                ended = [job for job in running if job.has_ended()]
+                for job in ended:
+                    running.remove(job)
+                    if self._again(job):
+                        waiting.append(job.fleet)
+                    elif result_status(job.fleet.folder) != "finished":
+                        failed.append(job.fleet)
+                    self._give_back(job.place, free)
+                if not ended:
+                    time.sleep(_POLL_SECONDS)
+                if self.is_asked_to_stop:
+                    _tell_to_stop(running)
+        finally:
+            signal.signal(signal.SIGTERM, old)
+        return failed
+
+    def _already_running(self, waiting: deque[FleetJob], free: deque[Place]) -> list[_Running]:
+        """What an earlier driver has started and left running; takes it and its hosts out of what is waiting and free."""
+        running = []
+        hosts = {record["fleet"]: record.get("hosts") for record in read_starts(self.output)}
+        for fleet in list(waiting):
+            owner = owner_of(fleet.folder)
+            if owner is None:
+                continue
+            waiting.remove(fleet)
+            place = next((place for place in free if _names(place) == hosts.get(fleet.file.stem)), ())
+            if place != ():
+                free.remove(place)
+            print(f"{fleet.file.stem} runs already ({owner}); waiting for it", flush=True)
+            running.append(_Running(fleet, place, None, saved_step(fleet.folder)))
+        return running
+
+    def _start(self, fleet: FleetJob, place: Place, count: int) -> _Running:
+        names = ", ".join(fleet.members[:4]) + (", ..." if len(fleet.members) > 4 else "")
+        where = f" on {', '.join(_names(place))}" if place else ""
+        print(f"{fleet.file.stem}{where}: {len(fleet.members)} members ({names}), one of {count} fleets", flush=True)
+        rendered = render(self.backend, place_on(self.submission, fleet, place))
+        record_starts(self.output, [{"fleet": fleet.file.stem, "hosts": _names(place)}])
+        # Several at once would write into each other's lines.
+        log = None if len(self.places) == 1 else (self.output / f"{fleet.file.stem}.txt").open("ab")
+        try:
+            process = subprocess.Popen(rendered.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        except FileNotFoundError:
+            raise UserError(
+                f"{rendered.command[0]} is not installed here; install it or choose another --backend"
+            ) from None
+        finally:
+            if log is not None:
+                log.close()
+        return _Running(fleet, place, process, saved_step(fleet.folder))
+
+    def _again(self, job: _Running) -> bool:
+        """Whether an ended start is to be followed by another; says so."""
+        name, step = job.fleet.file.stem, saved_step(job.fleet.folder)
+        if result_status(job.fleet.folder) is not None:
+            self.bad_luck[job.place] = 0
+            return False
+        if step > job.step:
+            self.bad_luck[job.place] = 0
+        else:
+            self.failures[name] += 1
+            self.bad_luck[job.place] += 1
+        if self.is_asked_to_stop:
+            return True
+        if self.failures[name] > self.retries:
+            return False
+        print(f"{name} has ended at step {step} without a result; it starts again", file=sys.stderr, flush=True)
+        return True
+
+    def _give_back(self, place: Place, free: deque[Place]) -> None:
+        """A place that has just failed waits behind the others; one that fails always is left out while others are there."""
+        if place == ():
+            return
+        if self.bad_luck[place] >= _MOST_FAILURES and len(self.left_out) < len(self.places) - 1:
+            self.left_out.add(place)
+            names = ", ".join(_names(place))
+            print(
+                f"{names}: {_MOST_FAILURES} starts in a row have failed; not used any more", file=sys.stderr, flush=True
+            )
+        elif self.bad_luck[place]:
+            free.append(place)
+        else:
+            free.appendleft(place)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked_to_stop = True
+
+
+def _tell_to_stop(running: list[_Running]) -> None:
+    """Hand the request on, once each; the ranks save their step."""
+    for job in running:
+        if job.process is not None and not job.is_told:
+            job.process.send_signal(signal.SIGTERM)
+            job.is_told = True
+
+
+def _names(place: Place) -> list[str]:
+    return [host.name for host in place or ()]
+
+
+def divide(submission: Submission) -> list[Place]:
+    """The hosts of a submission in groups of its nodes. Raises :class:`UserError`."""
+    hosts, nodes = submission.hosts, submission.nodes
+    if hosts is None:
+        return [None]
+    if len(hosts) < nodes:
+        raise UserError(f"--nodes {nodes}, but there are {len(hosts)} hosts; give a smaller number")
+    if len(hosts) % nodes:
+        print(f"{len(hosts) % nodes} of {len(hosts)} hosts stay idle: a fleet takes {nodes}", file=sys.stderr)
+    places: list[Place] = [hosts[at : at + nodes] for at in range(0, len(hosts) - nodes + 1, nodes)]
+    if submission.master and len(places) > 1:
+        raise UserError("--master-addr is one address, but fleets run on several groups of hosts; leave it out")
+    return places
+
+
+def place_on(submission: Submission, fleet: FleetJob, place: Place) -> Submission:
+    """The submission of one fleet on one place."""
+    ranks = submission.ranks if place is None else sum(len(host.slots) for host in place)
+    return replace(submission, config=fleet.file, output=fleet.folder, hosts=place, ranks=ranks)

@@ -1,0 +1,82 @@
+"""Where and by what a run is started, from the options that ``submit`` and ``suite`` share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from launcher.backends import Submission, backend_names
+from launcher.environment import variables
+from launcher.hostfile import check_host, read_hostfile, select
+from prompt_tuning.errors import UserError
+from prompt_tuning.problems import show
+
+
+def add_placement(verb: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    group = verb.add_argument_group("where to run")
+    group.add_argument(
+        "--backend", default="local", choices=backend_names(), help="what starts the ranks (default: local)"
+    )
+    group.add_argument("--hostfile", metavar="FILE", help="hosts, one `name slots=N` a line (pdsh, mpi)")
+    group.add_argument(
+        "--include", default="", metavar="FILTER", help="only these hosts, as name or name:slot,slot@name"
+    )
+    group.add_argument("--exclude", default="", metavar="FILTER", help="all hosts but these")
+    group.add_argument("--ranks", type=count, metavar="N", help="ranks of a run (default: 1, or the hosts' slots)")
+    group.add_argument("--nodes", type=count, default=1, metavar="N", help="nodes of a run (default: 1)")
+    group.add_argument("--time", metavar="LIMIT", help="time limit of a SLURM job, such as 4:00:00")
+    group.add_argument("--partition", help="partition of a SLURM job")
+    group.add_argument("--account", help="account of a SLURM job")
+    group.add_argument("--gpus", action="store_true", help="ask SLURM for a GPU a rank")
+    group.add_argument(
+        "--master-addr",
+        metavar="HOST",
+        help="where the ranks meet, if the first host has another name for ssh or SLURM",
+    )
+    group.add_argument(
+        "--export",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment variable that the ranks need (repeatable)",
+    )
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def submission(options: argparse.Namespace, config: Path, output: Path, sets: tuple[str, ...] = ()) -> Submission:
+    """What the options say of a run. Raises :class:`UserError`."""
+    hosts, hostfile = None, None
+    if options.hostfile is not None:
+        hostfile = Path(options.hostfile)
+        hosts = tuple(select(read_hostfile(hostfile), options.include, options.exclude))
+    elif options.include or options.exclude:
+        raise UserError("--include and --exclude choose among the hosts of --hostfile; give one")
+    if options.master_addr is not None:
+        check_host(options.master_addr, "--master-addr")
+    wrong = [name for name in options.export if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]
+    if wrong:
+        raise UserError(f"--export {show(wrong[0])}: not the name of an environment variable")
+    slots = sum(len(host.slots) for host in hosts) if hosts else 1
+    return Submission(
+        config,
+        output,
+        sets,
+        hosts,
+        hostfile,
+        options.ranks or slots,
+        options.nodes,
+        options.time,
+        options.partition,
+        options.account,
+        options.gpus,
+        options.master_addr,
+        variables(options.export),
+    )

@@ -1,0 +1,58 @@
+"""What drivers of a suite have started, and where: ``starts.jsonl`` in the suite's folder, one line a start."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from launcher.backends import Submission, slurm
+
+_FILE = "starts.jsonl"
+
+
+def read_starts(output: Path) -> list[dict[str, Any]]:
+    """What drivers have started, oldest first; a line that a killed driver left half written is passed over."""
+    try:
+        lines = (output / _FILE).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("fleet"), str):
+            records.append(record)
+    return records
+
+
+def record_starts(output: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Append to what drivers have started."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    with (output / _FILE).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"time": now, **record}, sort_keys=True) + "\n" for record in records)
+
+
+def queued(output: Path) -> dict[str, str]:
+    """Fleets that SLURM's queue holds, by name: their state there and their task. Raises :class:`UserError`."""
+    tasks = {record["slurm"]: record["fleet"] for record in read_starts(output) if "slurm" in record}
+    states = slurm.queue() if tasks else {}
+    return {fleet: f"{states[task]} as {task}" for task, fleet in tasks.items() if task in states}
+
+
+def submit_array(submissions: list[Submission], output: Path, retries: int) -> int:
+    """Hand all runs to SLURM as one array; returns the exit code of ``sbatch``. Raises :class:`UserError`."""
+    rendered = slurm.render_array(submissions, output, retries)
+    done = slurm.call(rendered.command, rendered.text)
+    sys.stderr.write(done.stderr)
+    if done.returncode == 0:
+        job = done.stdout.strip().partition(";")[0]
+        names = [submission.output.name for submission in submissions]
+        record_starts(output, [{"fleet": name, "slurm": f"{job}_{at}"} for at, name in enumerate(names)])
+        print(f"{len(names)} fleets are the tasks of SLURM's job {job}")
+    return done.returncode
