@@ -107,11 +107,12 @@ def test_a_slurm_job_that_is_told_to_make_room_is_requeued_and_ends_in_the_same_
     while "asked to stop" not in printed(tmp_path, number):
         assert time.monotonic() < deadline, printed(tmp_path, number)
         time.sleep(0.1)
-    # A requeued job waits two minutes before it may start; its begin time is moved here.
+    # A requeued job waits two minutes before it may start; its begin time is moved here. Not to this second:
+    # a node refuses a start whose credential is no newer than the end of the one before.
     for _ in range(100):
-        if subprocess.run(["scontrol", "update", f"jobid={number}", "starttime=now"], env=cluster, capture_output=True).returncode == 0:
+        if subprocess.run(["scontrol", "update", f"jobid={number}", "starttime=now+3"], env=cluster, capture_output=True).returncode == 0:
             break
         time.sleep(0.2)
     fields = slurm.wait_for_job(number, cluster)
-    assert fields["JobState"] == "COMPLETED" and fields["Restarts"] == "1", printed(tmp_path, number)
+    assert fields["JobState"] == "COMPLETED" and fields["Restarts"] == "1", f"{fields}\n{printed(tmp_path, number)}"
     assert member_files(tmp_path / "run") == member_files(tmp_path / "whole")
