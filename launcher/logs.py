@@ -23,9 +23,16 @@ def start_logging(process: Process) -> None:
         logger.propagate = False
 
 
+class _File(logging.FileHandler):
+    """A log file. What a full disk keeps out of it is on stderr, so that is no reason for a traceback a record."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def log_to_file(path: Path) -> None:
     """Send them to a file too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _File(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name in ("launcher", "prompt_tuning", "model_parallel"):
         logging.getLogger(name).addHandler(handler)

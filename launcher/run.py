@@ -30,7 +30,7 @@ from launcher.environment import (
 )
 from launcher.lock import locked
 from launcher.logs import log_to_file, start_logging
-from launcher.watch import STOPPED, StopRequest, heartbeats
+from launcher.watch import STOPPED, Stopped, StopRequest, heartbeats
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
 from prompt_tuning.runfile import Run, experiment_difference, load_run
@@ -70,6 +70,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the worker; returns the exit code."""
     options = parser().parse_args(arguments)
+    with StopRequest() as stop:
+        return _main(options, stop)
+
+
+def _main(options: argparse.Namespace, stop: StopRequest) -> int:
     process = Process()
     start_logging(process)
     try:
@@ -80,20 +85,23 @@ def main(arguments: list[str] | None = None) -> int:
             if process.rank == 0:
                 print(json.dumps(run.to_json(), indent=2))
             return 0
-        return work(run, process, options)
+        return work(run, process, options, stop)
     except UserError as error:
         # All ranks meet the same mistake; one of each host names it.
         if process.local_rank == 0:
             logger.error("error: %s", error)
     except OSError as error:
-        logger.error("error: %s: %s", error.filename or "input or output failed", error.strerror or error)
+        logger.error("error: %s: %s", error.filename or options.output or "the run folder", error.strerror or error)
+    except Stopped:
+        logger.warning("asked to stop before training began; the same command starts again from what is there")
+        return STOPPED
     except KeyboardInterrupt:
         logger.error("interrupted; the same command continues from the last checkpoint")
         return 130
     return 1
 
 
-def work(run: Run, process: Process, options: argparse.Namespace) -> int:
+def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequest) -> int:
     """Open the ranks, prepare the run folder, train, report."""
     share_processor()
     import torch
@@ -152,8 +160,6 @@ def work(run: Run, process: Process, options: argparse.Namespace) -> int:
                     log_to_file(run.output / "log.txt")
                     write_json(run.output / "run.json", run.to_json())
                     write_json(run.output / "environment.json", record(process, num_threads))
-                stop = StopRequest()
-                stop.listen()
                 result = train(run, grid, stop)
                 if result is None:
                     return STOPPED

@@ -20,23 +20,39 @@ STOPPED = 75
 _BEATS_A_LIMIT = 5
 
 
+class Stopped(BaseException):
+    """Somebody asked this process to stop before it had anything to save."""
+
+
 class StopRequest:
-    """Whether somebody asked this process to stop: SIGTERM, or SIGUSR1 as schedulers send it before a time limit."""
+    """Whether somebody asked this process to stop: SIGTERM, or SIGUSR1 as schedulers send it before a time limit.
+
+    Within the ``with`` block the first of these signals only asks, and the training loop answers between steps; a second
+    one ends. Until the loop looks for the first time there is nothing to wait for, and a signal raises :class:`Stopped`.
+    """
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self._is_asked = False
+        self._is_answered = False
+        self._before: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> None:
-        """From now on the first of these signals only asks, and the training loop answers between steps; a second one ends."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)
+        self._is_asked = True
+        if not self._is_answered:
+            raise Stopped
 
     def __call__(self) -> bool:
-        return self.name is not None
+        self._is_answered = True
+        return self._is_asked
 
 
 @contextlib.contextmanager

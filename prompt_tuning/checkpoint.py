@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import new_folder, sha256, write_json
@@ -32,7 +32,8 @@ def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep
         checksums = {}
         for index, member in enumerate(fleet.members):
             file = target / f"member-{index:04d}.safetensors"
-            save_file(_tensors(member), file)
+            # Not save_file, which has an error of its own for a full disk.
+            file.write_bytes(safetensors.torch.save(_tensors(member)))
             checksums[file.name] = sha256(file)
         state = {
             "format": FORMAT,
@@ -79,7 +80,7 @@ def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
             " use --fresh to start anew or --output for another folder"
         )
     for index, (member, saved) in enumerate(zip(fleet.members, state["members"], strict=True)):
-        _restore(member, saved, load_file(path / f"member-{index:04d}.safetensors"))
+        _restore(member, saved, safetensors.torch.load_file(path / f"member-{index:04d}.safetensors"))
     return int(state["step"])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model_parallel.loading import stored_tensors
@@ -106,7 +106,7 @@ def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = Non
         "tensors": {name: list(tensor.shape) for name, tensor in sorted(tensors.items())},
     }
     with new_folder(folder) as target:
-        save_file(tensors, target / "prompt.safetensors")
+        (target / "prompt.safetensors").write_bytes(save(tensors))
         manifest["sha256"] = sha256(target / "prompt.safetensors")
         write_json(target / "prompt.json", {**manifest, "sha256_of_the_rest": _digest(manifest)})
 

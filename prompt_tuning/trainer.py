@@ -40,6 +40,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dic
     step = _resume(fleet, checkpoints, run)
     log = MetricsLog(run, fleet, step)
     horizon = max(member.total_steps for member in fleet.members)
+    stop()  # what is asked from here on is answered after a step
     with Progress(horizon, step, visible=grid.is_first) as progress:
         while fleet.running():
             step += 1

@@ -1,4 +1,4 @@
-"""The worker under real schedulers: Open MPI, and SLURM on two emulated nodes."""
+"""The worker under real schedulers: Open MPI, pdsh over ssh, and SLURM, on two emulated nodes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.support import slurm
+from tests.support import slurm, ssh
 from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, write_run
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 pytestmark = pytest.mark.processes
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed (Debian: openmpi-bin)")
+needs_ssh = pytest.mark.skipif(ssh.why_not() is not None, reason=str(ssh.why_not()))
 needs_slurm = pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
 
 
@@ -59,6 +60,17 @@ def test_mpi_ranks_equal_one_process(job, tmp_path):
     environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     done = submit(config, "--backend", "mpi", "--ranks", 2, "--output", tmp_path / "run", environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert_equal_runs(tmp_path / "run", one, 2)
+
+
+@needs_ssh
+def test_two_hosts_over_ssh_equal_one_process(job, tmp_path):
+    config, one = job
+    (tmp_path / "hosts").write_text("".join(f"{host} slots=1\n" for host in ssh.HOSTS))
+    with ssh.hosts(tmp_path / "ssh") as environment:
+        done = submit(config, "--backend", "pdsh", "--hostfile", tmp_path / "hosts", "--output", tmp_path / "run", environment=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"{host}: " in done.stdout + done.stderr for host in ssh.HOSTS)
     assert_equal_runs(tmp_path / "run", one, 2)
 
 

@@ -6,12 +6,23 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 
 import psutil
 import pytest
 
 from launcher.watch import STOPPED
-from tests.support.processes import TIMEOUT_SECONDS, finish, member_files, python, start, torchrun, wait_for, write_run
+from tests.support.processes import (
+    TIMEOUT_SECONDS,
+    finish,
+    member_files,
+    python,
+    start,
+    torchrun,
+    wait_for,
+    workers,
+    write_run,
+)
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 pytestmark = pytest.mark.processes
@@ -40,12 +51,6 @@ def started(process, folder):
     assert wait_for(process, lambda: metrics.exists() and metrics.stat().st_size > 0)
 
 
-def workers(process):
-    """The Python processes of a launcher's ranks, by rank."""
-    children = [child for child in psutil.Process(process.pid).children(recursive=True) if "run.py" in " ".join(child.cmdline())]
-    return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_job_that_is_asked_to_stop_saves_its_step_and_continues_to_the_same_bits(job, tmp_path, number):
     config, one = job
@@ -59,6 +64,22 @@ def test_a_job_that_is_asked_to_stop_saves_its_step_and_continues_to_the_same_bi
     assert step % 100 and f"asked to stop: step {step} is saved" in output
     code, output = finish(*command)
     assert code == 0 and f"step-{step:06d}" in output, output
+    assert member_files(tmp_path / "run") == member_files(one)
+
+
+@pytest.mark.parametrize("moment", ["while libraries load", "while the backbone loads"])
+def test_a_job_that_is_asked_to_stop_before_it_trains_ends_at_once(job, tmp_path, moment):
+    config, one = job
+    command = python("--config", config, "--output", tmp_path / "run")
+    process = start(*command)
+    maps, lock = Path(f"/proc/{process.pid}/maps"), tmp_path / "run" / ".lock"
+    assert wait_for(process, lock.exists if "backbone" in moment else lambda: "libtorch" in maps.read_text())
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == STOPPED and "asked to stop before training began" in output, output
+    assert "Traceback" not in output and not (tmp_path / "run" / "checkpoints").exists()
+    code, output = finish(*command)
+    assert code == 0, output
     assert member_files(tmp_path / "run") == member_files(one)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -62,6 +65,16 @@ def torchrun(*options: str | Path, ranks: int = 2) -> list[str | Path]:
 def deepspeed(*options: str | Path, ranks: int = 2) -> list[str | Path]:
     """The worker on some ranks, started by DeepSpeed."""
     return [BIN / "deepspeed", "--num_gpus", str(ranks), "--master_port", free_port(), WORKER, *options]
+
+
+def workers(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The Python processes of a launcher's ranks, by rank."""
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if WORKER in " ".join(child.cmdline()) and "RANK" in child.environ():
+                found[int(child.environ()["RANK"])] = child
+    return found
 
 
 def free_port() -> str:
