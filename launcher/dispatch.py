@@ -24,8 +24,8 @@ from launcher.lock import locked
 from launcher.placement import submission
 from launcher.starts import queued, read_starts, record_starts, submit_array
 from launcher.state import owner_of, result_status, saved_step
+from launcher.stop import STOPPED
 from launcher.suite import FleetJob, find_jobs, plan
-from launcher.watch import STOPPED
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
 

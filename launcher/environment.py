@@ -150,16 +150,31 @@ def _mpi_meeting(process: Process) -> dict[str, str]:
     return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
 
-def meet(process: Process) -> None:
-    """Tell torch where the ranks meet, whatever started them. Raises :class:`UserError` where that place has no address."""
+class MeetingError(UserError):
+    """Ranks that do not find each other, which those that are there may each see otherwise."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the ranks meet, and whether the launcher keeps the store there that they meet in, or else the first rank."""
+
+    host: str
+    port: int
+    is_kept_by_launcher: bool
+
+
+def meet(process: Process) -> Meeting:
+    """Tell torch where the ranks meet, whatever started them. Raises :class:`MeetingError` where that place has no address."""
     os.environ.update(rendezvous(process))
     host = os.environ["MASTER_ADDR"]
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
-        raise UserError(
+        raise MeetingError(
             f"the ranks cannot meet on {host!r} (MASTER_ADDR): {error}; set MASTER_ADDR to a host that all reach"
         ) from None
+    port = _number(os.environ, "MASTER_PORT")
+    return Meeting(host, port, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 
 def variables(names: list[str]) -> dict[str, str]:
@@ -177,12 +192,12 @@ def threads(process: Process, environment: Mapping[str, str] = os.environ) -> in
     return max(1, len(os.sched_getaffinity(0)) // process.local_world_size)
 
 
-def record(process: Process, num_threads: int) -> dict[str, Any]:
-    """What environment.json holds: versions, host, processor, ranks and source revision."""
+def record(process: Process, num_threads: int, hosts: list[str]) -> dict[str, Any]:
+    """What environment.json holds: versions, the host of every rank, processor, threads and source revision."""
     packages = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
-        "host": socket.gethostname(),
+        "hosts": hosts,
         "processor": _processor(),
         "world_size": process.world_size,
         "threads": num_threads,
@@ -230,6 +245,14 @@ def quiet_libraries() -> None:
 def name_local_rank(process: Process) -> None:
     """Tell DeepSpeed the local rank, which it reads from the environment whatever started the process."""
     os.environ.setdefault("LOCAL_RANK", str(process.local_rank))
+
+
+def quiet_torch() -> None:
+    """Keep torch from printing stack frames about connections that broke: we say in a sentence who is gone.
+
+    To be called before torch is imported.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def share_processor() -> None:

@@ -5,6 +5,8 @@ torchrun --nproc-per-node 2 launcher/run.py --config configs/boolq.json --set tr
 python launcher/run.py --config configs/copa.json --dry-run
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
@@ -16,24 +18,29 @@ import argparse
 import json
 import logging
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.environment import (
+    MeetingError,
     Process,
     find_process,
     meet,
     name_local_rank,
     quiet_libraries,
+    quiet_torch,
     record,
     share_processor,
     threads,
 )
 from launcher.lock import locked
 from launcher.logs import log_to_file, start_logging
-from launcher.watch import STOPPED, Stopped, StopRequest, heartbeats
+from launcher.stop import STOPPED, Stopped, StopRequest
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
 from prompt_tuning.runfile import Run, experiment_difference, load_run
+
+if TYPE_CHECKING:
+    from model_parallel.grid import Grid
 
 logger = logging.getLogger("launcher.run")
 
@@ -88,91 +95,101 @@ def _main(options: argparse.Namespace, stop: StopRequest) -> int:
         return work(run, process, options, stop)
     except UserError as error:
         # All ranks meet the same mistake; one of each host names it.
-        if process.local_rank == 0:
+        if process.local_rank == 0 or isinstance(error, MeetingError):
             logger.error("error: %s", error)
     except OSError as error:
         logger.error("error: %s: %s", error.filename or options.output or "the run folder", error.strerror or error)
-    except Stopped:
+    except Stopped as request:
         logger.warning("asked to stop before training began; the same command starts again from what is there")
-        return STOPPED
+        return request.exit_code
     except KeyboardInterrupt:
         logger.error("interrupted; the same command continues from the last checkpoint")
         return 130
+    except Exception:
+        # Not the user's mistake, so the whole story; the record's prefix names rank and host.
+        logger.exception("failed; the same command continues from the last checkpoint")
     return 1
 
 
 def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequest) -> int:
-    """Open the ranks, prepare the run folder, train, report."""
+    """Bring the ranks together and let them train; the exit code."""
     share_processor()
+    quiet_torch()
     import torch
     import torch.distributed as dist
 
-    from launcher.report import print_report
-    from model_parallel.collectives import RankLost, broadcast_object
+    from launcher.watch import gather_ranks, open_store, watching
+    from model_parallel.collectives import RankLost, open_group
     from model_parallel.grid import TopologyError, check_ranks, local_device, make_grid
-    from prompt_tuning.trainer import build_fleet, prove_frozen, train
 
     quiet_libraries()
     num_threads = threads(process)
     torch.set_num_threads(num_threads)
+    rank, size, limit = process.rank, process.world_size, run.shared.launch.timeout_seconds
     tensor, zero = run.shared.parallel.tensor, run.shared.parallel.zero
     try:
-        check_ranks(process.world_size, tensor)
+        check_ranks(size, tensor)
     except TopologyError as error:
         raise UserError(str(error)) from None
     device = local_device(process.local_rank)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if process.world_size > 1:
-        meet(process)
+    store = open_store(meet(process), rank, limit) if size > 1 else dist.HashStore()
+    hosts = gather_ranks(store, rank, size, limit)
+    with watching(store, rank, hosts, limit) as watch:
         try:
-            dist.init_process_group(backend)
-        except RuntimeError as error:
-            raise UserError(f"the ranks cannot meet: {str(error).partition(chr(10))[0]}") from None
-    elif zero:
-        # DeepSpeed asks for a group even where there is nothing to split, as with offload on one GPU.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if zero:
-        name_local_rank(process)
-    grid = make_grid(process.rank, process.world_size, device, tensor)
-    # A connection of its own: a thread's requests must not wait behind those of the main thread.
-    store: Any = dist.distributed_c10d._get_default_store() if process.world_size > 1 else None
-    try:
-        with heartbeats(store and store.clone(), process.rank, process.world_size, run.shared.launch.timeout_seconds):
-            if options.dry_run:
-                prove_frozen(build_fleet(run, grid))
-                return 0
-            with ExitStack() as held:
-                refusal, is_unfinished = None, True
-                if grid.is_first:
-                    try:
-                        make_folder(run.output)
-                        held.enter_context(locked(run.output))
-                        is_unfinished = prepare_folder(run, held, resume=options.resume, fresh=options.fresh)
-                    except UserError as error:
-                        refusal = str(error)
-                is_unfinished, refusal = broadcast_object((is_unfinished, refusal), grid)
-                if refusal is not None:
-                    raise UserError(refusal)
-                if not is_unfinished:
-                    logger.info("%s has finished already; use --fresh to run it anew", run.output)
-                    return 0
-                if grid.is_first:
-                    log_to_file(run.output / "log.txt")
-                    write_json(run.output / "run.json", run.to_json())
-                    write_json(run.output / "environment.json", record(process, num_threads))
-                result = train(run, grid, stop)
-                if result is None:
-                    return STOPPED
-                if grid.is_first:
-                    print_report([run.output], run.name)
-                    print(f"Results and prompts: {run.output}")
-                return 0 if not result or result["status"] == "finished" else 3
-    except RankLost as error:
-        logger.error("stopped with another rank, whose own message says why (%s)", error)
-        return 1
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            # DeepSpeed asks for a group even where there is nothing to split, as with offload on one GPU.
+            if size > 1 or zero:
+                open_group(store, rank, size, device)
+            if zero:
+                name_local_rank(process)
+            grid = make_grid(rank, size, device, tensor)
+            return train_in_folder(run, grid, options, stop, record(process, num_threads, hosts))
+        except RankLost as error:
+            stop()  # the launcher may be ending the others by now, which is not the reason
+            watch.explain_loss(str(error))
+            return 1
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def train_in_folder(
+    run: Run, grid: Grid, options: argparse.Namespace, stop: StopRequest, environment: dict[str, Any]
+) -> int:
+    """Take the run folder, train, report; the exit code."""
+    from launcher.report import print_report
+    from model_parallel.collectives import broadcast_object
+    from prompt_tuning.trainer import build_fleet, prove_frozen, train
+
+    if options.dry_run:
+        prove_frozen(build_fleet(run, grid))
+        return 0
+    with ExitStack() as held:
+        refusal, is_unfinished = None, True
+        if grid.is_first:
+            try:
+                make_folder(run.output)
+                held.enter_context(locked(run.output))
+                is_unfinished = prepare_folder(run, held, resume=options.resume, fresh=options.fresh)
+            except UserError as error:
+                refusal = str(error)
+        is_unfinished, refusal = broadcast_object((is_unfinished, refusal), grid)
+        if refusal is not None:
+            raise UserError(refusal)
+        if not is_unfinished:
+            logger.info("%s has finished already; use --fresh to run it anew", run.output)
+            return 0
+        if grid.is_first:
+            stop.listen(run.output)
+            log_to_file(run.output / "log.txt")
+            write_json(run.output / "run.json", run.to_json())
+            write_json(run.output / "environment.json", environment)
+        result = train(run, grid, stop)
+        if result is None:
+            return STOPPED
+        if grid.is_first:
+            print_report([run.output], run.name)
+            print(f"Results and prompts: {run.output}")
+        return 0 if not result or result["status"] == "finished" else 3
 
 
 def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> bool:

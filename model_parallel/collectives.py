@@ -29,6 +29,13 @@ def _collective() -> Iterator[None]:
         raise RankLost(str(error).partition("\n")[0]) from error
 
 
+def open_group(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
+    """Open the default process group: NCCL between GPUs, else gloo."""
+    with _collective():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
 def sum_gradients(split: list[torch.nn.Parameter], whole: list[torch.nn.Parameter], grid: Grid) -> None:
     """Sum every gradient over the grid in place, one collective for each dtype; a missing gradient counts as zero.
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.watch import STOPPED
+from launcher.stop import STOPPED
 from tests.support.processes import (
     TIMEOUT_SECONDS,
+    bare_ranks,
     finish,
     member_files,
     python,
@@ -76,7 +77,7 @@ def test_a_job_that_is_asked_to_stop_before_it_trains_ends_at_once(job, tmp_path
     assert wait_for(process, lock.exists if "backbone" in moment else lambda: "libtorch" in maps.read_text())
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
-    assert process.returncode == STOPPED and "asked to stop before training began" in output, output
+    assert process.returncode == 128 + signal.SIGTERM and "asked to stop before training began" in output, output
     assert "Traceback" not in output and not (tmp_path / "run" / "checkpoints").exists()
     code, output = finish(*command)
     assert code == 0, output
@@ -106,6 +107,38 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_ends_the_job(job, tmp_path
     assert process.returncode != 0
     assert f"rank 1 on {socket.gethostname()} has not answered for" in output, output
     assert not psutil.pid_exists(hung.pid) or hung.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_ranks_without_a_launcher_name_the_one_that_hangs_or_dies(job, tmp_path, victim, number):
+    """Whether or not it keeps the store that they watch each other by."""
+    config, _ = job
+    limit = ("--set", "launch.timeout_seconds=4")
+    ranks = bare_ranks("--config", config, "--output", tmp_path / "run", *limit)
+    try:
+        started(ranks[1], tmp_path / "run")
+        ranks[victim].send_signal(number)
+        output, _ = ranks[1 - victim].communicate(timeout=TIMEOUT_SECONDS)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert ranks[1 - victim].returncode == 1
+    fate = "has not answered for" if number == signal.SIGSTOP else ("is gone" if victim == 0 else "died without a word")
+    (line,) = [line for line in output.splitlines() if "error:" in line]
+    assert f"error: rank {victim} on {socket.gethostname()}" in line and fate in line, output
+    assert "Traceback" not in output and "frame #" not in output, output
+
+
+def test_a_rank_that_does_not_come_is_named(job, tmp_path):
+    config, _ = job
+    first, second = bare_ranks("--config", config, "--output", tmp_path / "run", "--set", "launch.timeout_seconds=20")
+    second.kill()
+    second.wait()
+    output, _ = first.communicate(timeout=TIMEOUT_SECONDS)
+    assert first.returncode == 1
+    assert f"error: rank 1 of 2 did not come within 20 s; the others are on {socket.gethostname()}" in output, output
 
 
 def test_a_second_job_in_one_folder_is_refused_with_the_owners_name(job, tmp_path):

@@ -27,12 +27,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def start(*command: str | Path) -> subprocess.Popen[str]:
+def start(*command: str | Path, **variables: str) -> subprocess.Popen[str]:
     """Start a command in the project's root, in a session of its own, output and errors together."""
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=ROOT,
-        env=environment(),
+        env={**environment(), **variables},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -65,6 +65,12 @@ def torchrun(*options: str | Path, ranks: int = 2) -> list[str | Path]:
 def deepspeed(*options: str | Path, ranks: int = 2) -> list[str | Path]:
     """The worker on some ranks, started by DeepSpeed."""
     return [BIN / "deepspeed", "--num_gpus", str(ranks), "--master_port", free_port(), WORKER, *options]
+
+
+def bare_ranks(*options: str | Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """The worker on some ranks that no launcher looks after; the first keeps the store."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
+    return [start(*python(*options), RANK=str(r), LOCAL_RANK=str(r), LOCAL_WORLD_SIZE=str(ranks), **meeting) for r in range(ranks)]
 
 
 def workers(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:

@@ -66,10 +66,10 @@ def test_omp_num_threads_counts_for_one_process():
 
 
 def test_the_record_names_versions_and_ranks():
-    found = record(Process(world_size=3, local_world_size=3), num_threads=5)
+    found = record(Process(world_size=3, local_world_size=3), 5, ["a", "a", "b"])
     assert found["versions"]["torch"] and found["versions"]["transformers"] and found["versions"]["python"]
     assert (found["world_size"], found["threads"]) == (3, 5)
-    assert found["host"] and found["processor"]
+    assert found["hosts"] == ["a", "a", "b"] and found["processor"]
     json.dumps(found)
 
 

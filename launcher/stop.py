@@ -1,0 +1,69 @@
+"""Requests to stop a job: by a signal to its processes, or by a driver, in a file of its run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+STOPPED = 75
+"""Exit code of a job that was asked to stop, has saved its step and can be continued (EX_TEMPFAIL)."""
+
+_FILE = ".stop"
+
+
+class Stopped(BaseException):
+    """Somebody asked this process to stop before it had anything to save."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+        """As of a process that the signal has ended: what is started again would meet the same."""
+
+
+class StopRequest:
+    """Whether somebody asked this process to stop: SIGTERM, or SIGUSR1 as schedulers send it before a time limit.
+
+    Within the ``with`` block the first of these signals only asks, and the training loop answers between steps; a second
+    one ends. Until the loop looks for the first time there is nothing to wait for, and a signal raises :class:`Stopped`.
+    """
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        self._is_answered = False
+        self._file: Path | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        self._is_asked = True
+        if not self._is_answered:
+            raise Stopped(number)
+
+    def listen(self, folder: Path) -> None:
+        """Heed requests in a run folder too, from now on. For the rank that holds the folder's lock."""
+        self._file = folder / _FILE
+        self._file.unlink(missing_ok=True)
+
+    def __call__(self) -> bool:
+        self._is_answered = True
+        return self._is_asked or (self._file is not None and self._file.exists())
+
+
+def ask_to_stop(folder: Path) -> None:
+    """Ask the job in a run folder to save its step and end, whatever launcher started it, on whatever host.
+
+    Launchers treat signals in ways of their own: some forward them, some give the ranks a second, some leave them running.
+    A request that comes before the job listens is lost, so it is to be repeated until the job has ended.
+    """
+    with contextlib.suppress(OSError):  # not there yet, or on a disk that is full: the next one may get through
+        (folder / _FILE).touch()
