@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher.environment import share_processor
 from launcher.placement import add_placement, count
+from launcher.stop import Stopped
 from prompt_tuning.errors import UserError
 
 DESCRIPTION = """\
@@ -153,6 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or 'input or output failed'}: {error.strerror or error}", file=sys.stderr)
+    except (KeyboardInterrupt, Stopped) as request:
+        print("interrupted", file=sys.stderr)
+        return request.exit_code if isinstance(request, Stopped) else 130
     return 1
 
 

@@ -8,23 +8,20 @@ which some launchers lose: a start that took the run further does not count agai
 from __future__ import annotations
 
 import argparse
-import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
-from launcher.backends import Submission, render, slurm
+from launcher.backends import Submission, open_process, render, slurm
 from launcher.hostfile import Host
 from launcher.lock import locked
 from launcher.placement import submission
 from launcher.starts import queued, read_starts, record_starts, submit_array
 from launcher.state import owner_of, result_status, saved_step
-from launcher.stop import STOPPED
+from launcher.stop import DRIVER_SIGNALS, POLL_SECONDS, STOPPED, StopRequest, ask_to_stop
 from launcher.suite import FleetJob, find_jobs, plan
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
@@ -32,7 +29,6 @@ from prompt_tuning.files import make_folder, write_json
 Place = tuple[Host, ...] | None
 """Hosts that one fleet takes at a time; None: this machine; (): hosts that are not this driver's."""
 
-_POLL_SECONDS = 0.2
 _MOST_FAILURES = 3
 """Starts without progress, one after the other, after which a place gets no more of them."""
 
@@ -59,10 +55,10 @@ def suite(options: argparse.Namespace) -> int:
             write_json(output / "suite.json", {"fleets": sorted({*in_queue, *(fleet.file.stem for fleet in fleets)})})
         if is_slurm:
             fleets = [fleet for fleet in fleets if owner_of(fleet.folder) is None]
-            placed = [place_on(wanted, fleet, None) for fleet in fleets]
-            code = submit_array(placed, output, options.retries) if placed else 0
+            if fleets:
+                submit_array([place_on(wanted, fleet, None) for fleet in fleets], output, options.retries)
             print(f"promptfleet status {output}   shows how far they are")
-            return code
+            return 0
         dispatcher = Dispatcher(wanted, options.backend, output, places, options.retries)
         failed = dispatcher.run(fleets)
     for fleet in failed:
@@ -76,13 +72,13 @@ def suite(options: argparse.Namespace) -> int:
 
 def _say_what_would_run(fleets: list[FleetJob], wanted: Submission, backend: str, place: Place, retries: int) -> None:
     if backend == "slurm" and fleets:
-        sys.stdout.write(
-            slurm.render_array([place_on(wanted, fleet, None) for fleet in fleets], wanted.output, retries).describe()
-        )
+        placed = [place_on(wanted, fleet, None) for fleet in fleets]
+        rendered = slurm.render_array(placed, wanted.output, retries, wanted.output.resolve().name)
+        sys.stdout.write(rendered.describe(wanted.variables))
         return
     for fleet in fleets:
         print(f"{fleet.file.stem}: {', '.join(fleet.members)}")
-        print(f"  {shlex.join(render(backend, place_on(wanted, fleet, place)).command)}")
+        sys.stdout.write(render(backend, place_on(wanted, fleet, place)).describe(wanted.variables))
 
 
 @dataclass
@@ -92,8 +88,6 @@ class _Running:
     process: subprocess.Popen[bytes] | None
     """None: started by an earlier driver, or refused because one of its starts still runs."""
     step: int = 0
-    is_told: bool = False
-    """To stop."""
 
     def has_ended(self) -> bool:
         if self.process is not None and self.process.poll() is None:
@@ -116,15 +110,18 @@ class Dispatcher:
     """The same in a row, by place."""
     left_out: set[Place] = field(default_factory=set)
     is_asked_to_stop: bool = False
+    """Whether :meth:`run` has ended because of a signal."""
 
     def run(self, fleets: list[FleetJob]) -> list[FleetJob]:
         """Returns the fleets that have failed. Raises :class:`UserError` where a program is not installed."""
         waiting, free = deque(fleets), deque(self.places)
         running = self._already_running(waiting, free)
         failed: list[FleetJob] = []
-        old = signal.signal(signal.SIGTERM, self._stop)
-        try:
-            while running or (waiting and not self.is_asked_to_stop):
+        with StopRequest(DRIVER_SIGNALS) as stop:
+            while True:
+                self.is_asked_to_stop = stop()
+                if not running and (self.is_asked_to_stop or not waiting):
+                    return failed
                 while waiting and free and not self.is_asked_to_stop:
                     running.append(self._start(waiting.popleft(), free.popleft(), len(fleets)))
                 ended = [job for job in running if job.has_ended()]
@@ -135,13 +132,11 @@ class Dispatcher:
                     elif result_status(job.fleet.folder) != "finished":
                         failed.append(job.fleet)
                     self._give_back(job.place, free)
-                if not ended:
-                    time.sleep(_POLL_SECONDS)
                 if self.is_asked_to_stop:
-                    _tell_to_stop(running)
-        finally:
-            signal.signal(signal.SIGTERM, old)
-        return failed
+                    for job in running:
+                        ask_to_stop(job.fleet.folder)
+                if not ended:
+                    time.sleep(POLL_SECONDS)
 
     def _already_running(self, waiting: deque[FleetJob], free: deque[Place]) -> list[_Running]:
         """What an earlier driver has started and left running; takes it and its hosts out of what is waiting and free."""
@@ -168,11 +163,7 @@ class Dispatcher:
         # Several at once would write into each other's lines.
         log = None if len(self.places) == 1 else (self.output / f"{fleet.file.stem}.txt").open("ab")
         try:
-            process = subprocess.Popen(rendered.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        except FileNotFoundError:
-            raise UserError(
-                f"{rendered.command[0]} is not installed here; install it or choose another --backend"
-            ) from None
+            process = open_process(rendered, log)
         finally:
             if log is not None:
                 log.close()
@@ -210,17 +201,6 @@ class Dispatcher:
             free.append(place)
         else:
             free.appendleft(place)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.is_asked_to_stop = True
-
-
-def _tell_to_stop(running: list[_Running]) -> None:
-    """Hand the request on, once each; the ranks save their step."""
-    for job in running:
-        if job.process is not None and not job.is_told:
-            job.process.send_signal(signal.SIGTERM)
-            job.is_told = True
 
 
 def _names(place: Place) -> list[str]:

@@ -19,7 +19,7 @@ def add_placement(verb: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--backend", default="local", choices=backend_names(), help="what starts the ranks (default: local)"
     )
-    group.add_argument("--hostfile", metavar="FILE", help="hosts, one `name slots=N` a line (pdsh, mpi)")
+    group.add_argument("--hostfile", metavar="FILE", help="hosts, one `name slots=N` a line (deepspeed, mpi)")
     group.add_argument(
         "--include", default="", metavar="FILTER", help="only these hosts, as name or name:slot,slot@name"
     )
@@ -53,10 +53,9 @@ def count(text: str) -> int:
 
 def submission(options: argparse.Namespace, config: Path, output: Path, sets: tuple[str, ...] = ()) -> Submission:
     """What the options say of a run. Raises :class:`UserError`."""
-    hosts, hostfile = None, None
+    hosts = None
     if options.hostfile is not None:
-        hostfile = Path(options.hostfile)
-        hosts = tuple(select(read_hostfile(hostfile), options.include, options.exclude))
+        hosts = tuple(select(read_hostfile(Path(options.hostfile)), options.include, options.exclude))
     elif options.include or options.exclude:
         raise UserError("--include and --exclude choose among the hosts of --hostfile; give one")
     if options.master_addr is not None:
@@ -70,7 +69,6 @@ def submission(options: argparse.Namespace, config: Path, output: Path, sets: tu
         output,
         sets,
         hosts,
-        hostfile,
         options.ranks or slots,
         options.nodes,
         options.time,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import secrets
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,17 +42,18 @@ def queued(output: Path) -> dict[str, str]:
     """Fleets that SLURM's queue holds, by name: their state there and their task. Raises :class:`UserError`."""
     tasks = {record["slurm"]: record["fleet"] for record in read_starts(output) if "slurm" in record}
     states = slurm.queue() if tasks else {}
-    return {fleet: f"{states[task]} as {task}" for task, fleet in tasks.items() if task in states}
+    return {fleet: states[task] for task, fleet in tasks.items() if task in states}
 
 
-def submit_array(submissions: list[Submission], output: Path, retries: int) -> int:
-    """Hand all runs to SLURM as one array; returns the exit code of ``sbatch``. Raises :class:`UserError`."""
-    rendered = slurm.render_array(submissions, output, retries)
-    done = slurm.call(rendered.command, rendered.text)
-    sys.stderr.write(done.stderr)
-    if done.returncode == 0:
-        job = done.stdout.strip().partition(";")[0]
-        names = [submission.output.name for submission in submissions]
-        record_starts(output, [{"fleet": name, "slurm": f"{job}_{at}"} for at, name in enumerate(names)])
-        print(f"{len(names)} fleets are the tasks of SLURM's job {job}")
-    return done.returncode
+def submit_array(submissions: list[Submission], output: Path, retries: int) -> None:
+    """Hand all runs to SLURM as one array. Raises :class:`UserError`.
+
+    The array has a name of its own, written down before SLURM has it: a driver that dies right after leaves no array that
+    the next one does not know.
+    """
+    name = f"{output.resolve().name}-{secrets.token_hex(4)}"
+    rendered = slurm.render_array(submissions, output, retries, name)
+    fleets = [submission.output.name for submission in submissions]
+    record_starts(output, [{"fleet": fleet, "slurm": f"{name}_{task}"} for task, fleet in enumerate(fleets)])
+    job = slurm.submit(rendered)
+    print(f"{len(fleets)} fleets are the tasks of SLURM's job {job}, {name}")

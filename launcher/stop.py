@@ -11,6 +11,12 @@ from typing import Any
 STOPPED = 75
 """Exit code of a job that was asked to stop, has saved its step and can be continued (EX_TEMPFAIL)."""
 
+RANK_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""The second is what schedulers send before a time limit."""
+DRIVER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+POLL_SECONDS = 0.2
+"""How often a driver looks for signals and for the end of what it waits for."""
+
 _FILE = ".stop"
 
 
@@ -23,20 +29,21 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop: SIGTERM, or SIGUSR1 as schedulers send it before a time limit.
+    """Whether somebody asked this process to stop, by one of some signals.
 
     Within the ``with`` block the first of these signals only asks, and the training loop answers between steps; a second
-    one ends. Until the loop looks for the first time there is nothing to wait for, and a signal raises :class:`Stopped`.
+    one ends. Until that loop asks for the first time there is nothing to wait for, and a signal raises :class:`Stopped`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: tuple[signal.Signals, ...] = RANK_SIGNALS) -> None:
+        self._signals = signals
         self._is_asked = False
         self._is_answered = False
         self._file: Path | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        self._before = {number: signal.signal(number, self._ask) for number in self._signals}
         return self
 
     def __exit__(self, *_: object) -> None:

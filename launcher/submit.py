@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
-from launcher.backends import render, start
+from launcher.backends import open_process, render, slurm
 from launcher.placement import submission
+from launcher.stop import DRIVER_SIGNALS, POLL_SECONDS, StopRequest, ask_to_stop
 from prompt_tuning.errors import UserError
 from prompt_tuning.runfile import load_run
 
@@ -21,6 +23,28 @@ def submit(options: argparse.Namespace) -> int:
         raise UserError(f"--ranks {wanted.ranks}, but the hosts have {slots} slots; leave it out or filter the hosts")
     rendered = render(options.backend, wanted)
     if options.dry_run:
-        sys.stdout.write(rendered.describe())
+        sys.stdout.write(rendered.describe(wanted.variables))
         return 0
-    return start(rendered)
+    if options.backend == "slurm":
+        job = slurm.submit(rendered)
+        print(job)
+        print(f"SLURM has job {job}; promptfleet status {run.output}   shows how far it is", file=sys.stderr)
+        return 0
+    return _wait(open_process(rendered), run.output)
+
+
+def _wait(process: subprocess.Popen[bytes], folder: Path) -> int:
+    """Wait for a launcher; its exit code. A request to stop is handed on to the ranks through their run folder."""
+    with StopRequest(DRIVER_SIGNALS) as stop:
+        is_told = False
+        while True:
+            if stop():
+                ask_to_stop(folder)
+                if not is_told:
+                    print("asked to stop; waiting for the ranks to save their step", file=sys.stderr, flush=True)
+                is_told = True
+            try:
+                code = process.wait(timeout=POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+            return code if code >= 0 else 128 - code

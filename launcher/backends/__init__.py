@@ -1,7 +1,7 @@
 """Ways to start the worker on many ranks, one file each, all of them ending in the same ``launcher/run.py``.
 
-A backend's ``render`` says what would run, as text and without touching the world; ``start`` runs just that. Commands are
-lists of words; where a program makes a shell command of them, every value is quoted or refused.
+A backend's ``render`` says what would run, as text and without touching the world; that is then run to the letter. Commands are
+lists of words; where a program hands a command on to a shell, every value in it is quoted, or refused.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
-import re
 import shlex
 import socket
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from launcher.environment import ROOT
 from launcher.hostfile import Host
@@ -31,7 +29,6 @@ class Submission:
     output: Path
     sets: tuple[str, ...] = ()
     hosts: tuple[Host, ...] | None = None
-    hostfile: Path | None = None
     ranks: int = 1
     nodes: int = 1
     time: str | None = None
@@ -57,10 +54,10 @@ class Submission:
 
     @property
     def places(self) -> list[str]:
-        """The host of every rank."""
+        """Host and slot of every rank."""
         if self.hosts is None:
-            return [socket.gethostname()] * self.ranks
-        return [host.name for host in self.hosts for _ in host.slots]
+            return [f"{socket.gethostname()} slot {rank}" for rank in range(self.ranks)]
+        return [f"{host.name} slot {slot}" for host in self.hosts for slot in host.slots]
 
 
 @dataclass(frozen=True)
@@ -70,15 +67,22 @@ class Rendered:
     command: list[str]
     text: str | None = None
     places: list[str] | None = None
-    """The host of every rank; None: the scheduler chooses."""
+    """Host and slot of every rank; None: the scheduler chooses."""
+    nodes: dict[str, str] = field(default_factory=dict)
+    """What the shell of each host is told, where the command has it told something."""
+    environment: str = "this shell's"
+    """Whose variables the ranks have, besides those that they are given."""
 
-    def describe(self) -> str:
-        """The submission for people: nothing more and nothing less than what would run."""
+    def describe(self, given: dict[str, str]) -> str:
+        """The submission for people: nothing more and nothing less than what would run, with the variables ``given``."""
         lines = [f"command: {shlex.join(self.command)}"]
+        lines += [f"on {host}: {told}" for host, told in self.nodes.items()]
+        lines.append(f"environment: {self.environment}")
+        lines += [f"  and {shlex.quote(f'{name}={value}')}" for name, value in given.items()]
         if self.places is None:
             lines.append("ranks: on hosts that the scheduler chooses")
         else:
-            lines += [f"rank {rank}: {host}" for rank, host in enumerate(self.places)]
+            lines += [f"rank {rank}: {place}" for rank, place in enumerate(self.places)]
         return "\n".join(lines) + "\n" + ("" if self.text is None else f"standard input:\n{self.text}")
 
 
@@ -97,28 +101,13 @@ def render(name: str, submission: Submission) -> Rendered:
     return backend.render(submission)
 
 
-def start(rendered: Rendered) -> int:
-    """Run it and wait; the exit code. Raises :class:`UserError` where the program is not installed."""
+def open_process(rendered: Rendered, output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Start it, in a session of its own, where Ctrl-C does not reach it. Raises :class:`UserError` where it is not installed."""
     try:
-        done = subprocess.run(rendered.command, input=rendered.text, text=True, check=False)
+        return subprocess.Popen(
+            rendered.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     except FileNotFoundError:
         raise UserError(
             f"{rendered.command[0]} is not installed here; install it or choose another --backend"
         ) from None
-    return done.returncode
-
-
-def python_program(name: str) -> str:
-    """A program of this Python's environment, or whatever the path has under its name."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
-
-
-def check_quotable(words: list[str], program: str) -> None:
-    """Refuse what a program that builds its own shell command in single quotes could not hand on unharmed."""
-    for word in words:
-        if re.search(r"['\x00-\x1f\x7f]", word) or (word.startswith("-") and not re.fullmatch(r"--?[a-z_-]+", word)):
-            raise UserError(
-                f"{word!r} cannot be handed to {program}, which puts arguments between single quotes for a shell;"
-                " put it into the run file, or choose another --backend"
-            )

@@ -30,11 +30,11 @@ def render(submission: Submission) -> Rendered:
     return _script(submission, settings, [start], retries=0)
 
 
-def render_array(submissions: list[Submission], folder: Path, retries: int) -> Rendered:
-    """The same for many runs, each a task of one array; one that fails is requeued ``retries`` times."""
+def render_array(submissions: list[Submission], folder: Path, retries: int, name: str) -> Rendered:
+    """The same for many runs, each a task of one array of that name; one that fails is requeued ``retries`` times."""
     folder = folder.resolve()
     settings = {
-        "job-name": _checked("the suite's folder", folder.name),
+        "job-name": _checked("the suite's folder", name),
         "output": _checked("--output", str(folder / "slurm-%A_%a.txt"), also="%"),
         "array": f"0-{len(submissions) - 1}",
     }
@@ -77,7 +77,15 @@ def _script(submission: Submission, settings: dict[str, str], start: list[str], 
     if retries:
         again += f' || {{ [ "$code" -ne 0 ] && [ "$code" -ne 3 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; }}'
     lines += [f'if {again}; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
-    return Rendered(["sbatch", "--parsable"], text="\n".join(lines) + "\n")
+    return Rendered(["sbatch", "--parsable"], "\n".join(lines) + "\n", environment="that of a login, not this shell's")
+
+
+def submit(rendered: Rendered) -> str:
+    """Hand a script to SLURM; the job's number. Raises :class:`UserError` with what ``sbatch`` says against it."""
+    done = call(rendered.command, rendered.text)
+    if done.returncode:
+        raise UserError(f"sbatch refuses the job: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip().partition(";")[0]
 
 
 def call(command: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -89,8 +97,8 @@ def call(command: list[str], text: str | None = None) -> subprocess.CompletedPro
 
 
 def queue() -> dict[str, str]:
-    """States of this user's array tasks in the queue, by ``<job>_<task>``. Raises :class:`UserError`."""
-    done = call(["squeue", "--me", "--noheader", "--array", "--format", "%F_%K %T"])
+    """This user's array tasks in the queue: state and number by ``<name of the job>_<task>``. Raises :class:`UserError`."""
+    done = call(["squeue", "--me", "--noheader", "--array", "--format", "%j_%K %T as %F_%K"])
     if done.returncode:
         raise UserError(f"squeue does not answer: {done.stderr.strip()}")
     return dict(line.split(None, 1) for line in done.stdout.splitlines() if line.strip())

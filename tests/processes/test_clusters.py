@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
 from tests.support import slurm, ssh
-from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, write_run
+from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, wait_for, write_run
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 pytestmark = pytest.mark.processes
@@ -65,13 +68,41 @@ def test_mpi_ranks_equal_one_process(job, tmp_path):
 
 @needs_ssh
 def test_two_hosts_over_ssh_equal_one_process(job, tmp_path):
+    """In a folder whose name would be a command on both hosts, if a shell could take it for one."""
     config, one = job
-    (tmp_path / "hosts").write_text("".join(f"{host} slots=1\n" for host in ssh.HOSTS))
+    folder = tmp_path / "it's $(touch pwned) `touch pwned`; %h %n \"&\n"
+    folder.mkdir()
+    shutil.copy(config, folder / "run.json")
+    (tmp_path / "hosts").write_text("".join(f"{host} slots=1 # fast\n" for host in ssh.HOSTS))
     with ssh.hosts(tmp_path / "ssh") as environment:
-        done = submit(config, "--backend", "pdsh", "--hostfile", tmp_path / "hosts", "--output", tmp_path / "run", environment=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(f"{host}: " in done.stdout + done.stderr for host in ssh.HOSTS)
-    assert_equal_runs(tmp_path / "run", one, 2)
+        placed = ["--backend", "deepspeed", "--hostfile", tmp_path / "hosts", "--export", "PROMPTFLEET_TEST"]
+        environment |= {"PROMPTFLEET_TEST": "$(touch pwned)", "MLFLOW_TRACKING_TOKEN": "of mine"}
+        process = subprocess.Popen(
+            [str(BIN / "promptfleet"), "submit", *map(str, [folder / "run.json", *placed, "--output", folder / "run"])],
+            env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        variables = ranks_environment(process)
+        printed, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 0, printed
+    assert all(f"{host}: " in printed for host in ssh.HOSTS)
+    assert_equal_runs(folder / "run", one, 2)
+    assert variables["PROMPTFLEET_TEST"] == "$(touch pwned)" and "MLFLOW_TRACKING_TOKEN" not in variables
+    assert not [place for place in (ROOT, Path.home(), tmp_path) if (place / "pwned").exists()]
+
+
+def ranks_environment(process):
+    """The variables of a rank that some host runs for a test."""
+    found = {}
+
+    def look():
+        for rank in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if rank.name().startswith("python") and "PROMPTFLEET_TEST" in rank.environ() and "RANK" in rank.environ():
+                    found.update(rank.environ())
+        return bool(found)
+
+    assert wait_for(process, look)
+    return found
 
 
 @pytest.fixture(scope="module")

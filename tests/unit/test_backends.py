@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -13,14 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher import cli
-from launcher.backends import Submission, backend_names, render, start
+from launcher.backends import Submission, backend_names, open_process, render
 from launcher.environment import ROOT
 from launcher.hostfile import Host
 from prompt_tuning.errors import UserError
 
 RUN = str(ROOT / "launcher" / "run.py")
 HOSTS = (Host("a", (0, 1)), Host("b", (2,)))
-HERE = Path("/x")
 
 
 def make(**settings):
@@ -31,14 +32,15 @@ WORKER = [RUN, "--config", "/c d/run.json", "--output", "/out/r", "--set", "opti
 
 
 def test_every_backend_ends_in_the_same_worker():
-    assert backend_names() == ["local", "mpi", "pdsh", "slurm"]
+    assert backend_names() == ["deepspeed", "local", "mpi", "slurm"]
     for name in backend_names():
-        hosts = {"hosts": HOSTS, "hostfile": HERE} if name == "pdsh" else {}
-        rendered = render(name, make(ranks=2, **hosts))
+        rendered = render(name, make(ranks=2, **({"hosts": HOSTS} if name == "deepspeed" else {})))
         words = rendered.command
         if rendered.text is not None:
             (line,) = [line for line in rendered.text.splitlines() if line.startswith("srun")]
             words = shlex.split(line)
+        if rendered.nodes:
+            words = shlex.split(words[-1])
         assert words[-len(WORKER) :] == WORKER, name
 
 
@@ -50,11 +52,24 @@ def test_local_ranks():
 
 
 def test_hosts_and_their_slots():
-    mpi = render("mpi", make(hosts=HOSTS, variables={"NCCL_DEBUG": "INFO"}))
-    assert mpi.command[:7] == ["mpirun", "-np", "3", "--host", "a:2,b:1", "--bind-to", "none"]
-    assert mpi.command[7:9] == ["-x", "NCCL_DEBUG"] and mpi.places == ["a", "a", "b"]
-    pdsh = render("pdsh", make(hosts=HOSTS, hostfile=HERE)).command
-    assert pdsh[1:5] == ["--hostfile", "/x", "--include", "a:0,1@b:2"] and pdsh[pdsh.index("--master_addr") + 1] == "a"
+    mpi = render("mpi", make(hosts=(HOSTS[0], Host("c", (0,))), variables={"NCCL_DEBUG": "INFO"}))
+    assert mpi.command[:7] == ["mpirun", "-np", "3", "--host", "a:2,c:1", "--bind-to", "none"]
+    assert mpi.command[7:9] == ["-x", "NCCL_DEBUG"] and mpi.places == ["a slot 0", "a slot 1", "c slot 0"]
+    assert "cannot take 2 of b" in refusal("mpi", make(hosts=HOSTS))
+    pdsh = render("deepspeed", make(hosts=HOSTS, variables={"NCCL_DEBUG": "INFO"}))
+    assert pdsh.command[:9] == ["pdsh", "-R", "ssh", "-S", "-b", "-f", "1024", "-w", "a,b"] and len(pdsh.command) == 10
+    words = shlex.split(pdsh.nodes["b"])
+    assert words[:6] == ["cd", str(ROOT), "&&", "export", "NCCL_DEBUG=INFO", "&&"]
+    assert words[6:11] == ["exec", sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
+    (world,) = [word.partition("=")[2] for word in words if word.startswith("--world_info")]
+    assert json.loads(base64.urlsafe_b64decode(world)) == {"a": [0, 1], "b": [2]}
+    assert {"--master_addr=a", "--node_rank=1"} <= set(words)
+
+
+def refusal(name, submission):
+    with pytest.raises(UserError) as error:
+        render(name, submission)
+    return str(error.value)
 
 
 def test_a_slurm_script_word_for_word(monkeypatch):
@@ -75,7 +90,7 @@ def test_a_slurm_script_word_for_word(monkeypatch):
     ("name", "settings", "message"),
     [
         ("local", {"hosts": HOSTS}, "--backend local runs here; choose"),
-        ("pdsh", {}, "needs --hostfile"),
+        ("deepspeed", {}, "needs --hostfile"),
         ("slurm", {"hosts": HOSTS}, "chooses hosts itself; use --nodes"),
         ("slurm", {"ranks": 3, "nodes": 2}, "--ranks 3 cannot be divided among --nodes 2"),
         ("slurm", {"partition": "a b"}, '--partition: "a b" cannot stand in a batch script'),
@@ -85,12 +100,6 @@ def test_a_slurm_script_word_for_word(monkeypatch):
 def test_what_does_not_fit_is_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
         render(name, make(**settings))
-
-
-@pytest.mark.parametrize("value", ["a=it's", "a=x\ny", "-x=$(reboot)", "a=\0"])
-def test_what_pdsh_could_not_quote_is_refused(value):
-    with pytest.raises(UserError, match="cannot be handed to deepspeed"):
-        render("pdsh", Submission(Path("/c"), Path("/o"), (value,), HOSTS, HERE))
 
 
 NASTY = st.text(st.sampled_from("ab/ =.'\"`$();&|<>\\\n\t#%*?~!{}[]-é"), min_size=1, max_size=25)
@@ -111,13 +120,36 @@ def test_a_batch_script_hands_every_value_on_unharmed(config, item, output, vari
     assert words == ["--kill-on-bad-exit=1", sys.executable, *submission.worker, variable]
 
 
-def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path, capsys):
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=NASTY, item=NASTY, output=NASTY, variable=NASTY)
+def test_pdsh_and_the_shell_of_a_host_hand_every_value_on_unharmed(monkeypatch, tmp_path, config, item, output, variable):
+    """The shell itself reads the command, after pdsh has put in its numbers; Python is a program that writes down its words."""
+    spy = tmp_path / "spy $(x) %n"
+    spy.write_text('#!/bin/sh\nprintf "%s\\0" "$@" "$PROMPTFLEET_TEST"\n')
+    spy.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(spy))
+    submission = Submission(Path("/") / config, Path("/out") / output, (item,), HOSTS, variables={"PROMPTFLEET_TEST": variable})
+    rendered = render("deepspeed", submission)
+    told = re.sub("%(.)", lambda found: "1" if found[1] == "n" else found[1], rendered.command[-1])
+    assert told == rendered.nodes["b"], "a dry run says what the host is told"
+    for shell in ("/bin/sh", "/bin/bash"):
+        found = subprocess.run([shell, "-c", told], capture_output=True, check=True, env={"PATH": "/nowhere"})
+        words = found.stdout.decode().split("\0")[:-1]
+        assert words[-len(submission.worker) - 2 :] == ["--node_rank=1", *submission.worker, variable]
+
+
+def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"task": "boolq", "backbone": {"path": "."}}))
     (tmp_path / "hosts").write_text("a slots=2\nb slots=1\n")
     arguments = ["submit", str(tmp_path / "run.json"), "--hostfile", str(tmp_path / "hosts"), "--backend", "mpi", "--dry-run"]
     assert cli.main([*arguments, "--exclude", "b", "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("command: mpirun -np 2 --host a:2 ") and shown.endswith("rank 0: a\nrank 1: a\n")
+    assert shown.startswith("command: mpirun -np 2 --host a:2 ") and shown.endswith("rank 0: a slot 0\nrank 1: a slot 1\n")
+    monkeypatch.setenv("WANTED_BY_RANKS", "a b")
+    assert cli.main([*arguments[:-3], "--backend", "deepspeed", "--dry-run", "--export", "WANTED_BY_RANKS"]) == 0
+    shown = capsys.readouterr().out
+    assert "\non a: cd " in shown and "\non b: cd " in shown and "--node_rank=1" in shown
+    assert "environment: that of each host\n  and 'WANTED_BY_RANKS=a b'\nrank 0: a slot 0\n" in shown
     assert not (tmp_path / "out").exists()
     for more, message in (
         (["--ranks", "5"], "--ranks 5, but the hosts have 3 slots"),
@@ -131,4 +163,4 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path, capsys):
 def test_a_program_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="mpirun is not installed here"):
-        start(render("mpi", make(ranks=2)))
+        open_process(render("mpi", make(ranks=2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -160,24 +161,39 @@ def test_status_shows_what_waits_runs_and_is_queued(tmp_path, monkeypatch, capsy
     (tmp_path / "one" / "run.json").write_text("{}")
     (tmp_path / "one" / "result.json").write_text('{"status": "finished"}')
     starts.record_starts(tmp_path, [{"fleet": "one", "hosts": ["a", "b"]}, {"fleet": "two", "slurm": "7_1"}])
-    monkeypatch.setattr(slurm, "queue", lambda: {"7_1": "PENDING"})
+    monkeypatch.setattr(slurm, "queue", lambda: {"7_1": "PENDING as 9_1"})
     assert [(name, state.word, where) for name, state, where in read_rows(tmp_path)] == [
-        ("one", "finished", "a, b"), ("three", "waiting", ""), ("two", "queued", "SLURM: PENDING as 7_1")]  # fmt: skip
+        ("one", "finished", "a, b"), ("three", "waiting", ""), ("two", "queued", "SLURM: PENDING as 9_1")]  # fmt: skip
     assert cli.main(["status", str(tmp_path)]) == 0
     assert "3 runs: 1 finished, 1 waiting, 1 queued" in capsys.readouterr().out
     assert cli.main(["status", str(tmp_path / "nowhere")]) == 1
     assert "no run there" in capsys.readouterr().err
 
 
+def test_an_array_that_a_driver_could_not_write_down_any_more_is_known_by_its_name(tmp_path, monkeypatch):
+    """The driver dies while sbatch answers."""
+
+    def die(rendered):
+        die.script = rendered.text
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm, "submit", die)
+    with pytest.raises(KeyboardInterrupt):
+        starts.submit_array([Submission(Path("/c"), tmp_path / name) for name in ("one", "two")], tmp_path, 1)
+    (name,) = [line.partition("=")[2] for line in die.script.splitlines() if line.startswith("#SBATCH --job-name")]
+    monkeypatch.setattr(slurm, "queue", lambda: {f"{name}_1": "RUNNING as 5_1", "another_0": "RUNNING as 4_0"})
+    assert starts.queued(tmp_path) == {"two": "RUNNING as 5_1"}
+
+
 def test_an_array_has_a_task_for_each_run_and_requeues_a_bounded_number_of_times(tmp_path):
     runs = [Submission(Path(f"/c {i}"), Path(f"/o/$(x){i}")) for i in range(3)]
-    text = slurm.render_array(runs, tmp_path, 2).text
-    assert "#SBATCH --array=0-2" in text and f"#SBATCH --output={tmp_path}/slurm-%A_%a.txt" in text
+    text = slurm.render_array(runs, tmp_path, 2, "suite-1").text
+    assert "#SBATCH --array=0-2" in text and "#SBATCH --job-name=suite-1" in text and f"#SBATCH --output={tmp_path}/slurm-%A_%a.txt" in text
     spy = "srun() { printf '%s\\0' \"$@\"; return ${CODE}; }; scontrol() { printf 'again\\0'; }\n"
     for task, submission in enumerate(runs):
         for code, restarts, again in ((0, 0, False), (1, 0, True), (1, 1, True), (1, 2, False), (75, 9, True), (3, 0, False)):
             environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": "5", "SLURM_RESTART_COUNT": str(restarts), "CODE": str(code)}
-            found = dispatch.subprocess.run(["/bin/bash", "-c", spy + text], capture_output=True, text=True, env=environment)
+            found = subprocess.run(["/bin/bash", "-c", spy + text], capture_output=True, text=True, env=environment)
             words = found.stdout.split("\0")[:-1]
             assert words == ["--kill-on-bad-exit=1", sys.executable, *submission.worker] + ["again"] * again
             assert found.returncode == code
