@@ -29,6 +29,8 @@ class Process:
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
+    cores: int | None = None
+    """Processor cores that the launcher has set aside for this process alone; None: the host's are shared."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,11 @@ def _read_place(launcher: Launcher, environment: Mapping[str, str]) -> Process:
         )
     local_sizes = [_number(environment, name) for name in launcher.local_world_size if name in environment]
     local_size = local_sizes[0] if local_sizes else size
+    cores = None
     if launcher.name == "SLURM":
         local_size = _slurm_tasks_here(environment, size)
-    return Process(rank, _number(environment, launcher.local_rank), size, max(1, local_size))
+        cores = _number(environment, "SLURM_CPUS_PER_TASK") or None
+    return Process(rank, _number(environment, launcher.local_rank), size, max(1, local_size), cores)
 
 
 def _slurm_tasks_here(environment: Mapping[str, str], size: int) -> int:
@@ -186,10 +190,11 @@ def variables(names: list[str]) -> dict[str, str]:
 
 
 def threads(process: Process, environment: Mapping[str, str] = os.environ) -> int:
-    """CPU threads for this process: OMP_NUM_THREADS where it is set, else the cores divided among the local ranks."""
+    """CPU threads for this process: OMP_NUM_THREADS where one is alone and it is set, else its share of the cores."""
     if environment.get("OMP_NUM_THREADS", "").isdigit() and process.world_size == 1:
         return max(1, int(environment["OMP_NUM_THREADS"]))
-    return max(1, len(os.sched_getaffinity(0)) // process.local_world_size)
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, process.cores or cores // process.local_world_size))
 
 
 def record(process: Process, num_threads: int, hosts: list[str]) -> dict[str, Any]:

@@ -29,6 +29,13 @@ def add_placement(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--time", metavar="LIMIT", help="time limit of a SLURM job, such as 4:00:00")
     group.add_argument("--partition", help="partition of a SLURM job")
     group.add_argument("--account", help="account of a SLURM job")
+    group.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of a SLURM job, such as cpus-per-task=8 or qos=long (repeatable)",
+    )
     group.add_argument("--gpus", action="store_true", help="ask SLURM for a GPU a rank")
     group.add_argument(
         "--master-addr",
@@ -75,6 +82,7 @@ def submission(options: argparse.Namespace, config: Path, output: Path, sets: tu
         options.partition,
         options.account,
         options.gpus,
+        dict(item.partition("=")[::2] for item in options.sbatch),
         options.master_addr,
         variables(options.export),
     )

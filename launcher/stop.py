@@ -1,4 +1,4 @@
-"""Requests to stop a job: by a signal to its processes, or by a driver, in a file of its run folder."""
+"""Requests to stop a job: by a signal to its processes, by a driver in a file of its run folder, by the launcher's end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import psutil
 
 STOPPED = 75
 """Exit code of a job that was asked to stop, has saved its step and can be continued (EX_TEMPFAIL)."""
@@ -40,6 +42,7 @@ class StopRequest:
         self._is_asked = False
         self._is_answered = False
         self._file: Path | None = None
+        self._launcher = _find_deepspeed()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -63,7 +66,27 @@ class StopRequest:
 
     def __call__(self) -> bool:
         self._is_answered = True
-        return self._is_asked or (self._file is not None and self._file.exists())
+        is_told = self._file is not None and self._file.exists()
+        return self._is_asked or is_told or (self._launcher is not None and _has_ended(self._launcher))
+
+
+def _find_deepspeed() -> psutil.Process | None:
+    """What has started DeepSpeed's launcher of local ranks: ``deepspeed``, or the connection from another host.
+
+    It ends at a SIGTERM without a word to that launcher, whose ranks would train on with nobody to end them.
+    """
+    with contextlib.suppress(psutil.Error):
+        parents = psutil.Process().parents()[:2]
+        if len(parents) == 2 and "deepspeed.launcher.launch" in parents[0].cmdline():
+            return parents[1]
+    return None
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def ask_to_stop(folder: Path) -> None:

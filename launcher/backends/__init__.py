@@ -35,6 +35,8 @@ class Submission:
     partition: str | None = None
     account: str | None = None
     gpus: bool = False
+    scheduler: dict[str, str] = field(default_factory=dict)
+    """More options of sbatch, by their long names."""
     master: str | None = None
     """Address at which the ranks meet; None: the first host by its name."""
     variables: dict[str, str] = field(default_factory=dict)

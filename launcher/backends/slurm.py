@@ -64,9 +64,20 @@ def _script(submission: Submission, settings: dict[str, str], start: list[str], 
         "gpus-per-node": str(per_node) if submission.gpus else None,
         "signal": f"USR1@{_GRACE_SECONDS}",
         "export": "NONE",
+        "requeue": "",
+        "open-mode": "append",
     }
-    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in wanted.items() if value is not None)]
-    lines += ["#SBATCH --requeue", "#SBATCH --open-mode=append", "set -u"]
+    for name, value in submission.scheduler.items():
+        if not re.fullmatch(r"[a-z][a-z-]*", name) or name in wanted:
+            raise UserError(
+                f"--sbatch {show(name)}: not the long name of an option of sbatch, or set already; --dry-run shows the script"
+            )
+        wanted[name] = _checked(f"--sbatch {name}", value)
+    lines = ["#!/bin/bash"]
+    lines += [f"#SBATCH --{key}={value}".removesuffix("=") for key, value in wanted.items() if value is not None]
+    lines.append("set -u")
+    if "cpus-per-task" in wanted:
+        lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not take it from the job')
     # srun hands on what the script has, which is nothing of the submitter's but this.
     lines.append("export SLURM_EXPORT_ENV=ALL")
     variables = {**({"MASTER_ADDR": submission.master} if submission.master else {}), **submission.variables}

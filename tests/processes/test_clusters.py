@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support import slurm, ssh
-from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, wait_for, write_run
+from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, start, wait_for, write_run
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 pytestmark = pytest.mark.processes
@@ -88,6 +88,36 @@ def test_two_hosts_over_ssh_equal_one_process(job, tmp_path):
     assert_equal_runs(folder / "run", one, 2)
     assert variables["PROMPTFLEET_TEST"] == "$(touch pwned)" and "MLFLOW_TRACKING_TOKEN" not in variables
     assert not [place for place in (ROOT, Path.home(), tmp_path) if (place / "pwned").exists()]
+
+
+@pytest.mark.parametrize(
+    ("backend", "number"),
+    [
+        ("local", signal.SIGINT),
+        pytest.param("mpi", signal.SIGTERM, marks=needs_mpi),
+        pytest.param("deepspeed", signal.SIGUSR1, marks=needs_ssh),
+    ],
+)
+def test_a_driver_that_is_asked_to_stop_has_its_ranks_save_their_step(job, tmp_path, backend, number):
+    """Whatever the launcher between them does with signals."""
+    config, _ = job
+    raw = json.loads(config.read_text())
+    raw["train"].update(max_steps=4000, eval_steps=4000, checkpoint_steps=4000, log_steps=4)
+    longer = write_run(tmp_path / "longer.json", raw)
+    (tmp_path / "hosts").write_text("".join(f"{host} slots=1\n" for host in ssh.HOSTS))
+    placed = ["--hostfile", str(tmp_path / "hosts")] if backend == "deepspeed" else ["--ranks", "2"]
+    with ssh.hosts(tmp_path / "ssh") if backend == "deepspeed" else contextlib.nullcontext({}) as variables:
+        allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        submit = [BIN / "promptfleet", "submit", longer, "--backend", backend, *placed, "--output", tmp_path / "run"]
+        process = start(*submit, **{**variables, **allowed})
+        metrics = tmp_path / "run" / "members" / "deep" / "metrics.jsonl"
+        assert wait_for(process, lambda: metrics.exists() and metrics.stat().st_size > 0)
+        os.killpg(process.pid, number)
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    (step,) = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert 0 < step < 4000 and f"asked to stop: step {step} is saved" in output, output
+    assert "asked to stop; waiting for the ranks to save their step" in output
+    assert process.returncode not in (0, -number)
 
 
 def ranks_environment(process):

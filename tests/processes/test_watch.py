@@ -15,6 +15,7 @@ from launcher.stop import STOPPED
 from tests.support.processes import (
     TIMEOUT_SECONDS,
     bare_ranks,
+    deepspeed,
     finish,
     member_files,
     python,
@@ -95,6 +96,18 @@ def test_ranks_agree_on_where_to_stop(job, tmp_path):
     code, output = finish(*torchrun("--config", config, "--output", tmp_path / "run"))
     assert code == 0 and "continuing from" in output, output
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_that_deepspeed_leaves_behind_save_their_step(job, tmp_path, number):
+    """Its command passes no signal on; its ranks would train on with nobody to end them."""
+    config, _ = job
+    process = start(*deepspeed("--config", config, "--output", tmp_path / "run"))
+    started(process, tmp_path / "run")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == -number and "asked to stop: step" in output, output
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_rank_that_hangs_is_named_with_its_host_and_ends_the_job(job, tmp_path):

@@ -74,13 +74,15 @@ def refusal(name, submission):
 
 def test_a_slurm_script_word_for_word(monkeypatch):
     monkeypatch.setenv("TOKEN_OF_MINE", "secret")
-    rendered = render("slurm", make(ranks=8, nodes=2, time="1:00:00", partition="gpu", gpus=True, variables={"WANTED": "a b'$(c)"}))
+    wanted = {"scheduler": {"cpus-per-task": "8"}, "variables": {"WANTED": "a b'$(c)"}}
+    rendered = render("slurm", make(ranks=8, nodes=2, time="1:00:00", partition="gpu", gpus=True, **wanted))
     assert rendered.command == ["sbatch", "--parsable"]
     lines = rendered.text.splitlines()
     assert lines[0] == "#!/bin/bash"
     wanted = ["nodes=2", "ntasks=8", "ntasks-per-node=4", "time=1:00:00", "partition=gpu", "gpus-per-node=4", "export=NONE",
-              "signal=USR1@120", "job-name=r", "output=/out/r.slurm-%j.txt"]  # fmt: skip
-    assert {f"#SBATCH --{line}" for line in wanted} <= set(lines) and "#SBATCH --requeue" in lines
+              "signal=USR1@120", "cpus-per-task=8", "job-name=r", "output=/out/r.slurm-%j.txt"]  # fmt: skip
+    assert {f"#SBATCH --{line}" for line in wanted} <= set(lines) and {"#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(lines)
+    assert any(line.startswith('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"') for line in lines)
     assert "secret" not in rendered.text
     (line,) = [line for line in lines if line.startswith("export WANTED=")]
     assert shlex.split(line) == ["export", "WANTED=a b'$(c)"]
@@ -94,6 +96,10 @@ def test_a_slurm_script_word_for_word(monkeypatch):
         ("slurm", {"hosts": HOSTS}, "chooses hosts itself; use --nodes"),
         ("slurm", {"ranks": 3, "nodes": 2}, "--ranks 3 cannot be divided among --nodes 2"),
         ("slurm", {"partition": "a b"}, '--partition: "a b" cannot stand in a batch script'),
+        ("slurm", {"scheduler": {"qos": "a;b"}}, '--sbatch qos: "a;b" cannot stand in a batch script'),
+        ("slurm", {"scheduler": {"qos": ""}}, '--sbatch qos: "" cannot stand in a batch script'),
+        ("slurm", {"scheduler": {"export": "ALL"}}, '--sbatch "export": not the long name of an option of sbatch, or set already'),
+        ("slurm", {"scheduler": {"x=1\n#SBATCH --y": "1"}}, "--sbatch .*: not the long name"),
         ("slurm", {"time": "1\n#SBATCH --x"}, "--time: .* cannot stand in a batch script"),
     ],
 )

@@ -57,6 +57,16 @@ def test_threads_share_the_cores_among_local_ranks():
     assert threads(Process(world_size=999, local_world_size=999), {}) == 1
 
 
+def test_cores_that_slurm_sets_aside_are_not_divided_again():
+    """A task is bound to its own, so the others of its node are not among those that it sees."""
+    cores = len(os.sched_getaffinity(0))
+    place = find_process(environment={**SLURM, "SLURM_CPUS_PER_TASK": str(cores)})
+    assert place == Process(5, 1, 7, 2, cores) and threads(place, {}) == cores
+    assert threads(Process(0, 0, 2, 2, 10**6), {}) == cores
+    inside = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", **MASTER}
+    assert find_process(environment={**SLURM, "SLURM_CPUS_PER_TASK": "8", **inside}).cores is None
+
+
 def test_omp_num_threads_counts_for_one_process():
     """torchrun sets it to 1 for every rank, which would waste cores."""
     assert threads(Process(), {"OMP_NUM_THREADS": "3"}) == 3
