@@ -1,4 +1,4 @@
-"""What drivers of a suite have started, and where: ``starts.jsonl`` in the suite's folder, one line a start."""
+"""What drivers have started, and where: ``starts.jsonl`` in the folder of a suite or a submitted run, one line a start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends import Submission, slurm
+from prompt_tuning.files import make_folder
 
 _FILE = "starts.jsonl"
 
@@ -43,6 +44,14 @@ def queued(output: Path) -> dict[str, str]:
     tasks = {record["slurm"]: record["fleet"] for record in read_starts(output) if "slurm" in record}
     states = slurm.queue() if tasks else {}
     return {fleet: states[task] for task, fleet in tasks.items() if task in states}
+
+
+def submit_job(submission: Submission) -> str:
+    """Hand a run to SLURM; the job's number. Raises :class:`UserError`."""
+    make_folder(submission.output)
+    job = slurm.submit(slurm.render(submission))
+    record_starts(submission.output, [{"fleet": submission.output.resolve().name, "slurm": job}])
+    return job
 
 
 def submit_array(submissions: list[Submission], output: Path, retries: int) -> None:

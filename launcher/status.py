@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 from launcher.starts import queued, read_starts
@@ -40,22 +41,26 @@ def status(options: argparse.Namespace) -> int:
 
 def read_rows(folder: Path) -> list[tuple[str, State, str]]:
     """Name, state and place of the run in a folder, or of all runs of a suite's folder. Raises :class:`UserError`."""
-    if (folder / "run.json").exists():
-        state = read_state(folder)
-        return [(str(folder), state, state.owner or "")]
+    last = {record["fleet"]: record for record in read_starts(folder)}
+    in_queue = queued(folder)
+    rows = []
+    for name, run in _runs(folder, last):
+        fleet, state = run.resolve().name, read_state(run)
+        where = state.owner or ", ".join(last.get(fleet, {}).get("hosts", [])) or last.get(fleet, {}).get("slurm", "")
+        if fleet in in_queue and state.word in ("waiting", "stopped"):
+            state = State("queued", state.step, None, state.last_line)
+            where = f"SLURM: {in_queue[fleet]}"
+        rows.append((name, state, where))
+    return rows
+
+
+def _runs(folder: Path, starts: Container[str]) -> list[tuple[str, Path]]:
+    """The runs of a folder, by name: itself, where one has been started or submitted in it, or those below it."""
+    if (folder / "run.json").exists() or folder.resolve().name in starts:
+        return [(str(folder), folder)]
     try:
         planned = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["fleets"]
     except (OSError, ValueError, KeyError, TypeError):
         planned = []
-    names = sorted({*map(str, planned), *(record.parent.name for record in folder.glob("*/run.json"))})
-    last = {record["fleet"]: record for record in read_starts(folder)}
-    in_queue = queued(folder)
-    rows = []
-    for name in names:
-        state = read_state(folder / name)
-        where = state.owner or ", ".join(last.get(name, {}).get("hosts", [])) or last.get(name, {}).get("slurm", "")
-        if name in in_queue and state.word in ("waiting", "stopped"):
-            state = State("queued", state.step, None, state.last_line)
-            where = f"SLURM: {in_queue[name]}"
-        rows.append((name, state, where))
-    return rows
+    names = {*map(str, planned), *(record.parent.name for record in folder.glob("*/run.json"))}
+    return [(name, folder / name) for name in sorted(names)]

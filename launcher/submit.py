@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher.backends import open_process, render, slurm
+from launcher.backends import open_process, render
 from launcher.placement import submission
+from launcher.starts import submit_job
 from launcher.stop import DRIVER_SIGNALS, POLL_SECONDS, StopRequest, ask_to_stop
 from prompt_tuning.errors import UserError
 from prompt_tuning.runfile import load_run
@@ -26,7 +27,7 @@ def submit(options: argparse.Namespace) -> int:
         sys.stdout.write(rendered.describe(wanted.variables))
         return 0
     if options.backend == "slurm":
-        job = slurm.submit(rendered)
+        job = submit_job(wanted)
         print(job)
         print(f"SLURM has job {job}; promptfleet status {run.output}   shows how far it is", file=sys.stderr)
         return 0

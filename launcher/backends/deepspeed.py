@@ -10,9 +10,9 @@ import base64
 import json
 import shlex
 import sys
+from pathlib import Path
 
 from launcher.backends import Rendered, Submission
-from launcher.environment import ROOT
 from prompt_tuning.errors import UserError
 
 _MOST_CONNECTIONS = 1024
@@ -24,7 +24,7 @@ def render(submission: Submission) -> Rendered:
     if hosts is None:
         raise UserError("--backend deepspeed needs --hostfile, the file that lists your hosts")
     slots = json.dumps({host.name: host.slots for host in hosts}).encode()
-    steps = [f"cd {shlex.quote(str(ROOT))}"]
+    steps = [f"cd {shlex.quote(str(Path.cwd()))}"]
     steps += [f"export {name}={shlex.quote(value)}" for name, value in submission.variables.items()]
     start = [
         *("exec", sys.executable, "-u", "-m", "deepspeed.launcher.launch"),

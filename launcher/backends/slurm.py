@@ -108,11 +108,17 @@ def call(command: list[str], text: str | None = None) -> subprocess.CompletedPro
 
 
 def queue() -> dict[str, str]:
-    """This user's array tasks in the queue: state and number by ``<name of the job>_<task>``. Raises :class:`UserError`."""
-    done = call(["squeue", "--me", "--noheader", "--array", "--format", "%j_%K %T as %F_%K"])
+    """This user's jobs in the queue, as ``<state> as <number>``: by their number, and tasks of arrays by ``<name>_<task>``.
+
+    Raises :class:`UserError`.
+    """
+    done = call(["squeue", "--me", "--noheader", "--array", "--format", "%j %K %i %T"])
     if done.returncode:
         raise UserError(f"squeue does not answer: {done.stderr.strip()}")
-    return dict(line.split(None, 1) for line in done.stdout.splitlines() if line.strip())
+    found = {}
+    for name, task, number, state in (line.rsplit(None, 3) for line in done.stdout.splitlines() if line.count(" ") > 2):
+        found[number] = found[f"{name}_{task}"] = f"{state} as {number}"
+    return found
 
 
 def _checked(what: str, value: str, also: str = "") -> str:

@@ -59,7 +59,7 @@ def test_hosts_and_their_slots():
     pdsh = render("deepspeed", make(hosts=HOSTS, variables={"NCCL_DEBUG": "INFO"}))
     assert pdsh.command[:9] == ["pdsh", "-R", "ssh", "-S", "-b", "-f", "1024", "-w", "a,b"] and len(pdsh.command) == 10
     words = shlex.split(pdsh.nodes["b"])
-    assert words[:6] == ["cd", str(ROOT), "&&", "export", "NCCL_DEBUG=INFO", "&&"]
+    assert words[:6] == ["cd", str(Path.cwd()), "&&", "export", "NCCL_DEBUG=INFO", "&&"]
     assert words[6:11] == ["exec", sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
     (world,) = [word.partition("=")[2] for word in words if word.startswith("--world_info")]
     assert json.loads(base64.urlsafe_b64decode(world)) == {"a": [0, 1], "b": [2]}

@@ -18,6 +18,7 @@ from launcher.status import read_rows
 from launcher.suite import FleetJob
 from prompt_tuning.errors import UserError
 
+queue = slurm.queue
 HOSTS = (Host("a", (0, 1)), Host("b", (0,)), Host("c", (0,)))
 WORKER = """
 import json, pathlib, sys, time
@@ -166,6 +167,16 @@ def test_status_shows_what_waits_runs_and_is_queued(tmp_path, monkeypatch, capsy
         ("one", "finished", "a, b"), ("three", "waiting", ""), ("two", "queued", "SLURM: PENDING as 9_1")]  # fmt: skip
     assert cli.main(["status", str(tmp_path)]) == 0
     assert "3 runs: 1 finished, 1 waiting, 1 queued" in capsys.readouterr().out
+    starts.record_starts(tmp_path / "one", [{"fleet": "one", "slurm": "12"}])
+    printed = "one N/A 12 PENDING\na b 3 7_3 RUNNING\n"
+    monkeypatch.setattr(slurm, "call", lambda command: subprocess.CompletedProcess(command, 0, printed, ""))
+    monkeypatch.setattr(slurm, "queue", queue)
+    assert queue() == {"12": "PENDING as 12", "one_N/A": "PENDING as 12", "7_3": "RUNNING as 7_3", "a b_3": "RUNNING as 7_3"}
+    for name, word in (("result.json", "finished"), ("run.json", "queued"), (None, "queued")):
+        (row,) = read_rows(tmp_path / "one")
+        assert row[1].word == word, "a run that was submitted is one before anything of it is there"
+        if name is not None:
+            (tmp_path / "one" / name).unlink()
     assert cli.main(["status", str(tmp_path / "nowhere")]) == 1
     assert "no run there" in capsys.readouterr().err
 
