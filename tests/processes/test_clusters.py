@@ -15,6 +15,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from launcher.hostfile import expand_nodes
 from tests.support import slurm, ssh
 from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, start, wait_for, write_run
 from tests.support.tiny import make_backbone, make_texts, run_json
@@ -145,6 +146,13 @@ def cluster(tmp_path_factory):
 def printed(folder, job):
     file = folder / f"run.slurm-{job}.txt"
     return file.read_text() if file.exists() else "nothing"
+
+
+@needs_slurm
+@pytest.mark.parametrize("nodes", ["node[1-2]", "gpu[01-03,7],login", "r[1-2]n[0,3]", "n[9-11]", "a,b-2.c"])
+def test_node_lists_mean_what_slurm_means_by_them(cluster, nodes):
+    shown = subprocess.run(["scontrol", "show", "hostnames", nodes], env=cluster, capture_output=True, text=True, check=True)
+    assert expand_nodes(nodes) == shown.stdout.split()
 
 
 @needs_slurm

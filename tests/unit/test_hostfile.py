@@ -127,3 +127,27 @@ def test_anything_is_hosts_or_one_error(tmp_path, content, include, exclude, nod
             assert str(error) and "\n" not in str(error)
     assert all(name.isascii() and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in names)
     assert not any(name.startswith("-") for name in names)
+
+
+FILTERS = st.dictionaries(st.sampled_from(["a-1", "a-2"]), st.sets(st.integers(0, 2), max_size=3), min_size=1, max_size=2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(named=FILTERS, is_include=st.booleans())
+def test_filters_mean_what_deepspeed_means_by_them(named, is_include):
+    """Its own reader is the oracle, where the hosts have what is named."""
+    from deepspeed.launcher.runner import parse_inclusion_exclusion
+
+    text = "@".join(name + (f":{','.join(map(str, sorted(slots)))}" if slots else "") for name, slots in named.items())
+    texts = (text, "") if is_include else ("", text)
+    try:
+        expected = parse_inclusion_exclusion({"a-1": 2, "a-2": 3}, *texts)
+    except ValueError:
+        with pytest.raises(UserError):
+            select(HOSTS, *texts)
+        return
+    if not expected:
+        with pytest.raises(UserError, match="no slot is left"):
+            select(HOSTS, *texts)
+        return
+    assert {host.name: list(host.slots) for host in select(HOSTS, *texts)} == expected
