@@ -16,18 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.backends import Submission, open_process, render, slurm
-from launcher.hostfile import Host
 from launcher.lock import locked
-from launcher.placement import submission
+from launcher.placement import Place, divide, place_on, submission
 from launcher.starts import queued, read_starts, record_starts, submit_array
 from launcher.state import owner_of, result_status, saved_step
 from launcher.stop import DRIVER_SIGNALS, POLL_SECONDS, STOPPED, StopRequest, ask_to_stop
 from launcher.suite import FleetJob, find_jobs, plan
 from prompt_tuning.errors import UserError
 from prompt_tuning.files import make_folder, write_json
-
-Place = tuple[Host, ...] | None
-"""Hosts that one fleet takes at a time; None: this machine; (): hosts that are not this driver's."""
 
 _MOST_FAILURES = 3
 """Starts without progress, one after the other, after which a place gets no more of them."""
@@ -39,6 +35,11 @@ def suite(options: argparse.Namespace) -> int:
     output = Path(options.output)
     wanted = submission(options, output, output)
     places = divide(wanted)
+    if wanted.master and len(places) > 1:
+        raise UserError("--master-addr is one address, but fleets run on several groups of hosts; leave it out")
+    if wanted.hosts is not None and len(wanted.hosts) % wanted.nodes:
+        idle = len(wanted.hosts) % wanted.nodes
+        print(f"{idle} of {len(wanted.hosts)} hosts stay idle: a fleet takes {wanted.nodes}", file=sys.stderr)
     make_folder(output)
     with locked(output):
         is_slurm = options.backend == "slurm"
@@ -56,7 +57,7 @@ def suite(options: argparse.Namespace) -> int:
         if is_slurm:
             fleets = [fleet for fleet in fleets if owner_of(fleet.folder) is None]
             if fleets:
-                submit_array([place_on(wanted, fleet, None) for fleet in fleets], output, options.retries)
+                submit_array([_of(wanted, fleet) for fleet in fleets], output, options.retries)
             print(f"promptfleet status {output}   shows how far they are")
             return 0
         dispatcher = Dispatcher(wanted, options.backend, output, places, options.retries)
@@ -72,13 +73,13 @@ def suite(options: argparse.Namespace) -> int:
 
 def _say_what_would_run(fleets: list[FleetJob], wanted: Submission, backend: str, place: Place, retries: int) -> None:
     if backend == "slurm" and fleets:
-        placed = [place_on(wanted, fleet, None) for fleet in fleets]
+        placed = [_of(wanted, fleet) for fleet in fleets]
         rendered = slurm.render_array(placed, wanted.output, retries, wanted.output.resolve().name)
         sys.stdout.write(rendered.describe(wanted.variables))
         return
     for fleet in fleets:
         print(f"{fleet.file.stem}: {', '.join(fleet.members)}")
-        sys.stdout.write(render(backend, place_on(wanted, fleet, place)).describe(wanted.variables))
+        sys.stdout.write(render(backend, place_on(_of(wanted, fleet), place)).describe(wanted.variables))
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Dispatcher:
         names = ", ".join(fleet.members[:4]) + (", ..." if len(fleet.members) > 4 else "")
         where = f" on {', '.join(_names(place))}" if place else ""
         print(f"{fleet.file.stem}{where}: {len(fleet.members)} members ({names}), one of {count} fleets", flush=True)
-        rendered = render(self.backend, place_on(self.submission, fleet, place))
+        rendered = render(self.backend, place_on(_of(self.submission, fleet), place))
         record_starts(self.output, [{"fleet": fleet.file.stem, "hosts": _names(place)}])
         # Several at once would write into each other's lines.
         log = None if len(self.places) == 1 else (self.output / f"{fleet.file.stem}.txt").open("ab")
@@ -207,22 +208,6 @@ def _names(place: Place) -> list[str]:
     return [host.name for host in place or ()]
 
 
-def divide(submission: Submission) -> list[Place]:
-    """The hosts of a submission in groups of its nodes. Raises :class:`UserError`."""
-    hosts, nodes = submission.hosts, submission.nodes
-    if hosts is None:
-        return [None]
-    if len(hosts) < nodes:
-        raise UserError(f"--nodes {nodes}, but there are {len(hosts)} hosts; give a smaller number")
-    if len(hosts) % nodes:
-        print(f"{len(hosts) % nodes} of {len(hosts)} hosts stay idle: a fleet takes {nodes}", file=sys.stderr)
-    places: list[Place] = [hosts[at : at + nodes] for at in range(0, len(hosts) - nodes + 1, nodes)]
-    if submission.master and len(places) > 1:
-        raise UserError("--master-addr is one address, but fleets run on several groups of hosts; leave it out")
-    return places
-
-
-def place_on(submission: Submission, fleet: FleetJob, place: Place) -> Submission:
-    """The submission of one fleet on one place."""
-    ranks = submission.ranks if place is None else sum(len(host.slots) for host in place)
-    return replace(submission, config=fleet.file, output=fleet.folder, hosts=place, ranks=ranks)
+def _of(submission: Submission, fleet: FleetJob) -> Submission:
+    """The submission of one fleet."""
+    return replace(submission, config=fleet.file, output=fleet.folder)

@@ -154,8 +154,8 @@ def _mpi_meeting(process: Process) -> dict[str, str]:
     return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
 
-class MeetingError(UserError):
-    """Ranks that do not find each other, which those that are there may each see otherwise."""
+class RankError(UserError):
+    """What one rank may meet and the others not, so that it has to speak for itself."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,13 @@ class Meeting:
 
 
 def meet(process: Process) -> Meeting:
-    """Tell torch where the ranks meet, whatever started them. Raises :class:`MeetingError` where that place has no address."""
+    """Tell torch where the ranks meet, whatever started them. Raises :class:`RankError` where that place has no address."""
     os.environ.update(rendezvous(process))
     host = os.environ["MASTER_ADDR"]
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
-        raise MeetingError(
+        raise RankError(
             f"the ranks cannot meet on {host!r} (MASTER_ADDR): {error}; set MASTER_ADDR to a host that all reach"
         ) from None
     port = _number(os.environ, "MASTER_PORT")

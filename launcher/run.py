@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from launcher.environment import (
-    MeetingError,
     Process,
+    RankError,
     find_process,
     meet,
     name_local_rank,
@@ -35,8 +35,10 @@ from launcher.environment import (
 from launcher.lock import locked
 from launcher.logs import log_to_file, start_logging
 from launcher.stop import STOPPED, Stopped, StopRequest
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, reason
 from prompt_tuning.files import make_folder, write_json
+from prompt_tuning.overrides import read_json
+from prompt_tuning.problems import difference
 from prompt_tuning.runfile import Run, experiment_difference, load_run
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ def _main(options: argparse.Namespace, stop: StopRequest) -> int:
         return work(run, process, options, stop)
     except UserError as error:
         # All ranks meet the same mistake; one of each host names it.
-        if process.local_rank == 0 or isinstance(error, MeetingError):
+        if process.local_rank == 0 or isinstance(error, RankError):
             logger.error("error: %s", error)
     except OSError as error:
         logger.error("error: %s: %s", error.filename or options.output or "the run folder", error.strerror or error)
@@ -142,7 +144,13 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
             if zero:
                 name_local_rank(process)
             grid = make_grid(rank, size, device, tensor)
-            return train_in_folder(run, grid, options, stop, record(process, num_threads, hosts))
+            environment = {**record(process, num_threads, hosts), "tensor": grid.tensor, "zero": zero}
+            return train_in_folder(run, grid, options, stop, environment)
+        except torch.OutOfMemoryError as error:
+            raise RankError(
+                f"{hosts[rank]}: {device} has not enough memory ({reason(error)}); set train.activation_checkpointing or a"
+                " smaller train.batch_size, or share the backbone among ranks by parallel.tensor and parallel.zero"
+            ) from None
         except RankLost as error:
             stop()  # the launcher may be ending the others by now, which is not the reason
             watch.explain_loss(str(error))
@@ -181,6 +189,7 @@ def train_in_folder(
         if grid.is_first:
             stop.listen(run.output)
             log_to_file(run.output / "log.txt")
+            say_what_changed(run.output, environment)
             write_json(run.output / "run.json", run.to_json())
             write_json(run.output / "environment.json", environment)
         result = train(run, grid, stop)
@@ -218,6 +227,22 @@ def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> b
                 " use --fresh to start anew or --output for another folder"
             )
     return not (folder / "result.json").exists()
+
+
+def say_what_changed(folder: Path, environment: dict[str, Any]) -> None:
+    """Where a run is continued in another environment than it was left in: its numbers go on equal to rounding, not to the bit."""
+    if not any((folder / "checkpoints").glob("step-*")):
+        return
+    try:
+        old = read_json(folder / "environment.json")
+    except UserError:
+        return  # of a run that was killed very early, or damaged: it serves people alone
+    keys = ("versions", "processor", "world_size", "threads", "tensor", "zero")
+    before, now = ({key: values.get(key) for key in keys} for values in (old, environment))
+    if before != now:
+        logger.warning(
+            "this is not where the run was left (%s): equal to rounding, not to the bit", difference(before, now)
+        )
 
 
 def _results(folder: Path) -> bool:

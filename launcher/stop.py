@@ -15,7 +15,7 @@ STOPPED = 75
 
 RANK_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """The second is what schedulers send before a time limit."""
-DRIVER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+DRIVER_SIGNALS = (*RANK_SIGNALS, signal.SIGINT, signal.SIGHUP)
 POLL_SECONDS = 0.2
 """How often a driver looks for signals and for the end of what it waits for."""
 
@@ -46,7 +46,9 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._ask) for number in self._signals}
+        # What whoever started this process had it ignore, as nohup does, stays ignored.
+        heeded = [number for number in self._signals if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 
 from launcher.backends import open_process, render
-from launcher.placement import submission
+from launcher.placement import divide, place_on, submission
 from launcher.starts import submit_job
 from launcher.stop import DRIVER_SIGNALS, POLL_SECONDS, StopRequest, ask_to_stop
-from prompt_tuning.errors import UserError
 from prompt_tuning.runfile import load_run
 
 
@@ -19,9 +19,8 @@ def submit(options: argparse.Namespace) -> int:
     """Start a run file by a backend, or say what would be started."""
     run = load_run(options.config, options.set, options.output)
     wanted = submission(options, Path(options.config), run.output, tuple(options.set))
-    slots = len(wanted.places)
-    if wanted.hosts is not None and wanted.ranks != slots:
-        raise UserError(f"--ranks {wanted.ranks}, but the hosts have {slots} slots; leave it out or filter the hosts")
+    if options.nodes is not None and wanted.hosts is not None:
+        wanted = place_on(wanted, divide(wanted)[0])
     rendered = render(options.backend, wanted)
     if options.dry_run:
         sys.stdout.write(rendered.describe(wanted.variables))
@@ -42,7 +41,8 @@ def _wait(process: subprocess.Popen[bytes], folder: Path) -> int:
             if stop():
                 ask_to_stop(folder)
                 if not is_told:
-                    print("asked to stop; waiting for the ranks to save their step", file=sys.stderr, flush=True)
+                    with contextlib.suppress(OSError):  # the terminal may be gone
+                        print("asked to stop; waiting for the ranks to save their step", file=sys.stderr, flush=True)
                 is_told = True
             try:
                 code = process.wait(timeout=POLL_SECONDS)

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
-from launcher.environment import Meeting, MeetingError
+from launcher.environment import Meeting, RankError
 from prompt_tuning.errors import reason
 
 logger = logging.getLogger("launcher.watch")
@@ -29,7 +29,7 @@ _ENDED = b"ended"
 
 
 def open_store(meeting: Meeting, rank: int, limit_seconds: float) -> Any:
-    """A connection to the key-value store of the job. Raises :class:`MeetingError`."""
+    """A connection to the key-value store of the job. Raises :class:`RankError`."""
     is_keeper = rank == 0 and not meeting.is_kept_by_launcher
     try:
         return TCPStore(
@@ -40,7 +40,7 @@ def open_store(meeting: Meeting, rank: int, limit_seconds: float) -> Any:
             wait_for_workers=False,
         )
     except RuntimeError as error:
-        raise MeetingError(
+        raise RankError(
             f"the ranks cannot meet on {meeting.host}:{meeting.port} (MASTER_ADDR, MASTER_PORT): {reason(error)};"
             f" {'choose another port' if is_keeper else 'look at what rank 0 prints, and at the network'}"
         ) from None
@@ -49,7 +49,7 @@ def open_store(meeting: Meeting, rank: int, limit_seconds: float) -> Any:
 def gather_ranks(store: Any, rank: int, size: int, limit_seconds: float) -> list[str]:
     """Wait for all ranks; the host of each.
 
-    Where some do not come in time the lowest of those that did raises :class:`MeetingError` with their names, and the
+    Where some do not come in time the lowest of those that did raises :class:`RankError` with their names, and the
     others end.
     """
     store.set(f"beat/{rank}", "0")
@@ -63,7 +63,7 @@ def gather_ranks(store: Any, rank: int, size: int, limit_seconds: float) -> list
             sys.exit(1)
         away = ", ".join(str(other) for other in range(size) if other not in here)
         places = ", ".join(sorted({store.get(keys[other]).decode() for other in here}))
-        raise MeetingError(
+        raise RankError(
             f"rank {away} of {size} did not come within {limit_seconds:.0f} s; the others are on {places}; look at what the"
             " missing ones print, or raise launch.timeout_seconds"
         ) from None

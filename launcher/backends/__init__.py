@@ -23,7 +23,7 @@ from prompt_tuning.errors import UserError
 
 @dataclass(frozen=True)
 class Submission:
-    """What to run and where: the worker's arguments, hosts (None: not said) and ranks, and the scheduler's settings."""
+    """What to run and where: the worker's arguments, hosts (None: not said) and ranks, and what SLURM is asked for."""
 
     config: Path
     output: Path
@@ -31,12 +31,9 @@ class Submission:
     hosts: tuple[Host, ...] | None = None
     ranks: int = 1
     nodes: int = 1
-    time: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    gpus: bool = False
     scheduler: dict[str, str] = field(default_factory=dict)
-    """More options of sbatch, by their long names."""
+    """Options of sbatch, by their long names."""
+    gpus: bool = False
     master: str | None = None
     """Address at which the ranks meet; None: the first host by its name."""
     variables: dict[str, str] = field(default_factory=dict)

@@ -58,10 +58,7 @@ def _script(submission: Submission, settings: dict[str, str], start: list[str], 
         "nodes": str(submission.nodes),
         "ntasks": str(submission.ranks),
         "ntasks-per-node": str(per_node),
-        "time": None if submission.time is None else _checked("--time", submission.time),
-        "partition": None if submission.partition is None else _checked("--partition", submission.partition),
-        "account": None if submission.account is None else _checked("--account", submission.account),
-        "gpus-per-node": str(per_node) if submission.gpus else None,
+        **({"gpus-per-node": str(per_node)} if submission.gpus else {}),
         "signal": f"USR1@{_GRACE_SECONDS}",
         "export": "NONE",
         "requeue": "",
@@ -72,9 +69,9 @@ def _script(submission: Submission, settings: dict[str, str], start: list[str], 
             raise UserError(
                 f"--sbatch {show(name)}: not the long name of an option of sbatch, or set already; --dry-run shows the script"
             )
-        wanted[name] = _checked(f"--sbatch {name}", value)
+        wanted[name] = _checked(f"{name} of the job", value)
     lines = ["#!/bin/bash"]
-    lines += [f"#SBATCH --{key}={value}".removesuffix("=") for key, value in wanted.items() if value is not None]
+    lines += [f"#SBATCH --{key}={value}".removesuffix("=") for key, value in wanted.items()]
     lines.append("set -u")
     if "cpus-per-task" in wanted:
         lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not take it from the job')

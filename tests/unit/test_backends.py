@@ -74,8 +74,8 @@ def refusal(name, submission):
 
 def test_a_slurm_script_word_for_word(monkeypatch):
     monkeypatch.setenv("TOKEN_OF_MINE", "secret")
-    wanted = {"scheduler": {"cpus-per-task": "8"}, "variables": {"WANTED": "a b'$(c)"}}
-    rendered = render("slurm", make(ranks=8, nodes=2, time="1:00:00", partition="gpu", gpus=True, **wanted))
+    asked = {"time": "1:00:00", "partition": "gpu", "cpus-per-task": "8"}
+    rendered = render("slurm", make(ranks=8, nodes=2, scheduler=asked, gpus=True, variables={"WANTED": "a b'$(c)"}))
     assert rendered.command == ["sbatch", "--parsable"]
     lines = rendered.text.splitlines()
     assert lines[0] == "#!/bin/bash"
@@ -95,12 +95,12 @@ def test_a_slurm_script_word_for_word(monkeypatch):
         ("deepspeed", {}, "needs --hostfile"),
         ("slurm", {"hosts": HOSTS}, "chooses hosts itself; use --nodes"),
         ("slurm", {"ranks": 3, "nodes": 2}, "--ranks 3 cannot be divided among --nodes 2"),
-        ("slurm", {"partition": "a b"}, '--partition: "a b" cannot stand in a batch script'),
-        ("slurm", {"scheduler": {"qos": "a;b"}}, '--sbatch qos: "a;b" cannot stand in a batch script'),
-        ("slurm", {"scheduler": {"qos": ""}}, '--sbatch qos: "" cannot stand in a batch script'),
+        ("slurm", {"scheduler": {"partition": "a b"}}, 'partition of the job: "a b" cannot stand in a batch script'),
+        ("slurm", {"scheduler": {"qos": "a;b"}}, 'qos of the job: "a;b" cannot stand in a batch script'),
+        ("slurm", {"scheduler": {"qos": ""}}, 'qos of the job: "" cannot stand in a batch script'),
         ("slurm", {"scheduler": {"export": "ALL"}}, '--sbatch "export": not the long name of an option of sbatch, or set already'),
         ("slurm", {"scheduler": {"x=1\n#SBATCH --y": "1"}}, "--sbatch .*: not the long name"),
-        ("slurm", {"time": "1\n#SBATCH --x"}, "--time: .* cannot stand in a batch script"),
+        ("slurm", {"scheduler": {"time": "1\n#SBATCH --x"}}, "time of the job: .* cannot stand in a batch script"),
     ],
 )
 def test_what_does_not_fit_is_refused(name, settings, message):
@@ -148,6 +148,8 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path, monkeypatch,
     (tmp_path / "run.json").write_text(json.dumps({"task": "boolq", "backbone": {"path": "."}}))
     (tmp_path / "hosts").write_text("a slots=2\nb slots=1\n")
     arguments = ["submit", str(tmp_path / "run.json"), "--hostfile", str(tmp_path / "hosts"), "--backend", "mpi", "--dry-run"]
+    assert cli.main([*arguments, "--nodes", "1", "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("command: mpirun -np 2 --host a:2 "), "the first of the hosts"
     assert cli.main([*arguments, "--exclude", "b", "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("command: mpirun -np 2 --host a:2 ") and shown.endswith("rank 0: a slot 0\nrank 1: a slot 1\n")
@@ -161,6 +163,9 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path, monkeypatch,
         (["--ranks", "5"], "--ranks 5, but the hosts have 3 slots"),
         (["--export", "A=1"], '--export "A=1": not the name of an environment variable'),
         (["--set", "optimizer.lr=x"], "optimizer.lr"),
+        (["--time", "1:00", "--gpus"], "--time, --gpus: for SLURM alone, and --backend is mpi"),
+        (["--sbatch", "qos=a"], "--sbatch: for SLURM alone"),
+        (["--nodes", "3"], "--nodes 3, but there are 2 hosts"),
     ):
         assert cli.main([*arguments, *more]) == 1
         assert message in capsys.readouterr().err

@@ -16,7 +16,6 @@ from launcher.lock import locked
 from launcher.state import State, read_state, saved_step
 from launcher.status import read_rows
 from launcher.suite import FleetJob
-from prompt_tuning.errors import UserError
 
 queue = slurm.queue
 HOSTS = (Host("a", (0, 1)), Host("b", (0,)), Host("c", (0,)))
@@ -66,10 +65,9 @@ def test_fleets_run_on_all_hosts_at_once(run):
     assert {hosts[0] for hosts in seen.values()} == {"a", "b", "c"}
 
 
-def test_a_fleet_may_take_several_hosts(run, capsys):
+def test_a_fleet_may_take_several_hosts(run):
     failed, seen = run({"one": {}, "two": {}}, nodes=2)
     assert not failed and seen == {"one": ["a+b"], "two": ["a+b"]}
-    assert "1 of 3 hosts stay idle" in capsys.readouterr().err
 
 
 def test_failures_are_retried_a_bounded_number_of_times_and_do_not_stop_the_others(run):
@@ -119,11 +117,21 @@ def test_what_a_dead_driver_left_running_is_waited_for_and_keeps_its_host(tmp_pa
     assert "begun runs already (process" in capsys.readouterr().out
 
 
-def test_wrong_hosts_are_refused():
-    with pytest.raises(UserError, match="--nodes 4, but there are 3 hosts"):
-        dispatch.divide(Submission(Path(), Path(), hosts=HOSTS, nodes=4))
-    with pytest.raises(UserError, match="--master-addr is one address"):
-        dispatch.divide(Submission(Path(), Path(), hosts=HOSTS, master="a"))
+def test_hosts_that_stay_idle_are_said_and_wrong_ones_refused(tmp_path, capsys):
+    (tmp_path / "run.json").write_text(json.dumps({"task": "boolq", "backbone": {"path": "."}}))
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=1\nc slots=1\n")
+    arguments = ["suite", str(tmp_path / "run.json"), "--hostfile", str(tmp_path / "hosts"), "--backend", "mpi", "--dry-run"]
+    arguments += ["--output", str(tmp_path / "suite")]
+    assert cli.main([*arguments, "--nodes", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "1 of 3 hosts stay idle" in shown.err and "mpirun -np 3 --host a:2,b:1 " in shown.out
+    for more, message in (
+        (["--nodes", "4"], "--nodes 4, but there are 3 hosts"),
+        (["--master-addr", "a"], "--master-addr is one address"),
+        (["--ranks", "3"], "--ranks 3, but the hosts have 4 slots"),
+    ):
+        assert cli.main([*arguments, *more]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_second_driver_of_a_suite_is_refused(tmp_path, capsys):

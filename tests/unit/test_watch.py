@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from datetime import timedelta
@@ -11,8 +12,8 @@ import pytest
 from torch.distributed import TCPStore
 
 from launcher import watch as module
-from launcher.environment import Meeting, MeetingError
-from launcher.stop import Stopped, StopRequest, ask_to_stop
+from launcher.environment import Meeting, RankError
+from launcher.stop import DRIVER_SIGNALS, Stopped, StopRequest, ask_to_stop
 from launcher.watch import gather_ranks, open_store, watching
 
 HOSTS = ["a", "b", "c", "d"]
@@ -45,7 +46,7 @@ def test_ranks_learn_each_others_hosts(store):
 
 def test_ranks_that_do_not_come_are_named_by_the_lowest_that_did(store):
     store.set("host/1", "gpu7")
-    with pytest.raises(MeetingError, match=r"rank 2, 3 of 4 did not come within 0 s; the others are on gpu7, "):
+    with pytest.raises(RankError, match=r"rank 2, 3 of 4 did not come within 0 s; the others are on gpu7, "):
         gather_ranks(store, 0, 4, 0.1)
     with pytest.raises(SystemExit):
         gather_ranks(store, 1, 4, 0.1)
@@ -55,9 +56,9 @@ def test_a_meeting_place_where_nobody_listens_is_named():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = Meeting("127.0.0.1", probe.getsockname()[1], is_kept_by_launcher=False)
-        with pytest.raises(MeetingError, match=rf"cannot meet on 127\.0\.0\.1:{place.port} .* look at what rank 0 prints"):
+        with pytest.raises(RankError, match=rf"cannot meet on 127\.0\.0\.1:{place.port} .* look at what rank 0 prints"):
             open_store(place, 1, 0.5)
-        with pytest.raises(MeetingError, match="choose another port"):
+        with pytest.raises(RankError, match="choose another port"):
             open_store(place, 0, 0.5)
 
 
@@ -118,5 +119,15 @@ def test_requests_in_the_run_folder_are_heeded_from_when_the_job_listens(tmp_pat
 
 def test_a_signal_before_training_ends_as_the_signal_would():
     with pytest.raises(Stopped) as request, StopRequest():
-        os.kill(os.getpid(), 10)
+        os.kill(os.getpid(), signal.SIGUSR1)
     assert request.value.exit_code == 138
+
+
+def test_signals_that_nohup_has_ignored_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(DRIVER_SIGNALS) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
