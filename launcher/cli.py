@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)"
     )
     verb.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
+    choice = verb.add_mutually_exclusive_group()
+    choice.add_argument("--resume", action="store_true", help="continue an unfinished run; an error if there is none")
+    choice.add_argument(
+        "--fresh", action="store_true", help="start anew; an older run folder is kept under another name"
+    )
     verb.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     add_placement(verb)
 

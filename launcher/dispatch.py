@@ -110,6 +110,8 @@ class Dispatcher:
     bad_luck: Counter[Place] = field(default_factory=Counter)
     """The same in a row, by place."""
     left_out: set[Place] = field(default_factory=set)
+    has_succeeded: bool = False
+    """Whether any start has taken its run further: before that, fleets may be to blame as well as places."""
     is_asked_to_stop: bool = False
     """Whether :meth:`run` has ended because of a signal."""
 
@@ -173,14 +175,14 @@ class Dispatcher:
     def _again(self, job: _Running) -> bool:
         """Whether an ended start is to be followed by another; says so."""
         name, step = job.fleet.file.stem, saved_step(job.fleet.folder)
-        if result_status(job.fleet.folder) is not None:
-            self.bad_luck[job.place] = 0
-            return False
-        if step > job.step:
-            self.bad_luck[job.place] = 0
+        has_result = result_status(job.fleet.folder) is not None
+        if has_result or step > job.step:
+            self.has_succeeded, self.bad_luck[job.place] = True, 0
         else:
             self.failures[name] += 1
             self.bad_luck[job.place] += 1
+        if has_result:
+            return False
         if self.is_asked_to_stop:
             return True
         if self.failures[name] > self.retries:
@@ -192,7 +194,8 @@ class Dispatcher:
         """A place that has just failed waits behind the others; one that fails always is left out while others are there."""
         if place == ():
             return
-        if self.bad_luck[place] >= _MOST_FAILURES and len(self.left_out) < len(self.places) - 1:
+        is_to_blame = self.bad_luck[place] >= _MOST_FAILURES and self.has_succeeded
+        if is_to_blame and len(self.left_out) < len(self.places) - 1:
             self.left_out.add(place)
             names = ", ".join(_names(place))
             print(

@@ -80,7 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the worker; returns the exit code."""
     options = parser().parse_args(arguments)
     with StopRequest() as stop:
-        return _main(options, stop)
+        code = _main(options, stop)
+        if code == STOPPED:
+            stop.close()
+        return code
 
 
 def _main(options: argparse.Namespace, stop: StopRequest) -> int:
@@ -140,7 +143,7 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
         try:
             # DeepSpeed asks for a group even where there is nothing to split, as with offload on one GPU.
             if size > 1 or zero:
-                open_group(store, rank, size, device)
+                open_group(store, rank, size, device, limit)
             if zero:
                 name_local_rank(process)
             grid = make_grid(rank, size, device, tensor)

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from launcher.backends import Submission, slurm
+from launcher.backends import Rendered, Submission, slurm
 from prompt_tuning.files import make_folder
 
 _FILE = "starts.jsonl"
@@ -18,7 +18,7 @@ _FILE = "starts.jsonl"
 def read_starts(output: Path) -> list[dict[str, Any]]:
     """What drivers have started, oldest first; a line that a killed driver left half written is passed over."""
     try:
-        lines = (output / _FILE).read_text(encoding="utf-8").splitlines()
+        lines = (output / _FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     records = []
@@ -36,6 +36,7 @@ def record_starts(output: Path, records: Sequence[dict[str, Any]]) -> None:
     """Append to what drivers have started."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     with (output / _FILE).open("a", encoding="utf-8") as file:
+        file.write("\n")  # the line before may be half written
         file.writelines(json.dumps({"time": now, **record}, sort_keys=True) + "\n" for record in records)
 
 
@@ -46,11 +47,11 @@ def queued(output: Path) -> dict[str, str]:
     return {fleet: states[task] for task, fleet in tasks.items() if task in states}
 
 
-def submit_job(submission: Submission) -> str:
+def submit_job(rendered: Rendered, output: Path) -> str:
     """Hand a run to SLURM; the job's number. Raises :class:`UserError`."""
-    make_folder(submission.output)
-    job = slurm.submit(slurm.render(submission))
-    record_starts(submission.output, [{"fleet": submission.output.resolve().name, "slurm": job}])
+    make_folder(output)
+    job = slurm.submit(rendered)
+    record_starts(output, [{"fleet": output.resolve().name, "slurm": job}])
     return job
 
 

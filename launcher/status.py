@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
@@ -42,7 +43,11 @@ def status(options: argparse.Namespace) -> int:
 def read_rows(folder: Path) -> list[tuple[str, State, str]]:
     """Name, state and place of the run in a folder, or of all runs of a suite's folder. Raises :class:`UserError`."""
     last = {record["fleet"]: record for record in read_starts(folder)}
-    in_queue = queued(folder)
+    try:
+        in_queue = queued(folder)
+    except UserError as error:
+        print(f"what is in SLURM's queue is not known: {error}", file=sys.stderr)
+        in_queue = {}
     rows = []
     for name, run in _runs(folder, last):
         fleet, state = run.resolve().name, read_state(run)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +21,8 @@ DRIVER_SIGNALS = (*RANK_SIGNALS, signal.SIGINT, signal.SIGHUP)
 POLL_SECONDS = 0.2
 """How often a driver looks for signals and for the end of what it waits for."""
 
+_SAME_REQUEST_SECONDS = 5
+"""A signal often comes twice: to all processes of a job, and from a launcher that hands its own on."""
 _FILE = ".stop"
 
 
@@ -33,13 +37,14 @@ class Stopped(BaseException):
 class StopRequest:
     """Whether somebody asked this process to stop, by one of some signals.
 
-    Within the ``with`` block the first of these signals only asks, and the training loop answers between steps; a second
-    one ends. Until that loop asks for the first time there is nothing to wait for, and a signal raises :class:`Stopped`.
+    Within the ``with`` block the first of these signals only asks, and the training loop answers between steps; one that
+    comes a while later ends. Until that loop asks for the first time there is nothing to wait for, and a signal raises
+    :class:`Stopped`.
     """
 
     def __init__(self, signals: tuple[signal.Signals, ...] = RANK_SIGNALS) -> None:
         self._signals = signals
-        self._is_asked = False
+        self._asked: float | None = None
         self._is_answered = False
         self._file: Path | None = None
         self._launcher = _find_deepspeed()
@@ -56,10 +61,19 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        self._is_asked = True
+        if self._asked is None:
+            self._asked = time.monotonic()
+        elif time.monotonic() - self._asked > _SAME_REQUEST_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         if not self._is_answered:
             raise Stopped(number)
+
+    def close(self) -> None:
+        """Let no signal change the exit code any more: the first rank that leaves may have its launcher signal the others."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._before = {}
 
     def listen(self, folder: Path) -> None:
         """Heed requests in a run folder too, from now on. For the rank that holds the folder's lock."""
@@ -69,7 +83,7 @@ class StopRequest:
     def __call__(self) -> bool:
         self._is_answered = True
         is_told = self._file is not None and self._file.exists()
-        return self._is_asked or is_told or (self._launcher is not None and _has_ended(self._launcher))
+        return self._asked is not None or is_told or (self._launcher is not None and _has_ended(self._launcher))
 
 
 def _find_deepspeed() -> psutil.Process | None:

@@ -6,27 +6,37 @@ import argparse
 import contextlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.backends import open_process, render
 from launcher.placement import divide, place_on, submission
 from launcher.starts import submit_job
-from launcher.stop import DRIVER_SIGNALS, POLL_SECONDS, StopRequest, ask_to_stop
+from launcher.state import owner_of, result_status, saved_step
+from launcher.stop import DRIVER_SIGNALS, POLL_SECONDS, STOPPED, StopRequest, ask_to_stop
+from prompt_tuning.errors import UserError
 from prompt_tuning.runfile import load_run
 
 
 def submit(options: argparse.Namespace) -> int:
     """Start a run file by a backend, or say what would be started."""
     run = load_run(options.config, options.set, options.output)
-    wanted = submission(options, Path(options.config), run.output, tuple(options.set))
+    flags = tuple(f"--{name}" for name in ("resume", "fresh") if getattr(options, name))
+    if "--fresh" in flags and options.backend == "slurm":
+        raise UserError(f"--fresh would start a job anew each time it is requeued; move {run.output} away instead")
+    wanted = replace(submission(options, Path(options.config), run.output, tuple(options.set)), flags=flags)
     if options.nodes is not None and wanted.hosts is not None:
         wanted = place_on(wanted, divide(wanted)[0])
     rendered = render(options.backend, wanted)
     if options.dry_run:
         sys.stdout.write(rendered.describe(wanted.variables))
         return 0
+    owner = owner_of(run.output)
+    if owner is not None:
+        # The worker would refuse too, but this process must not hand requests on to a job that is not its own.
+        raise UserError(f"{run.output} is in use by {owner}; wait for it, stop it, or choose another --output")
     if options.backend == "slurm":
-        job = submit_job(wanted)
+        job = submit_job(rendered, run.output)
         print(job)
         print(f"SLURM has job {job}; promptfleet status {run.output}   shows how far it is", file=sys.stderr)
         return 0
@@ -48,4 +58,6 @@ def _wait(process: subprocess.Popen[bytes], folder: Path) -> int:
                 code = process.wait(timeout=POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 continue
+            if is_told and code and result_status(folder) is None and saved_step(folder):
+                return STOPPED  # which not every launcher hands on
             return code if code >= 0 else 128 - code

@@ -17,7 +17,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.files import write_json
 from prompt_tuning.overrides import Json
 from prompt_tuning.problems import show
-from prompt_tuning.runfile import FOR_PEOPLE, SAME_FOR_ALL, SHARED, MemberSpec, load_recorded_run, load_run
+from prompt_tuning.runfile import BOOKKEEPING, FOR_PEOPLE, SAME_FOR_ALL, SHARED, MemberSpec, load_recorded_run, load_run
 
 BASELINE = "head"
 
@@ -33,7 +33,7 @@ class Job:
     def identity(self) -> str:
         """Of what changes the numbers: equal jobs need to run once."""
         config = {key: value for key, value in self.config.items() if key not in (*FOR_PEOPLE, *SHARED)}
-        train = {key: value for key, value in self.config["train"].items() if key not in _BOOKKEEPING}
+        train = {key: value for key, value in self.config["train"].items() if key not in BOOKKEEPING}
         return _digest({**config, "train": train, "backbone": self.config["backbone"]})
 
     @property
@@ -42,9 +42,6 @@ class Job:
         shared = {key: self.config[key] for key in ("backbone", "parallel", "deepspeed")}
         train = {key: self.config["train"][key] for key in SAME_FOR_ALL}
         return _digest([shared, train, self.name if self.config["method"] == "full" else ""])
-
-
-_BOOKKEEPING = ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard")
 
 
 def _digest(value: Any) -> str:

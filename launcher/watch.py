@@ -42,7 +42,7 @@ def open_store(meeting: Meeting, rank: int, limit_seconds: float) -> Any:
     except RuntimeError as error:
         raise RankError(
             f"the ranks cannot meet on {meeting.host}:{meeting.port} (MASTER_ADDR, MASTER_PORT): {reason(error)};"
-            f" {'choose another port' if is_keeper else 'look at what rank 0 prints, and at the network'}"
+            f" {'they have to be a free port of the host of rank 0' if is_keeper else 'look at what rank 0 prints, and at the network'}"
         ) from None
 
 
@@ -151,6 +151,7 @@ class Watch:
         self.has_lost = True
         everyone = list(range(len(self._hosts)))
         try:
+            self._store.set(f"lost/{self._rank}", "")
             before = beats = _beats(self._store, everyone)
             deadline = time.monotonic() + 3 * self._interval
             while time.monotonic() < deadline and _ENDED not in beats:
@@ -158,11 +159,14 @@ class Watch:
                 beats = _beats(self._store, everyone)
             ended = [self._name(rank) for rank in everyone if beats[rank] == _ENDED]
             silent = [self._name(rank) for rank in everyone if beats[rank] == before[rank]]
+            away = [self._name(rank) for rank in everyone if not self._store.check([f"lost/{rank}"])]
             why = f"a message between ranks failed ({error})"
             if ended:
                 why = f"{' and '.join(ended)} ended; the message above or below says why"
             elif silent:
                 why = f"{' and '.join(silent)} died without a word: killed, out of memory, or cut off"
+            elif away:
+                why = f"{' and '.join(away)} did not come where the others wait, though alive ({error})"
             self._condemn(self._store, why)
         except Exception:
             self._blame_keeper("is gone")

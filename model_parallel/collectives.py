@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,11 +30,12 @@ def _collective() -> Iterator[None]:
         raise RankLost(str(error).partition("\n")[0]) from error
 
 
-def open_group(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
-    """Open the default process group: NCCL between GPUs, else gloo."""
+def open_group(store: dist.Store, rank: int, size: int, device: torch.device, limit_seconds: float) -> None:
+    """Open the default process group: NCCL between GPUs, else gloo. A collective fails that waits longer than the limit."""
     with _collective():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        limit = timedelta(seconds=limit_seconds)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
 
 def sum_gradients(split: list[torch.nn.Parameter], whole: list[torch.nn.Parameter], grid: Grid) -> None:

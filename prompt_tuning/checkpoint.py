@@ -67,6 +67,20 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def set_aside(folder: Path, used: Path | None) -> None:
+    """Give the checkpoints that were passed over for ``used`` another name, so that they never count as the newest again."""
+    for path in steps(folder):
+        if (
+            used is None
+            or len(path.name) > len(used.name)
+            or (len(path.name) == len(used.name) and path.name > used.name)
+        ):
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            logger.warning("it is now %s", aside)
+
+
 def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
     """Put the fleet into the state of a checkpoint and return its step. Raises :class:`UserError`."""
     state = json.loads((path / "state.json").read_text())

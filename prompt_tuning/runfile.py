@@ -25,7 +25,7 @@ from prompt_tuning.problems import MISSING, difference, sentences, show
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 FOR_PEOPLE = ("description", "published")
 _NO_EXPERIMENT = ("$schema", "name", *FOR_PEOPLE, "parallel", "deepspeed", "launch", "fleet", "output")
-_BOOKKEEPING = ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard")
+BOOKKEEPING = ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard")
 SAME_FOR_ALL = [
     "checkpoint_steps",
     "keep_checkpoints",
@@ -101,7 +101,7 @@ def _experiment(record: Json) -> Json:
         config = member["config"]
         for key in _NO_EXPERIMENT:
             config.pop(key, None)
-        for key in _BOOKKEEPING:
+        for key in BOOKKEEPING:
             config["train"].pop(key, None)
     return {"members": members, "shared_prompt": record["shared_prompt"]}
 
@@ -215,7 +215,7 @@ def _members(
 
 def _forget_published(settings: Json, sets: list[tuple[str, Any]]) -> None:
     """Drop the published results of settings that ``--set`` has changed: they are of other numbers then."""
-    same = {"data.path", "train.seed", "fleet.seeds", "published", *(f"train.{key}" for key in _BOOKKEEPING)}
+    same = {"data.path", "train.seed", "fleet.seeds", "published", *(f"train.{key}" for key in BOOKKEEPING)}
     changed = [dotted for dotted, _ in sets if dotted not in same and dotted.partition(".")[0] not in _NO_EXPERIMENT]
     if changed and isinstance(settings.get("published"), list):
         settings["published"] = False

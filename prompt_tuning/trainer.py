@@ -161,7 +161,11 @@ def _say_bytes(fleet: Fleet) -> None:
 
 def _resume(fleet: Fleet, folder: Path, run: Run) -> int:
     """Load the newest sound checkpoint, the same on every rank; 0 where there is none."""
-    path = broadcast_object(checkpoint.newest(folder) if fleet.grid.is_first else None, fleet.grid)
+    path = None
+    if fleet.grid.is_first:
+        path = checkpoint.newest(folder)
+        checkpoint.set_aside(folder, path)
+    path = broadcast_object(path, fleet.grid)
     if path is None:
         return 0
     step = checkpoint.load(Path(str(path)), fleet, run.experiment())

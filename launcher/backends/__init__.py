@@ -6,9 +6,9 @@ lists of words; where a program hands a command on to a shell, every value in it
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import pkgutil
+import secrets
 import shlex
 import socket
 import subprocess
@@ -38,18 +38,17 @@ class Submission:
     """Address at which the ranks meet; None: the first host by its name."""
     variables: dict[str, str] = field(default_factory=dict)
     """Environment variables that the ranks need."""
+    flags: tuple[str, ...] = ()
+    """The worker's ``--fresh`` or ``--resume``."""
+    port: int = field(default_factory=lambda: 20_000 + secrets.randbelow(10_000))
+    """Where the ranks meet, if their launcher cannot find a free one: two submissions hardly ever share it."""
 
     @property
     def worker(self) -> list[str]:
         """The worker and its arguments, with paths that mean the same on every host."""
         sets = [word for item in self.sets for word in ("--set", item)]
         config, output = self.config.resolve(), self.output.resolve()
-        return [str(ROOT / "launcher" / "run.py"), "--config", str(config), "--output", str(output), *sets]
-
-    @property
-    def port(self) -> int:
-        """Where the ranks meet, if their launcher cannot find a free one: runs in different folders differ in theirs."""
-        return 20_000 + int.from_bytes(hashlib.sha256(bytes(self.output.resolve())).digest()[:4], "big") % 10_000
+        return [str(ROOT / "launcher" / "run.py"), "--config", str(config), "--output", str(output), *sets, *self.flags]
 
     @property
     def places(self) -> list[str]:

@@ -12,8 +12,9 @@ from launcher.backends import Rendered, Submission
 from prompt_tuning.errors import UserError
 from prompt_tuning.problems import show
 
-_WORD = re.compile(r"[A-Za-z0-9_.,:@/+-]+")
+_WORD = re.compile(r"[A-Za-z0-9_.,:@/+=\[\]-]+")
 _GRACE_SECONDS = 120
+_ANSWER_SECONDS = 120
 
 
 def render(submission: Submission) -> Rendered:
@@ -27,7 +28,7 @@ def render(submission: Submission) -> Rendered:
         "output": _checked("--output", str(output.with_name(output.name + ".slurm-%j.txt")), also="%"),
     }
     start = f"srun --kill-on-bad-exit=1 {_worker(submission)}"
-    return _script(submission, settings, [start], retries=0)
+    return _script(submission, settings, [start], "$SLURM_JOB_ID", retries=0)
 
 
 def render_array(submissions: list[Submission], folder: Path, retries: int, name: str) -> Rendered:
@@ -40,14 +41,15 @@ def render_array(submissions: list[Submission], folder: Path, retries: int, name
     }
     cases = [f"{task}) worker=({_worker(submission)}) ;;" for task, submission in enumerate(submissions)]
     choice = ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac", 'srun --kill-on-bad-exit=1 "${worker[@]}"']
-    return _script(submissions[0], settings, choice, retries)
+    # One task of an array has the array's own number for SLURM_JOB_ID, which would requeue all of them.
+    return _script(submissions[0], settings, choice, "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}", retries)
 
 
 def _worker(submission: Submission) -> str:
     return shlex.join([sys.executable, *submission.worker])
 
 
-def _script(submission: Submission, settings: dict[str, str], start: list[str], retries: int) -> Rendered:
+def _script(submission: Submission, settings: dict[str, str], start: list[str], job: str, retries: int) -> Rendered:
     if submission.hosts is not None:
         raise UserError("--hostfile does not go with --backend slurm, which chooses hosts itself; use --nodes")
     if submission.ranks % submission.nodes:
@@ -59,17 +61,17 @@ def _script(submission: Submission, settings: dict[str, str], start: list[str], 
         "ntasks": str(submission.ranks),
         "ntasks-per-node": str(per_node),
         **({"gpus-per-node": str(per_node)} if submission.gpus else {}),
-        "signal": f"USR1@{_GRACE_SECONDS}",
         "export": "NONE",
         "requeue": "",
         "open-mode": "append",
     }
-    for name, value in submission.scheduler.items():
+    asked = {"signal": f"USR1@{_GRACE_SECONDS}", **submission.scheduler}
+    for name, value in asked.items():
         if not re.fullmatch(r"[a-z][a-z-]*", name) or name in wanted:
             raise UserError(
                 f"--sbatch {show(name)}: not the long name of an option of sbatch, or set already; --dry-run shows the script"
             )
-        wanted[name] = _checked(f"{name} of the job", value)
+        wanted[name] = _checked(f"{name} of the job", value) if value else ""
     lines = ["#!/bin/bash"]
     lines += [f"#SBATCH --{key}={value}".removesuffix("=") for key, value in wanted.items()]
     lines.append("set -u")
@@ -84,7 +86,7 @@ def _script(submission: Submission, settings: dict[str, str], start: list[str], 
     again = '[ "$code" -eq 75 ]'
     if retries:
         again += f' || {{ [ "$code" -ne 0 ] && [ "$code" -ne 3 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; }}'
-    lines += [f'if {again}; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
+    lines += [f'if {again}; then scontrol requeue "{job}"; fi', 'exit "$code"']
     return Rendered(["sbatch", "--parsable"], "\n".join(lines) + "\n", environment="that of a login, not this shell's")
 
 
@@ -99,9 +101,11 @@ def submit(rendered: Rendered) -> str:
 def call(command: list[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run one of SLURM's programs. Raises :class:`UserError` where it is not installed."""
     try:
-        return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not installed here; go to a host of the SLURM cluster") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]} has not answered for {_ANSWER_SECONDS} s; try again later") from None
 
 
 def queue() -> dict[str, str]:
@@ -122,6 +126,6 @@ def _checked(what: str, value: str, also: str = "") -> str:
     """A value for a ``#SBATCH`` line, which knows no quotes."""
     if not _WORD.fullmatch(value.translate({ord(letter): "_" for letter in also})) or value.startswith("-"):
         raise UserError(
-            f"{what}: {show(value)} cannot stand in a batch script; use letters, digits and _ . , : @ / + -"
+            f"{what}: {show(value)} cannot stand in a batch script; use letters, digits and _ . , : @ / + = [ ] -"
         )
     return value

@@ -17,7 +17,18 @@ from safetensors.torch import load_file
 
 from launcher.hostfile import expand_nodes
 from tests.support import slurm, ssh
-from tests.support.processes import BIN, ROOT, TIMEOUT_SECONDS, finish, member_files, python, start, wait_for, write_run
+from tests.support.processes import (
+    BIN,
+    ROOT,
+    TIMEOUT_SECONDS,
+    finish,
+    member_files,
+    python,
+    start,
+    torchrun,
+    wait_for,
+    write_run,
+)
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 pytestmark = pytest.mark.processes
@@ -168,16 +179,22 @@ def test_a_slurm_job_on_two_nodes_equals_one_process(job, cluster, tmp_path):
 
 
 @needs_slurm
-def test_a_slurm_job_that_is_told_to_make_room_is_requeued_and_ends_in_the_same_bits(job, cluster, tmp_path):
-    """SIGUSR1, as SLURM sends it before the time limit: saved, requeued, continued, completed."""
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_slurm_job_that_is_told_to_make_room_is_requeued_and_ends_in_the_same_bits(job, cluster, tmp_path, ranks):
+    """SIGUSR1, as SLURM sends it before the time limit: saved, requeued, continued, completed.
+
+    The first of several ranks to end has srun end the others, which must not change what the job has to say.
+    """
     config, _ = job
     raw = json.loads(config.read_text())
     raw["train"].update(max_steps=600, eval_steps=300, checkpoint_steps=300, log_steps=4)
     longer = write_run(tmp_path / "longer.json", raw)
-    code, output = finish(*python("--config", longer, "--output", tmp_path / "whole"))
+    launch = python if ranks == 1 else torchrun
+    code, output = finish(*launch("--config", longer, "--output", tmp_path / "whole"))
     assert code == 0, output
-    # The bits are those of one number of threads.
-    done = submit(longer, "--backend", "slurm", "--export", "OMP_NUM_THREADS", "--output", tmp_path / "run", environment=cluster)
+    # The bits are those of one thread a rank.
+    placed = ["--nodes", ranks, "--sbatch", "cpus-per-task=1", "--export", "OMP_NUM_THREADS", "--master-addr", "127.0.0.1"]
+    done = submit(longer, "--backend", "slurm", *placed, "--output", tmp_path / "run", environment=cluster)
     number = done.stdout.strip().splitlines()[-1]
     metrics = tmp_path / "run" / "members" / "deep" / "metrics.jsonl"
     deadline = time.monotonic() + TIMEOUT_SECONDS

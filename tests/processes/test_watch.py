@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from tests.support.processes import (
     bare_ranks,
     deepspeed,
     finish,
+    free_port,
     member_files,
     python,
     start,
@@ -98,13 +100,16 @@ def test_ranks_agree_on_where_to_stop(job, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ranks_that_deepspeed_leaves_behind_save_their_step(job, tmp_path, number):
-    """Its command passes no signal on; its ranks would train on with nobody to end them."""
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.kill, signal.SIGTERM), (os.kill, signal.SIGKILL), (os.killpg, signal.SIGTERM)]
+)
+def test_ranks_that_deepspeed_leaves_behind_save_their_step(job, tmp_path, send, number):
+    """Its command passes no signal on: its ranks would train on with nobody to end them. And its launcher of local ranks
+    passes one on that they have had already, where all processes of the job are signalled."""
     config, _ = job
     process = start(*deepspeed("--config", config, "--output", tmp_path / "run"))
     started(process, tmp_path / "run")
-    process.send_signal(number)
+    send(process.pid, number)
     output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == -number and "asked to stop: step" in output, output
     assert not (tmp_path / "run" / "result.json").exists()
@@ -142,6 +147,29 @@ def test_ranks_without_a_launcher_name_the_one_that_hangs_or_dies(job, tmp_path,
     (line,) = [line for line in output.splitlines() if "error:" in line]
     assert f"error: rank {victim} on {socket.gethostname()}" in line and fate in line, output
     assert "Traceback" not in output and "frame #" not in output, output
+
+
+ELSEWHERE = """
+import sys, time
+from launcher import run
+if sys.argv[1] == "elsewhere":
+    run.train_in_folder = lambda *_: time.sleep(600)
+sys.exit(run.main(sys.argv[2:]))
+"""
+
+
+def test_a_rank_that_is_alive_but_does_not_come_where_the_others_wait_is_named(job, tmp_path):
+    """As one that waits for a disk: its other threads go on telling that it runs."""
+    config, _ = job
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    options = ["--config", config, "--output", tmp_path / "run", "--set", "launch.timeout_seconds=8"]
+    ranks = [
+        start(sys.executable, "-c", ELSEWHERE, where, *options, RANK=rank, LOCAL_RANK=rank, **meeting)
+        for rank, where in (("0", "here"), ("1", "elsewhere"))
+    ]
+    outputs = [rank.communicate(timeout=TIMEOUT_SECONDS)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1], outputs
+    assert f"error: rank 1 on {socket.gethostname()} did not come where the others wait, though alive" in outputs[0], outputs
 
 
 def test_a_rank_that_does_not_come_is_named(job, tmp_path):

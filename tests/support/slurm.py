@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -10,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
 START_SECONDS = 60
@@ -100,6 +103,10 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, s
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.name().startswith("slurmstepd") and process.environ().get("SLURM_CONF") == environment["SLURM_CONF"]:
+                    process.kill()
 
 
 def _idle(environment: dict[str, str]) -> int:

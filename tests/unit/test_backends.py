@@ -74,13 +74,13 @@ def refusal(name, submission):
 
 def test_a_slurm_script_word_for_word(monkeypatch):
     monkeypatch.setenv("TOKEN_OF_MINE", "secret")
-    asked = {"time": "1:00:00", "partition": "gpu", "cpus-per-task": "8"}
+    asked = {"time": "1:00:00", "partition": "gpu", "cpus-per-task": "8", "signal": "USR1@600", "exclusive": "", "nodelist": "n[1-2]"}
     rendered = render("slurm", make(ranks=8, nodes=2, scheduler=asked, gpus=True, variables={"WANTED": "a b'$(c)"}))
     assert rendered.command == ["sbatch", "--parsable"]
     lines = rendered.text.splitlines()
     assert lines[0] == "#!/bin/bash"
     wanted = ["nodes=2", "ntasks=8", "ntasks-per-node=4", "time=1:00:00", "partition=gpu", "gpus-per-node=4", "export=NONE",
-              "signal=USR1@120", "cpus-per-task=8", "job-name=r", "output=/out/r.slurm-%j.txt"]  # fmt: skip
+              "signal=USR1@600", "cpus-per-task=8", "exclusive", "nodelist=n[1-2]", "job-name=r", "output=/out/r.slurm-%j.txt"]  # fmt: skip
     assert {f"#SBATCH --{line}" for line in wanted} <= set(lines) and {"#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(lines)
     assert any(line.startswith('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"') for line in lines)
     assert "secret" not in rendered.text
@@ -97,7 +97,6 @@ def test_a_slurm_script_word_for_word(monkeypatch):
         ("slurm", {"ranks": 3, "nodes": 2}, "--ranks 3 cannot be divided among --nodes 2"),
         ("slurm", {"scheduler": {"partition": "a b"}}, 'partition of the job: "a b" cannot stand in a batch script'),
         ("slurm", {"scheduler": {"qos": "a;b"}}, 'qos of the job: "a;b" cannot stand in a batch script'),
-        ("slurm", {"scheduler": {"qos": ""}}, 'qos of the job: "" cannot stand in a batch script'),
         ("slurm", {"scheduler": {"export": "ALL"}}, '--sbatch "export": not the long name of an option of sbatch, or set already'),
         ("slurm", {"scheduler": {"x=1\n#SBATCH --y": "1"}}, "--sbatch .*: not the long name"),
         ("slurm", {"scheduler": {"time": "1\n#SBATCH --x"}}, "time of the job: .* cannot stand in a batch script"),
@@ -165,6 +164,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path, monkeypatch,
         (["--set", "optimizer.lr=x"], "optimizer.lr"),
         (["--time", "1:00", "--gpus"], "--time, --gpus: for SLURM alone, and --backend is mpi"),
         (["--sbatch", "qos=a"], "--sbatch: for SLURM alone"),
+        (["--fresh", "--backend", "slurm"], "--fresh would start a job anew each time it is requeued"),
         (["--nodes", "3"], "--nodes 3, but there are 2 hosts"),
     ):
         assert cli.main([*arguments, *more]) == 1

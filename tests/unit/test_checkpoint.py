@@ -123,6 +123,21 @@ def test_nothing_is_pickled(saved):
 # ---- Damage
 
 
+def test_damaged_checkpoints_never_push_out_new_ones(raw, trained, saved, tmp_path):
+    """A run that starts again below them keeps what it saves, and may be asked to stop as often as it likes."""
+    folder, source = tmp_path / "others", checkpoint.newest(saved)
+    for step in (100, 1000000):
+        shutil.copytree(source, folder / f"step-{step:06d}")
+        (folder / f"step-{step:06d}" / "member-0000.safetensors").write_bytes(b"damaged")
+    assert checkpoint.newest(folder) is None
+    checkpoint.set_aside(folder, None)
+    checkpoint.save(folder, trained, 10, {}, keep=1)
+    assert checkpoint.newest(folder) == folder / "step-000010"
+    assert (folder / "damaged-step-000100").is_dir() and (folder / "damaged-step-1000000").is_dir()
+    checkpoint.set_aside(folder, folder / "step-000010")
+    assert checkpoint.newest(folder) == folder / "step-000010"
+
+
 def test_one_changed_byte_anywhere_is_found_and_the_previous_checkpoint_used(saved, caplog):
     """200 bytes over all files; a change among JSON's white spaces leaves the same state and may pass."""
     generator = np.random.default_rng(0)

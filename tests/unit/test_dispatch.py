@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from launcher import cli, dispatch, starts
 from launcher.backends import Rendered, Submission, slurm
 from launcher.hostfile import Host
 from launcher.lock import locked
-from launcher.state import State, read_state, saved_step
+from launcher.state import State, owner_of, read_state, saved_step
 from launcher.status import read_rows
 from launcher.suite import FleetJob
 
@@ -95,6 +97,14 @@ def test_a_host_that_always_fails_is_left_out_while_there_are_others(run, capsys
     assert failed == ["only"] and len(seen["only"]) == 6, "the last host is kept"
 
 
+def test_hosts_are_not_blamed_for_broken_fleets(run):
+    """Ten fleets that fail wherever they are, before the first that does not."""
+    broken = {f"broken{i}": {"failures": 99} for i in range(10)}
+    failed, seen = run({**broken, **{f"fleet{i}": {"seconds": 0.3} for i in range(9)}}, retries=1)
+    assert failed == list(broken)
+    assert {host for name, hosts in seen.items() if name not in broken for host in hosts} == {"a", "b", "c"}
+
+
 def test_what_a_dead_driver_left_running_is_waited_for_and_keeps_its_host(tmp_path, monkeypatch, run, capsys):
     folder = tmp_path / "begun"
     folder.mkdir()
@@ -143,6 +153,25 @@ def test_a_second_driver_of_a_suite_is_refused(tmp_path, capsys):
     assert "is in use by process" in capsys.readouterr().err
 
 
+def test_a_submission_to_a_folder_in_use_starts_nothing(tmp_path, capsys):
+    """Or its Ctrl-C would stop the job that is there."""
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps({"task": "boolq", "backbone": {"path": "."}}))
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"):
+        assert cli.main(["submit", str(config), "--output", str(tmp_path / "run")]) == 1
+    assert "is in use by process" in capsys.readouterr().err
+
+
+def test_a_look_at_the_lock_refuses_no_job(tmp_path):
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        threading.Timer(0.3, fcntl.flock, (looker, fcntl.LOCK_UN)).start()
+        with locked(tmp_path):
+            assert "process" in str(owner_of(tmp_path))
+
+
 def test_states_are_read_from_files_alone(tmp_path):
     folder = tmp_path / "run"
     assert read_state(folder) == State("waiting")
@@ -185,6 +214,12 @@ def test_status_shows_what_waits_runs_and_is_queued(tmp_path, monkeypatch, capsy
         assert row[1].word == word, "a run that was submitted is one before anything of it is there"
         if name is not None:
             (tmp_path / "one" / name).unlink()
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "starts.jsonl").write_bytes(b"\xff\n" + (tmp_path / "starts.jsonl").read_bytes())
+    assert cli.main(["status", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "SLURM's queue is not known: squeue is not installed" in shown.err and "3 runs: " in shown.out
     assert cli.main(["status", str(tmp_path / "nowhere")]) == 1
     assert "no run there" in capsys.readouterr().err
 
@@ -208,11 +243,12 @@ def test_an_array_has_a_task_for_each_run_and_requeues_a_bounded_number_of_times
     runs = [Submission(Path(f"/c {i}"), Path(f"/o/$(x){i}")) for i in range(3)]
     text = slurm.render_array(runs, tmp_path, 2, "suite-1").text
     assert "#SBATCH --array=0-2" in text and "#SBATCH --job-name=suite-1" in text and f"#SBATCH --output={tmp_path}/slurm-%A_%a.txt" in text
-    spy = "srun() { printf '%s\\0' \"$@\"; return ${CODE}; }; scontrol() { printf 'again\\0'; }\n"
+    spy = "srun() { printf '%s\\0' \"$@\"; return ${CODE}; }; scontrol() { printf '%s\\0' \"$2\"; }\n"
     for task, submission in enumerate(runs):
         for code, restarts, again in ((0, 0, False), (1, 0, True), (1, 1, True), (1, 2, False), (75, 9, True), (3, 0, False)):
-            environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": "5", "SLURM_RESTART_COUNT": str(restarts), "CODE": str(code)}
+            environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "5", "SLURM_JOB_ID": "5"}
+            environment |= {"SLURM_RESTART_COUNT": str(restarts), "CODE": str(code)}
             found = subprocess.run(["/bin/bash", "-c", spy + text], capture_output=True, text=True, env=environment)
             words = found.stdout.split("\0")[:-1]
-            assert words == ["--kill-on-bad-exit=1", sys.executable, *submission.worker] + ["again"] * again
+            assert words == ["--kill-on-bad-exit=1", sys.executable, *submission.worker] + [f"5_{task}"] * again, "not the whole array"
             assert found.returncode == code

@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
+from launcher import stop as module_stop
 from launcher import watch as module
 from launcher.environment import Meeting, RankError
 from launcher.stop import DRIVER_SIGNALS, Stopped, StopRequest, ask_to_stop
@@ -58,7 +59,7 @@ def test_a_meeting_place_where_nobody_listens_is_named():
         place = Meeting("127.0.0.1", probe.getsockname()[1], is_kept_by_launcher=False)
         with pytest.raises(RankError, match=rf"cannot meet on 127\.0\.0\.1:{place.port} .* look at what rank 0 prints"):
             open_store(place, 1, 0.5)
-        with pytest.raises(RankError, match="choose another port"):
+        with pytest.raises(RankError, match="have to be a free port of the host of rank 0"):
             open_store(place, 0, 0.5)
 
 
@@ -82,7 +83,7 @@ def test_a_lost_rank_is_named_once(store, said, beats, why):
     assert store.get("beat/0") != b"ended", "who was torn along is not the reason"
 
 
-def test_ranks_that_are_all_there_blame_the_message(store, said):
+def test_a_rank_that_is_alive_but_elsewhere_is_named(store, said):
     done = threading.Event()
 
     def live():
@@ -99,7 +100,7 @@ def test_ranks_that_are_all_there_blame_the_message(store, said):
         watch.explain_loss("connection reset")
     done.set()
     thread.join()
-    assert said == ["a message between ranks failed (connection reset)"]
+    assert said == ["rank 1 on b did not come where the others wait, though alive (connection reset)"]
 
 
 def test_a_rank_alone_is_watched_by_nobody():
@@ -115,6 +116,20 @@ def test_requests_in_the_run_folder_are_heeded_from_when_the_job_listens(tmp_pat
         ask_to_stop(tmp_path)
         assert stop()
     ask_to_stop(tmp_path / "not there yet")
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request(monkeypatch):
+    """From whoever signals all processes of a job, and from a launcher that hands its own on."""
+    with StopRequest() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        ended = []
+        monkeypatch.setattr(module_stop.os, "kill", lambda process, number: ended.append(number))
+        monkeypatch.setattr(module_stop, "_SAME_REQUEST_SECONDS", -1)
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == [signal.SIGTERM], "later it is meant"
 
 
 def test_a_signal_before_training_ends_as_the_signal_would():
