@@ -143,7 +143,7 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
         try:
             # DeepSpeed asks for a group even where there is nothing to split, as with offload on one GPU.
             if size > 1 or zero:
-                open_group(store, rank, size, device, limit)
+                open_group(store, rank, size, device, 1.5 * limit)  # one that is silent has been named by then
             if zero:
                 name_local_rank(process)
             grid = make_grid(rank, size, device, tensor)
