@@ -63,11 +63,11 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked is None:
             self._asked = time.monotonic()
+            if not self._is_answered:
+                raise Stopped(number)
         elif time.monotonic() - self._asked > _SAME_REQUEST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        if not self._is_answered:
-            raise Stopped(number)
 
     def close(self) -> None:
         """Let no signal change the exit code any more: the first rank that leaves may have its launcher signal the others."""
@@ -103,6 +103,8 @@ def _has_ended(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+    except psutil.AccessDenied:
+        return False
 
 
 def ask_to_stop(folder: Path) -> None:

@@ -58,11 +58,16 @@ def gather_ranks(store: Any, rank: int, size: int, limit_seconds: float) -> list
     try:
         store.wait(keys, timedelta(seconds=limit_seconds))
     except RuntimeError:
-        here = [other for other, key in enumerate(keys) if store.check([key])]
-        if rank != here[0]:
+        try:
+            here = {other: store.get(key).decode() for other, key in enumerate(keys) if store.check([key])}
+        except RuntimeError:
+            raise RankError(
+                "rank 0, or its launcher, is gone before all ranks have come; look at what it prints"
+            ) from None
+        if rank != min(here):
             sys.exit(1)
         away = ", ".join(str(other) for other in range(size) if other not in here)
-        places = ", ".join(sorted({store.get(keys[other]).decode() for other in here}))
+        places = ", ".join(sorted(set(here.values())))
         raise RankError(
             f"rank {away} of {size} did not come within {limit_seconds:.0f} s; the others are on {places}; look at what the"
             " missing ones print, or raise launch.timeout_seconds"

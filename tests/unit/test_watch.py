@@ -53,6 +53,21 @@ def test_ranks_that_do_not_come_are_named_by_the_lowest_that_did(store):
         gather_ranks(store, 1, 4, 0.1)
 
 
+def test_a_store_that_goes_while_ranks_gather_is_said():
+    class Gone:
+        def set(self, key, value):
+            pass
+
+        def wait(self, keys, limit):
+            raise RuntimeError("connection reset")
+
+        def check(self, keys):
+            raise RuntimeError("connection reset")
+
+    with pytest.raises(RankError, match="rank 0, or its launcher, is gone before all ranks have come"):
+        gather_ranks(Gone(), 1, 2, 20)
+
+
 def test_a_meeting_place_where_nobody_listens_is_named():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
