@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -35,9 +36,11 @@ def read_starts(output: Path) -> list[dict[str, Any]]:
 def record_starts(output: Path, records: Sequence[dict[str, Any]]) -> None:
     """Append to what drivers have started."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    with (output / _FILE).open("a", encoding="utf-8") as file:
-        file.write("\n")  # the line before may be half written
-        file.writelines(json.dumps({"time": now, **record}, sort_keys=True) + "\n" for record in records)
+    lines = "".join(json.dumps({"time": now, **record}, sort_keys=True) + "\n" for record in records)
+    with (output / _FILE).open("a+b") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        is_half_written = file.read(1) not in (b"", b"\n")
+        file.write(("\n" * is_half_written + lines).encode())
 
 
 def queued(output: Path) -> dict[str, str]:

@@ -127,6 +127,17 @@ def test_what_a_dead_driver_left_running_is_waited_for_and_keeps_its_host(tmp_pa
     assert "begun runs already (process" in capsys.readouterr().out
 
 
+def test_a_start_is_written_on_a_line_of_its_own(tmp_path):
+    """Also after one that a killed driver has left half written."""
+    starts.record_starts(tmp_path, [{"fleet": "one"}])
+    starts.record_starts(tmp_path, [{"fleet": "two"}, {"fleet": "three"}])
+    file = tmp_path / "starts.jsonl"
+    assert file.read_text().count("\n") == 3 and [record["fleet"] for record in starts.read_starts(tmp_path)] == ["one", "two", "three"]
+    file.write_text(file.read_text()[:-4])
+    starts.record_starts(tmp_path, [{"fleet": "four"}])
+    assert [record["fleet"] for record in starts.read_starts(tmp_path)] == ["one", "two", "four"]
+
+
 def test_hosts_that_stay_idle_are_said_and_wrong_ones_refused(tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"task": "boolq", "backbone": {"path": "."}}))
     (tmp_path / "hosts").write_text("a slots=2\nb slots=1\nc slots=1\n")
