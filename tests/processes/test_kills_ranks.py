@@ -98,7 +98,9 @@ def test_thirty_kills_at_chance_instants_change_no_byte(job, tmp_path):
             assert member_files(run) == expected
             shutil.rmtree(run)
         else:
-            assert process.returncode != 0, output
+            # The deepspeed command calls it a success when its launcher of local ranks is killed; the ranks stop and save.
+            is_unsaid = launch is deepspeed and victim == "launcher" and "asked to stop: step" in output
+            assert process.returncode != 0 or is_unsaid, output
     code, output = finish(*torchrun("--config", config, "--output", run))
     assert code == 0, output
     assert member_files(run) == expected
