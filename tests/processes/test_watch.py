@@ -132,7 +132,7 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_ends_the_job(job, tmp_path
 def test_ranks_without_a_launcher_name_the_one_that_hangs_or_dies(job, tmp_path, victim, number):
     """Whether or not it keeps the store that they watch each other by."""
     config, _ = job
-    limit = ("--set", "launch.timeout_seconds=4")
+    limit = ("--set", "launch.timeout_seconds=8")
     ranks = bare_ranks("--config", config, "--output", tmp_path / "run", *limit)
     try:
         started(ranks[1], tmp_path / "run")
