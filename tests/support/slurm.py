@@ -104,8 +104,10 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, s
             except subprocess.TimeoutExpired:
                 process.kill()
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.name().startswith("slurmstepd") and process.environ().get("SLURM_CONF") == environment["SLURM_CONF"]:
+            with contextlib.suppress(psutil.Error, OSError):
+                # Its title covers the first variables, so that psutil does not see them.
+                variables = Path(f"/proc/{process.pid}/environ").read_bytes()
+                if process.name() in ("slurmstepd", "slurm_script", "srun") and environment["SLURM_CONF"].encode() in variables:
                     process.kill()
 
 
