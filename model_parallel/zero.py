@@ -51,6 +51,8 @@ class ZeroShards:
         self.grid, self.settings = grid, settings
         self.config = {
             "train_micro_batch_size_per_gpu": 1,
+            # Without `dtype=`, DeepSpeed takes its buffers' type from here and not from what the processor supports.
+            "bf16": {"enabled": dtype == torch.bfloat16},
             "zero_optimization": {
                 "stage": 3,
                 # Every parameter is split: by default, those of up to 100,000 numbers stay whole.
@@ -64,7 +66,6 @@ class ZeroShards:
             data_parallel_group=self._group(),
             config_dict_or_path=self.config,
             mem_efficient_linear=False,
-            dtype=dtype,
         )
         self._parameters: list[nn.Parameter] = []
         self._offload: Any = None

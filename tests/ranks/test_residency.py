@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils import cpp_extension
 
 from model_parallel.grid import Grid, make_grid
@@ -154,6 +155,28 @@ def test_parts_on_disk_do_not_change_the_numbers(tmp_path):
     for rank in run_ranks(2, use_settings, folder, settings, timeout_seconds=900):
         for found, expected in zip(rank, alone, strict=True):
             assert ((found - expected).norm() / expected.norm()).item() < 1e-10
+
+
+def use_processor(grid, folder, has_fp16, dtype, settings):
+    """A pass on a processor that has fp16 units or not, and the type of DeepSpeed's own buffers."""
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: has_fp16
+    grid = make_grid(grid.rank, grid.size, grid.device)
+    backbone = open_sharded(folder, grid, 1, True, dtype, settings={**QUIET, **settings})
+    return one_pass(backbone), str(backbone.zero._init.dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "buffers"), [("float64", "torch.float32"), ("float32", "torch.float32"), ("bfloat16", "torch.bfloat16")]
+)
+def test_what_the_processor_supports_changes_nothing(tmp_path, dtype, buffers):
+    """By its own choice DeepSpeed's buffers are bf16 without fp16 units, and with them it refuses float64."""
+    folder = make_backbone(tmp_path, "bert")
+    with_units, without = (run_ranks(2, use_processor, folder, has, dtype, {}) for has in (True, False))
+    for (found, kind), (other, same) in zip(with_units, without, strict=True):
+        assert kind == same == buffers
+        assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
 
 
 def refuse(grid, folder, tensor, settings):
