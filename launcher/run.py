@@ -20,26 +20,27 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from launcher.environment import (
+from launcher.ranks.environment import (
     Process,
     RankError,
     find_process,
-    meet,
     name_local_rank,
     quiet_libraries,
     quiet_torch,
-    record,
     share_processor,
     threads,
 )
-from launcher.lock import locked
-from launcher.logs import log_to_file, start_logging
-from launcher.stop import STOPPED, Stopped, StopRequest
+from launcher.ranks.lock import locked
+from launcher.ranks.logs import log_to_file, start_logging
+from launcher.ranks.provenance import record
+from launcher.ranks.rendezvous import meet
+from launcher.ranks.stop import STOPPED, Stopped, StopRequest
 from prompt_tuning.errors import UserError, reason
-from prompt_tuning.files import make_folder, write_json
-from prompt_tuning.overrides import read_json
-from prompt_tuning.problems import difference
-from prompt_tuning.runfile import Run, experiment_difference, load_run
+from prompt_tuning.messages import difference
+from prompt_tuning.settings.identity import experiment_difference
+from prompt_tuning.settings.members import Run, load_run
+from prompt_tuning.settings.merge import read_json
+from prompt_tuning.storage.atomic import make_folder, write_json
 
 if TYPE_CHECKING:
     from model_parallel.grid import Grid
@@ -123,7 +124,7 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
     import torch
     import torch.distributed as dist
 
-    from launcher.watch import gather_ranks, open_store, watching
+    from launcher.ranks.watch import gather_ranks, open_store, watching
     from model_parallel.collectives import RankLost, open_group
     from model_parallel.grid import TopologyError, check_ranks, local_device, make_grid
 
@@ -167,7 +168,7 @@ def train_in_folder(
     run: Run, grid: Grid, options: argparse.Namespace, stop: StopRequest, environment: dict[str, Any]
 ) -> int:
     """Take the run folder, train, report; the exit code."""
-    from launcher.report import print_report
+    from launcher.pages.scores import print_report
     from model_parallel.collectives import broadcast_object
     from prompt_tuning.trainer import build_fleet, prove_frozen, train
 
@@ -218,7 +219,7 @@ def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> b
         make_folder(folder)
         held.enter_context(locked(folder))
     if resume:
-        from prompt_tuning.checkpoint import newest
+        from prompt_tuning.fleet.checkpoint import newest
 
         if newest(folder / "checkpoints") is None:
             raise UserError(f"--resume: {folder} has no checkpoint to continue from; leave the flag out to start anew")

@@ -9,19 +9,22 @@ import numpy as np
 import torch
 
 from model_parallel.grid import Grid, local_device
-from prompt_tuning.backbone import Backbone, load_backbone
-from prompt_tuning.config import BackboneSection
-from prompt_tuning.data import encode
+from prompt_tuning.backbone.language_head import LanguageHead
+from prompt_tuning.backbone.load import Backbone, load_backbone
+from prompt_tuning.data.load import encode
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import empty_outputs, place_outputs
-from prompt_tuning.export import ExportedPrompt
-from prompt_tuning.features import Features, expanded
-from prompt_tuning.fleet import targets
+from prompt_tuning.fleet.evaluate import empty_outputs, place_outputs
+from prompt_tuning.fleet.step import targets
+from prompt_tuning.formats import LocatedRow
+from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.plan import default_budget, plan
+from prompt_tuning.forward.run import member_logits
 from prompt_tuning.kinds import find_kind
-from prompt_tuning.language import LanguageHead
-from prompt_tuning.model import member_logits
-from prompt_tuning.packing import Items, Pool, default_budget, lay_out, plan
-from prompt_tuning.tasks import LocatedRow
+from prompt_tuning.prompt.export import ExportedPrompt
+from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.rows import expanded
 
 
 class AttachedPrompts:

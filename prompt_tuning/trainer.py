@@ -11,19 +11,22 @@ from typing import Any
 from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects
 from model_parallel.grid import Grid
 from model_parallel.memory import resident_bytes
-from prompt_tuning import checkpoint
-from prompt_tuning.backbone import Backbone, load_backbone
-from prompt_tuning.data import TaskData, load_task_data
-from prompt_tuning.evaluate import evaluate
-from prompt_tuning.export import load_prompt
-from prompt_tuning.fleet import Best, Fleet, Member, StepRecord
-from prompt_tuning.initialise import start_from_prompt, start_from_text
+from prompt_tuning.backbone.load import Backbone, load_backbone
+from prompt_tuning.data.load import TaskData, load_task_data
+from prompt_tuning.fleet import checkpoint
+from prompt_tuning.fleet.evaluate import evaluate
+from prompt_tuning.fleet.member import Best, Member
+from prompt_tuning.fleet.step import Fleet, StepRecord
 from prompt_tuning.kinds import Encoding, find_kind
-from prompt_tuning.model import build_prompt
-from prompt_tuning.progress import Progress, size
-from prompt_tuning.results import MetricsLog, finish_member, write_results
-from prompt_tuning.runfile import MemberSpec, Run
-from prompt_tuning.tasks import find_task
+from prompt_tuning.prompt.build import build_prompt
+from prompt_tuning.prompt.export import load_prompt
+from prompt_tuning.prompt.initialise import start_from_prompt, start_from_text
+from prompt_tuning.report.metrics_log import MetricsLog
+from prompt_tuning.report.progress import Progress, size
+from prompt_tuning.report.results import finish_member, write_results
+from prompt_tuning.settings.identity import experiment
+from prompt_tuning.settings.members import MemberSpec, Run
+from prompt_tuning.tasks.find import find_task
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dic
             if _checkpoint_due(run, step, bool(due)) or not fleet.running() or stops:
                 log.flush()
                 if grid.is_first:
-                    checkpoint.save(checkpoints, fleet, step, run.experiment(), run.shared.train.keep_checkpoints)
+                    checkpoint.save(checkpoints, fleet, step, experiment(run), run.shared.train.keep_checkpoints)
                 barrier(grid)
             if stops:
                 logger.warning("asked to stop: step %d is saved, and the same command continues from it", step)
@@ -168,7 +171,7 @@ def _resume(fleet: Fleet, folder: Path, run: Run) -> int:
     path = broadcast_object(path, fleet.grid)
     if path is None:
         return 0
-    step = checkpoint.load(Path(str(path)), fleet, run.experiment())
+    step = checkpoint.load(Path(str(path)), fleet, experiment(run))
     logger.info("continuing from %s", path)
     return step
 

@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from prompt_tuning.features import Features
-from prompt_tuning.sources import LocatedRow
-from prompt_tuning.tasks import Task
+from prompt_tuning.formats import LocatedRow
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import Features
 
 
 @dataclass(frozen=True)

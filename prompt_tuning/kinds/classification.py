@@ -10,11 +10,14 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.features import Features, class_labels, encode_texts, located_rows
+from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import Encoding, Kind, Targets
-from prompt_tuning.language import encode_gaps
-from prompt_tuning.problems import show
-from prompt_tuning.tasks import LocatedRow, Task
+from prompt_tuning.messages import show
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.cloze import encode_gaps
+from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.rows import located_rows
+from prompt_tuning.tokens.tokenise import class_labels, encode_texts
 
 
 def encode(

@@ -18,12 +18,14 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.features import Features, check_room, checked_text, flatten, located_rows, sequences, template_of
+from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.messages import show
 from prompt_tuning.metrics.texts import SpanAnswer
-from prompt_tuning.problems import show
-from prompt_tuning.sources import LocatedRow
-from prompt_tuning.tasks import Task
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.rows import checked_text, located_rows, sequences, template_of
+from prompt_tuning.tokens.tokenise import check_room, flatten
 
 logger = logging.getLogger(__name__)
 

@@ -16,21 +16,14 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.features import (
-    NO_TAG,
-    Features,
-    check_room,
-    checked_text,
-    flatten,
-    located_rows,
-    sequences,
-    template_of,
-    word_lead,
-)
+from prompt_tuning.formats import LocatedRow
+from prompt_tuning.formats.tags import to_iob2
 from prompt_tuning.kinds import Encoding, Kind, Targets
-from prompt_tuning.problems import show
-from prompt_tuning.tags import to_iob2
-from prompt_tuning.tasks import LocatedRow, Task
+from prompt_tuning.messages import show
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import NO_TAG, Features
+from prompt_tuning.tokens.rows import checked_text, located_rows, sequences, template_of
+from prompt_tuning.tokens.tokenise import check_room, flatten, word_lead
 
 logger = logging.getLogger(__name__)
 

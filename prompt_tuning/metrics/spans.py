@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prompt_tuning.tags import spans, to_iob2
+from prompt_tuning.formats.tags import spans, to_iob2
 
 Sentences = list[list[str]]
 

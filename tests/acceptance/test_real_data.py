@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from launcher import run as worker
-from prompt_tuning.evaluate import score
+from prompt_tuning.fleet.evaluate import score
 from tests.contracts.test_tasks import gold_outputs
 
 ROOT = Path(__file__).parents[2]
@@ -46,17 +46,18 @@ ROWS = {
 def test_every_row_of_the_real_files_is_read(name):
     from transformers import AutoTokenizer
 
-    from prompt_tuning.backbone import find_folder
-    from prompt_tuning.data import load_task_data
+    from prompt_tuning.backbone.find import find_folder
+    from prompt_tuning.data.load import load_task_data
     from prompt_tuning.kinds import Encoding
-    from prompt_tuning.tasks import find_task
+    from prompt_tuning.tasks.find import find_task
 
     task = find_task(name)
     tokenizer = AutoTokenizer.from_pretrained(find_folder(MINILM))
     max_length = 384 if task.kind == "span" else 128
     data = load_task_data(task, tokenizer, str(DATA), Encoding(max_length))
     counts = {
-        split: len(found.notes.contexts if task.kind == "span" else found.labels) for split, found in data.splits.items()
+        split: len(found.notes.contexts if task.kind == "span" else found.labels)
+        for split, found in data.splits.items()
     }
     train, dev, tests = ROWS[name]
     assert counts == {"train": train, "dev": dev, **tests}, "unlabelled test files are left out"
@@ -76,16 +77,18 @@ def test_words_of_real_sentences_get_the_tokens_that_robertas_tokenizer_gives_th
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from prompt_tuning.data import encode
+    from prompt_tuning.data.load import encode
+    from prompt_tuning.data.read import read_split
     from prompt_tuning.kinds import Encoding
-    from prompt_tuning.sources import read_split
-    from prompt_tuning.tasks import find_task
+    from prompt_tuning.tasks.find import find_task
 
     def roberta(add_prefix_space):
         files = [str(DATA / "tokenizers" / f"roberta-{name}") for name in ("vocab.json", "merges.txt")]
         tokenizer = Tokenizer(models.BPE.from_file(*files))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-        tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=add_prefix_space)
+        tokenizer.post_processor = processors.RobertaProcessing(
+            ("</s>", 2), ("<s>", 0), add_prefix_space=add_prefix_space
+        )
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
     task = find_task("wnut17")
@@ -105,7 +108,11 @@ def test_tagging_and_questions_train_on_real_data(tmp_path):
     file = tmp_path / "kinds.json"
     members = [{"name": name, "task": name} for name in ("wnut17", "propbank", "squad")]
     prompt = {"length": 16, "init": "text"}
-    sections = {"prompt": prompt, "optimizer": {"lr": 0.03}, "data": {"path": str(DATA), "max_length": 256, "stride": 32}}
+    sections = {
+        "prompt": prompt,
+        "optimizer": {"lr": 0.03},
+        "data": {"path": str(DATA), "max_length": 256, "stride": 32},
+    }
     file.write_text(json.dumps({"backbone": {"path": MINILM}, **sections, "fleet": {"members": members}}))
     sets = ["data.max_train_examples=8", "data.max_eval_examples=20", "train.max_steps=40", "train.batch_size=8",
             "train.eval_steps=40", "train.backbone_dropout=false"]  # fmt: skip

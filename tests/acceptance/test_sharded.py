@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning.runfile import merge
+from prompt_tuning.settings.members import merge
 from tests.ranks.test_residency import count
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.ranks import run_ranks
@@ -34,7 +34,9 @@ def run_file(task, path, members, dtype):
 
 
 TICKETS = ({"kind": "classification", "name": "tickets"}, ROOT / "examples/tickets")
-FLEET = [{"name": f"deep-{seed}", "train": {"seed": seed}} for seed in (11, 12, 13)] + [{"name": "head", "method": "head"}]
+FLEET = [{"name": f"deep-{seed}", "train": {"seed": seed}} for seed in (11, 12, 13)] + [
+    {"name": "head", "method": "head"}
+]
 
 
 def course(grid, raw):

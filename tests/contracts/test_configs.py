@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher import run as worker
-from prompt_tuning.runfile import load_run
-from prompt_tuning.tasks import find_task
+from prompt_tuning.settings.members import load_run
+from prompt_tuning.tasks.find import find_task
 from tests.contracts.test_tasks import FIXED
 from tests.support.rows import write_rows
 from tests.support.tiny import make_backbone, make_texts

@@ -8,15 +8,17 @@ import torch
 from transformers import AutoModel, DynamicCache
 
 from model_parallel.grid import Grid
-from prompt_tuning.backbone import load_backbone
-from prompt_tuning.backbones import families
-from prompt_tuning.config import BackboneSection
+from prompt_tuning.backbone.families import families
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
-from prompt_tuning.features import Features
-from prompt_tuning.heads import Head
-from prompt_tuning.model import Prompt, hidden_states
-from prompt_tuning.packing import Items, Pool, lay_out
-from prompt_tuning.prefix import Prefix
+from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.run import hidden_states
+from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.prefix import Prefix
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.tokens.features import Features
 from tests.support.tiny import CONFIGS, make_backbone
 
 FAMILIES = sorted(families())

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModel
 
 from model_parallel.grid import Grid
 from model_parallel.plan import matches
-from prompt_tuning.backbone import load_backbone
-from prompt_tuning.backbones import families, find_family
-from prompt_tuning.config import BackboneSection
+from prompt_tuning.backbone.families import families, find_family
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
+from prompt_tuning.settings.schema import BackboneSection
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone
 from tests.support.topologies import in_topologies, local_tensors, one_pass, open_sharded
@@ -93,4 +93,3 @@ def test_widths_that_do_not_divide_are_refused_before_anything_is_read(tmp_path)
 
 def folder_type(folder):
     return AutoConfig.from_pretrained(folder).model_type
-

@@ -7,16 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from prompt_tuning.data import encode
+from prompt_tuning.data.load import encode
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import score
+from prompt_tuning.fleet.evaluate import score
 from prompt_tuning.kinds import Encoding, find_kind
-from prompt_tuning.tasks import Task, find_task, task_names
+from prompt_tuning.tasks.find import find_task, own_kinds, task_names
+from prompt_tuning.tasks.types import Task
 from tests.support.rows import ROWS
 from tests.support.tiny import make_tokenizer
 
-OWN = ["choice", "classification", "regression", "span", "tagging"]
-FIXED = [name for name in task_names() if name not in OWN]
+FIXED = task_names()
 KINDS = {name: find_task(name).kind for name in FIXED}
 CLASSES = [name for name in FIXED if KINDS[name] in ("classification", "choice")]
 TOKENIZER = make_tokenizer()
@@ -51,7 +51,9 @@ def test_a_task_is_complete(name):
         for template in task.cloze.values():
             candidates = [gap.candidate for _, gap in template(row)]
             assert len(candidates) == len(task.labels) and len(set(candidates)) == len(candidates)
-            assert len({(context, gap.before, gap.after) for context, gap in template(row)}) == 1 or task.kind == "choice"
+            assert (
+                len({(context, gap.before, gap.after) for context, gap in template(row)}) == 1 or task.kind == "choice"
+            )
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -121,7 +123,16 @@ def test_the_constant_answer_looks_at_no_text(name):
 
 
 def test_super_glue_can_be_answered_by_the_language_model():
-    assert {name for name in FIXED if find_task(name).cloze} >= {"wsc", "copa", "record", "boolq", "cb", "rte", "wic", "multirc"}
+    assert {name for name in FIXED if find_task(name).cloze} >= {
+        "wsc",
+        "copa",
+        "record",
+        "boolq",
+        "cb",
+        "rte",
+        "wic",
+        "multirc",
+    }
 
 
 def test_every_task_has_rows():
@@ -183,7 +194,9 @@ LABELS = {
 @pytest.mark.parametrize("name", CLASSES)
 def test_labels_of_files_and_of_the_hub_are_classes_in_order(name):
     task = find_task(name)
-    assert [task.label_index(value, task.labels) for value in LABELS.get(name, task.labels)] == list(range(len(task.labels)))
+    assert [task.label_index(value, task.labels) for value in LABELS.get(name, task.labels)] == list(
+        range(len(task.labels))
+    )
     assert [task.label_index(i, task.labels) for i in range(len(task.labels))] == list(range(len(task.labels)))
     assert [task.label_index(value, task.labels) for value in (None, -1, "")] == [None] * 3
     assert len({label.lower() for label in task.labels}) == len(task.labels)
@@ -231,10 +244,12 @@ def test_files_and_the_hub_give_the_same_candidates_of_record():
     ]  # fmt: skip
     found = [row for raw in hub for row in find_task("record").expand(raw)]
     keys = ("passage", "query", "entity", "label", "answers")
-    assert [[row[key] for key in keys] for row in found] == [[row[key] for key in keys] for row in expanded("record")[:4]]
+    assert [[row[key] for key in keys] for row in found] == [
+        [row[key] for key in keys] for row in expanded("record")[:4]
+    ]
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", [*FIXED, *own_kinds()])
 def test_tasks_are_described_by_their_file_alone(name):
     """A name in a run file is a fixed task or a kind of one's own data, and the other use is explained."""
     if name in FIXED:

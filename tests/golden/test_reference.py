@@ -14,16 +14,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_parallel.grid import Grid
-from prompt_tuning.backbone import load_backbone
-from prompt_tuning.config import RunFile
-from prompt_tuning.features import Features
-from prompt_tuning.fleet import Fleet, Member, targets
+from prompt_tuning.backbone.load import load_backbone
+from prompt_tuning.fleet.member import Member
+from prompt_tuning.fleet.step import Fleet, targets
+from prompt_tuning.forward.run import hidden_states, member_logits
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.kinds.tagging import Sentences
 from prompt_tuning.metrics.classes import accuracy
-from prompt_tuning.model import build_prompt, hidden_states, member_logits
-from prompt_tuning.runfile import MemberSpec
-from prompt_tuning.tasks import Task
+from prompt_tuning.prompt.build import build_prompt
+from prompt_tuning.settings.members import MemberSpec
+from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import Features
 from tests.support.tiny import make_tokenizer
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from model_parallel.grid import Grid
-from prompt_tuning.backbone import load_backbone
-from prompt_tuning.backbones import families
-from prompt_tuning.config import BackboneSection
-from prompt_tuning.model import hidden_states
+from prompt_tuning.backbone.families import families
+from prompt_tuning.backbone.load import load_backbone
+from prompt_tuning.forward.run import hidden_states
+from prompt_tuning.settings.schema import BackboneSection
 from tests.contracts.test_families import (
     BOUNDS,
     assert_equal,

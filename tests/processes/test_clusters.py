@@ -15,7 +15,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from launcher.hostfile import expand_nodes
+from launcher.clusters.hostfile import expand_nodes
 from tests.support import slurm, ssh
 from tests.support.processes import (
     BIN,
@@ -65,7 +65,9 @@ def assert_equal_runs(found, expected, ranks):
     for member in ("deep", "head"):
         results = [json.loads((run / "members" / member / "result.json").read_text()) for run in (found, expected)]
         assert results[0]["best"] == results[1]["best"] and results[0]["test"] == results[1]["test"]
-        ours, theirs = (load_file(run / "members" / member / "prompt" / "prompt.safetensors") for run in (found, expected))
+        ours, theirs = (
+            load_file(run / "members" / member / "prompt" / "prompt.safetensors") for run in (found, expected)
+        )
         assert all((ours[name] - tensor).abs().max() < 1e-8 for name, tensor in theirs.items())
 
 
@@ -139,7 +141,11 @@ def ranks_environment(process):
     def look():
         for rank in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if rank.name().startswith("python") and "PROMPTFLEET_TEST" in rank.environ() and "RANK" in rank.environ():
+                if (
+                    rank.name().startswith("python")
+                    and "PROMPTFLEET_TEST" in rank.environ()
+                    and "RANK" in rank.environ()
+                ):
                     found.update(rank.environ())
         return bool(found)
 
@@ -162,7 +168,9 @@ def printed(folder, job):
 @needs_slurm
 @pytest.mark.parametrize("nodes", ["node[1-2]", "gpu[01-03,7],login", "r[1-2]n[0,3]", "n[9-11]", "a,b-2.c"])
 def test_node_lists_mean_what_slurm_means_by_them(cluster, nodes):
-    shown = subprocess.run(["scontrol", "show", "hostnames", nodes], env=cluster, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["scontrol", "show", "hostnames", nodes], env=cluster, capture_output=True, text=True, check=True
+    )
     assert expand_nodes(nodes) == shown.stdout.split()
 
 
@@ -193,7 +201,16 @@ def test_a_slurm_job_that_is_told_to_make_room_is_requeued_and_ends_in_the_same_
     code, output = finish(*launch("--config", longer, "--output", tmp_path / "whole"))
     assert code == 0, output
     # The bits are those of one thread a rank.
-    placed = ["--nodes", ranks, "--sbatch", "cpus-per-task=1", "--export", "OMP_NUM_THREADS", "--master-addr", "127.0.0.1"]
+    placed = [
+        "--nodes",
+        ranks,
+        "--sbatch",
+        "cpus-per-task=1",
+        "--export",
+        "OMP_NUM_THREADS",
+        "--master-addr",
+        "127.0.0.1",
+    ]
     done = submit(longer, "--backend", "slurm", *placed, "--output", tmp_path / "run", environment=cluster)
     number = done.stdout.strip().splitlines()[-1]
     metrics = tmp_path / "run" / "members" / "deep" / "metrics.jsonl"
@@ -208,7 +225,12 @@ def test_a_slurm_job_that_is_told_to_make_room_is_requeued_and_ends_in_the_same_
     # A requeued job waits two minutes before it may start; its begin time is moved here. Not to this second:
     # a node refuses a start whose credential is no newer than the end of the one before.
     for _ in range(100):
-        if subprocess.run(["scontrol", "update", f"jobid={number}", "starttime=now+3"], env=cluster, capture_output=True).returncode == 0:
+        if (
+            subprocess.run(
+                ["scontrol", "update", f"jobid={number}", "starttime=now+3"], env=cluster, capture_output=True
+            ).returncode
+            == 0
+        ):
             break
         time.sleep(0.2)
     fields = slurm.wait_for_job(number, cluster)

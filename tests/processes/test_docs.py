@@ -35,7 +35,11 @@ def test_every_command_of_the_page_runs_and_all_agree(tmp_path):
     """The quick start, shortened."""
     here = tmp_path / "project"
     (here / "configs").mkdir(parents=True)
-    short = {"extends": str(ROOT / "configs" / "quickstart.json"), "train": {"max_steps": 4, "eval_steps": 2}, "fleet": {"seeds": [11, 12]}}
+    short = {
+        "extends": str(ROOT / "configs" / "quickstart.json"),
+        "train": {"max_steps": 4, "eval_steps": 2},
+        "fleet": {"seeds": [11, 12]},
+    }
     short["data"] = {"max_train_examples": 60, "max_eval_examples": 20}
     (here / "configs" / "quickstart.json").write_text(json.dumps(short))
     for name, target in (("launcher", ROOT / "launcher"), ("examples", ROOT / "examples"), (".venv", BIN.parent)):
@@ -46,12 +50,19 @@ def test_every_command_of_the_page_runs_and_all_agree(tmp_path):
         both = {**environment(), **cluster, **allowed, "PATH": f"{BIN}:{over_ssh['PATH']}:{cluster['PATH']}"}
         for command in commands():
             done = subprocess.run(
-                ["bash", "-c", adapt(command)], cwd=here, env=both, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+                ["bash", "-c", adapt(command)],
+                cwd=here,
+                env=both,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_SECONDS,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         wait_for_results(here / "runs", both)
     results = {run.parent.name: read(run) for run in (here / "runs").glob("*/result.json")}
-    assert {"here", "ssh", "mpi", "mpi-hosts", "slurm", "by-deepspeed", "by-torchrun", "by-mpirun", "by-srun"} == set(results)
+    assert {"here", "ssh", "mpi", "mpi-hosts", "slurm", "by-deepspeed", "by-torchrun", "by-mpirun", "by-srun"} == set(
+        results
+    )
     for name in ("suite", "array"):
         fleets = [read(result) for result in (here / "runs" / name).glob("*/result.json")]
         assert len(fleets) == 2

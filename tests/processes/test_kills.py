@@ -37,7 +37,9 @@ def make_job(folder, **train):
 @pytest.mark.parametrize(
     "train",
     [
-        pytest.param({"backbone_dropout": True, "activation_checkpointing": True}, id="backbone dropout, checkpointing"),
+        pytest.param(
+            {"backbone_dropout": True, "activation_checkpointing": True}, id="backbone dropout, checkpointing"
+        ),
         pytest.param({"backbone_dropout": False}, id="no backbone dropout"),
     ],
 )

@@ -33,10 +33,15 @@ PROMPTFLEET = BIN / "promptfleet"
 def files(tmp_path_factory):
     """Two run files, and the folder of a suite of four fleets run on this machine, one after another."""
     folder = tmp_path_factory.mktemp("suites")
-    backbone, texts = make_backbone(folder / "backbone", "bert"), make_texts(folder / "texts", {"train": 17, "dev": 10, "test": 5})
+    backbone, texts = (
+        make_backbone(folder / "backbone", "bert"),
+        make_texts(folder / "texts", {"train": 17, "dev": 10, "test": 5}),
+    )
     train = {"max_steps": 60, "log_steps": 2, "eval_steps": 20, "checkpoint_steps": 10}
     for name, length in (("short", 2), ("long", 5)):
-        write_run(folder / f"{name}.json", run_json(backbone, texts, train=train, prompt={"length": length, "dropout": 0.2}))
+        write_run(
+            folder / f"{name}.json", run_json(backbone, texts, train=train, prompt={"length": length, "dropout": 0.2})
+        )
     code, output = finish(PROMPTFLEET, "suite", *arguments(folder, folder / "alone"))
     assert code == 0, output
     return folder
@@ -104,7 +109,9 @@ def test_four_fleets_are_a_slurm_array(files, tmp_path):
         both = {**environment(), **cluster, "OMP_NUM_THREADS": "1"}
 
         def promptfleet(*words):
-            done = subprocess.run([PROMPTFLEET, *words], env=both, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+            done = subprocess.run(
+                [PROMPTFLEET, *words], env=both, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            )
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout
 

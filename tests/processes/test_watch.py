@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.stop import STOPPED
+from launcher.ranks.stop import STOPPED
 from tests.support.processes import (
     TIMEOUT_SECONDS,
     bare_ranks,
@@ -169,7 +169,9 @@ def test_a_rank_that_is_alive_but_does_not_come_where_the_others_wait_is_named(j
     ]
     outputs = [rank.communicate(timeout=TIMEOUT_SECONDS)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1, 1], outputs
-    assert f"error: rank 1 on {socket.gethostname()} did not come where the others wait, though alive" in outputs[0], outputs
+    assert f"error: rank 1 on {socket.gethostname()} did not come where the others wait, though alive" in outputs[0], (
+        outputs
+    )
 
 
 def test_a_rank_that_does_not_come_is_named(job, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from model_parallel import apply, collectives, layers, rng
 from model_parallel.collectives import sum_over_tensor_ranks
-from prompt_tuning import fleet as fleet_module
+from prompt_tuning.fleet import step as fleet_module
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_texts, run_json

@@ -10,10 +10,10 @@ from torch.utils import cpp_extension
 
 from model_parallel.grid import Grid, make_grid
 from model_parallel.memory import resident_numel
-from prompt_tuning.backbone import load_backbone
-from prompt_tuning.config import BackboneSection
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import evaluate
+from prompt_tuning.fleet.evaluate import evaluate
+from prompt_tuning.settings.schema import BackboneSection
 from tests.support.fleets import open_fleet
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_texts, run_json
@@ -120,7 +120,9 @@ def test_gathers_of_a_step_do_not_grow_with_the_members(tmp_path, data):
 
 def use_settings(grid, folder, settings):
     """Hidden states under DeepSpeed settings, and where the parts are."""
-    backbone = open_sharded(folder, make_grid(grid.rank, grid.size, grid.device), 1, True, settings={**QUIET, **settings})
+    backbone = open_sharded(
+        folder, make_grid(grid.rank, grid.size, grid.device), 1, True, settings={**QUIET, **settings}
+    )
     return one_pass(backbone)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from model_parallel.grid import Grid, make_grid
 from prompt_tuning import trainer
-from prompt_tuning.inject import own_dropout
+from prompt_tuning.backbone.attention import own_dropout
 from tests.ranks.test_resume import Stopped, results
 from tests.support.fleets import assert_same_course, follow, make_run, open_fleet
 from tests.support.ranks import run_ranks

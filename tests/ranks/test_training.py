@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from prompt_tuning.evaluate import evaluate
+from prompt_tuning.fleet.evaluate import evaluate
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_copa, make_questions, make_tags, make_texts, make_values, run_json

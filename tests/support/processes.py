@@ -70,7 +70,10 @@ def deepspeed(*options: str | Path, ranks: int = 2) -> list[str | Path]:
 def bare_ranks(*options: str | Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
     """The worker on some ranks that no launcher looks after; the first keeps the store."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
-    return [start(*python(*options), RANK=str(r), LOCAL_RANK=str(r), LOCAL_WORLD_SIZE=str(ranks), **meeting) for r in range(ranks)]
+    return [
+        start(*python(*options), RANK=str(r), LOCAL_RANK=str(r), LOCAL_WORLD_SIZE=str(ranks), **meeting)
+        for r in range(ranks)
+    ]
 
 
 def workers(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:

@@ -72,7 +72,11 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, s
     ]
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
-    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PATH": f"/usr/sbin:/sbin:{os.environ['PATH']}",
+    }
     daemons = [
         ["munged", "--foreground", "--force", "--key-file", str(key), "--socket", str(munge_socket),
          "--pid-file", str(folder / "munged.pid"), "--log-file", str(folder / "munged.log"), "--seed-file", str(folder / "munged.seed")],
@@ -107,12 +111,17 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, s
             with contextlib.suppress(psutil.Error, OSError):
                 # Its title covers the first variables, so that psutil does not see them.
                 variables = Path(f"/proc/{process.pid}/environ").read_bytes()
-                if process.name() in ("slurmstepd", "slurm_script", "srun") and environment["SLURM_CONF"].encode() in variables:
+                if (
+                    process.name() in ("slurmstepd", "slurm_script", "srun")
+                    and environment["SLURM_CONF"].encode() in variables
+                ):
                     process.kill()
 
 
 def _idle(environment: dict[str, str]) -> int:
-    found = subprocess.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], env=environment, capture_output=True, text=True)
+    found = subprocess.run(
+        ["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], env=environment, capture_output=True, text=True
+    )
     return len(found.stdout.split())
 
 
@@ -127,7 +136,9 @@ def wait_for_job(job: str, environment: dict[str, str], seconds: float = 240) ->
     """The fields of ``scontrol show job`` once the job has ended."""
     deadline = time.monotonic() + seconds
     while True:
-        shown = subprocess.run(["scontrol", "-o", "show", "job", job], env=environment, capture_output=True, text=True).stdout
+        shown = subprocess.run(
+            ["scontrol", "-o", "show", "job", job], env=environment, capture_output=True, text=True
+        ).stdout
         fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
         if fields.get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
             return fields

@@ -142,7 +142,7 @@ def make_copa(folder: Path, sizes: dict[str, int] | None = None, seed: int = 1) 
 
 def run_json(backbone: Path, data: Path, /, **sections: Any) -> dict[str, Any]:
     """A small run file for :func:`make_texts` data in float64, everything random switched off unless asked for."""
-    from prompt_tuning.runfile import merge
+    from prompt_tuning.settings.members import merge
 
     base = {
         "task": {"kind": "classification", "name": "texts"},

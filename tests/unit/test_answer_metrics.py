@@ -64,7 +64,9 @@ def test_squad2_by_hand():
 @settings(max_examples=100, deadline=None)
 @given(
     questions=st.lists(
-        st.tuples(st.booleans(), st.sampled_from(["a1", "b1", "a1 b1"]), st.sampled_from(["a1", "b1", ""]), st.integers(-3, 3)),
+        st.tuples(
+            st.booleans(), st.sampled_from(["a1", "b1", "a1 b1"]), st.sampled_from(["a1", "b1", ""]), st.integers(-3, 3)
+        ),
         min_size=1,
         max_size=8,
     )

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.columns import argument_columns, propositions, tag_columns
-from prompt_tuning.data import load_task_data
+from prompt_tuning.data.load import load_task_data
+from prompt_tuning.data.read import read_rows
 from prompt_tuning.errors import UserError
+from prompt_tuning.formats.columns import argument_columns, propositions, tag_columns
+from prompt_tuning.formats.squad import questions
 from prompt_tuning.kinds import Encoding
-from prompt_tuning.questions import questions
-from prompt_tuning.sources import read_rows
-from prompt_tuning.tasks import Files, Task, find_task
+from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tasks.types import Files, Task
 from tests.support.rows import ROWS
 from tests.support.tiny import make_tokenizer
 
@@ -65,7 +66,9 @@ def test_rows_without_any_example_are_named(tmp_path):
     row["passage"]["entities"] = []
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
-    with pytest.raises(UserError, match=r"train\.jsonl:1: neither this row nor any other holds an example of task 'record'"):
+    with pytest.raises(
+        UserError, match=r"train\.jsonl:1: neither this row nor any other holds an example of task 'record'"
+    ):
         load_task_data(find_task("record"), TOKENIZER, str(tmp_path), Encoding(40))
 
 
@@ -81,7 +84,9 @@ PIECE = st.sampled_from([*PIECES, "{", "}", '"data"', ":", "[", "]"])
 
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=150, deadline=None, suppress_health_check=FIXTURE)
-@given(content=st.one_of(st.binary(max_size=60), st.lists(PIECE, max_size=25).map(lambda parts: "".join(parts).encode())))
+@given(
+    content=st.one_of(st.binary(max_size=60), st.lists(PIECE, max_size=25).map(lambda parts: "".join(parts).encode()))
+)
 def test_any_bytes_are_rows_or_one_error(tmp_path, name, content):
     task = Task("x", "tagging", None, {}, (), {}, files=Files(read=READERS[name]))
     file = tmp_path / "train.txt"

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher import cli
-from launcher.backends import Submission, backend_names, open_process, render
-from launcher.environment import ROOT
-from launcher.hostfile import Host
+from launcher.clusters.backends import Submission, backend_names, open_process, render
+from launcher.clusters.hostfile import Host
+from launcher.ranks.environment import ROOT
 from prompt_tuning.errors import UserError
 
 RUN = str(ROOT / "launcher" / "run.py")
@@ -47,7 +47,14 @@ def test_every_backend_ends_in_the_same_worker():
 def test_local_ranks():
     assert render("local", make()).command == [sys.executable, *WORKER]
     several = render("local", make(ranks=3))
-    assert several.command[:6] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    assert several.command[:6] == [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "3",
+    ]
     assert len(several.places) == 3
 
 
@@ -74,14 +81,24 @@ def refusal(name, submission):
 
 def test_a_slurm_script_word_for_word(monkeypatch):
     monkeypatch.setenv("TOKEN_OF_MINE", "secret")
-    asked = {"time": "1:00:00", "partition": "gpu", "cpus-per-task": "8", "signal": "USR1@600", "exclusive": "", "nodelist": "n[1-2]"}
+    asked = {
+        "time": "1:00:00",
+        "partition": "gpu",
+        "cpus-per-task": "8",
+        "signal": "USR1@600",
+        "exclusive": "",
+        "nodelist": "n[1-2]",
+    }
     rendered = render("slurm", make(ranks=8, nodes=2, scheduler=asked, gpus=True, variables={"WANTED": "a b'$(c)"}))
     assert rendered.command == ["sbatch", "--parsable"]
     lines = rendered.text.splitlines()
     assert lines[0] == "#!/bin/bash"
     wanted = ["nodes=2", "ntasks=8", "ntasks-per-node=4", "time=1:00:00", "partition=gpu", "gpus-per-node=4", "export=NONE",
               "signal=USR1@600", "cpus-per-task=8", "exclusive", "nodelist=n[1-2]", "job-name=r", "output=/out/r.slurm-%j.txt"]  # fmt: skip
-    assert {f"#SBATCH --{line}" for line in wanted} <= set(lines) and {"#SBATCH --requeue", "#SBATCH --open-mode=append"} <= set(lines)
+    assert {f"#SBATCH --{line}" for line in wanted} <= set(lines) and {
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+    } <= set(lines)
     assert any(line.startswith('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"') for line in lines)
     assert "secret" not in rendered.text
     (line,) = [line for line in lines if line.startswith("export WANTED=")]
@@ -97,7 +114,11 @@ def test_a_slurm_script_word_for_word(monkeypatch):
         ("slurm", {"ranks": 3, "nodes": 2}, "--ranks 3 cannot be divided among --nodes 2"),
         ("slurm", {"scheduler": {"partition": "a b"}}, 'partition of the job: "a b" cannot stand in a batch script'),
         ("slurm", {"scheduler": {"qos": "a;b"}}, 'qos of the job: "a;b" cannot stand in a batch script'),
-        ("slurm", {"scheduler": {"export": "ALL"}}, '--sbatch "export": not the long name of an option of sbatch, or set already'),
+        (
+            "slurm",
+            {"scheduler": {"export": "ALL"}},
+            '--sbatch "export": not the long name of an option of sbatch, or set already',
+        ),
         ("slurm", {"scheduler": {"x=1\n#SBATCH --y": "1"}}, "--sbatch .*: not the long name"),
         ("slurm", {"scheduler": {"time": "1\n#SBATCH --x"}}, "time of the job: .* cannot stand in a batch script"),
     ],
@@ -114,12 +135,14 @@ NASTY = st.text(st.sampled_from("ab/ =.'\"`$();&|<>\\\n\t#%*?~!{}[]-é"), min_si
 @given(config=NASTY, item=NASTY, output=NASTY, variable=NASTY)
 def test_a_batch_script_hands_every_value_on_unharmed(config, item, output, variable):
     """bash itself reads the script, with srun and scontrol replaced by functions that write down their words."""
-    submission = Submission(Path("/") / config, Path("/out") / output, (item,), variables={"PROMPTFLEET_TEST": variable})
+    submission = Submission(
+        Path("/") / config, Path("/out") / output, (item,), variables={"PROMPTFLEET_TEST": variable}
+    )
     try:
         text = render("slurm", submission).text
     except UserError:
         return
-    spy = "srun() { printf '%s\\0' \"$@\" \"$PROMPTFLEET_TEST\"; }; scontrol() { :; }\n"
+    spy = 'srun() { printf \'%s\\0\' "$@" "$PROMPTFLEET_TEST"; }; scontrol() { :; }\n'
     found = subprocess.run(["/bin/bash", "-c", spy + text], capture_output=True, check=False, env={"PATH": "/nowhere"})
     words = found.stdout.decode().split("\0")[:-1]
     assert words == ["--kill-on-bad-exit=1", sys.executable, *submission.worker, variable]
@@ -127,13 +150,17 @@ def test_a_batch_script_hands_every_value_on_unharmed(config, item, output, vari
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=NASTY, item=NASTY, output=NASTY, variable=NASTY)
-def test_pdsh_and_the_shell_of_a_host_hand_every_value_on_unharmed(monkeypatch, tmp_path, config, item, output, variable):
+def test_pdsh_and_the_shell_of_a_host_hand_every_value_on_unharmed(
+    monkeypatch, tmp_path, config, item, output, variable
+):
     """The shell itself reads the command, after pdsh has put in its numbers; Python is a program that writes down its words."""
     spy = tmp_path / "spy $(x) %n"
     spy.write_text('#!/bin/sh\nprintf "%s\\0" "$@" "$PROMPTFLEET_TEST"\n')
     spy.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(spy))
-    submission = Submission(Path("/") / config, Path("/out") / output, (item,), HOSTS, variables={"PROMPTFLEET_TEST": variable})
+    submission = Submission(
+        Path("/") / config, Path("/out") / output, (item,), HOSTS, variables={"PROMPTFLEET_TEST": variable}
+    )
     rendered = render("deepspeed", submission)
     told = re.sub("%(.)", lambda found: "1" if found[1] == "n" else found[1], rendered.command[-1])
     assert told == rendered.nodes["b"], "a dry run says what the host is told"
@@ -146,12 +173,22 @@ def test_pdsh_and_the_shell_of_a_host_hand_every_value_on_unharmed(monkeypatch, 
 def test_a_dry_run_says_what_would_run_and_starts_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"task": "boolq", "backbone": {"path": "."}}))
     (tmp_path / "hosts").write_text("a slots=2\nb slots=1\n")
-    arguments = ["submit", str(tmp_path / "run.json"), "--hostfile", str(tmp_path / "hosts"), "--backend", "mpi", "--dry-run"]
+    arguments = [
+        "submit",
+        str(tmp_path / "run.json"),
+        "--hostfile",
+        str(tmp_path / "hosts"),
+        "--backend",
+        "mpi",
+        "--dry-run",
+    ]
     assert cli.main([*arguments, "--nodes", "1", "--output", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.startswith("command: mpirun -np 2 --host a:2 "), "the first of the hosts"
     assert cli.main([*arguments, "--exclude", "b", "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("command: mpirun -np 2 --host a:2 ") and shown.endswith("rank 0: a slot 0\nrank 1: a slot 1\n")
+    assert shown.startswith("command: mpirun -np 2 --host a:2 ") and shown.endswith(
+        "rank 0: a slot 0\nrank 1: a slot 1\n"
+    )
     monkeypatch.setenv("WANTED_BY_RANKS", "a b")
     assert cli.main([*arguments[:-3], "--backend", "deepspeed", "--dry-run", "--export", "WANTED_BY_RANKS"]) == 0
     shown = capsys.readouterr().out

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from prompt_tuning import checkpoint
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import evaluate
-from prompt_tuning.fleet import Best
+from prompt_tuning.fleet import checkpoint
+from prompt_tuning.fleet.evaluate import evaluate
+from prompt_tuning.fleet.member import Best
+from prompt_tuning.settings import identity
 from tests.support.fleets import follow, make_run, open_fleet
 from tests.support.tiny import make_backbone, make_texts, run_json
 
@@ -26,7 +27,11 @@ def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     members = [
         {"name": "deep", "prompt": {"length": 3, "dropout": 0.2}},
-        {"name": "mlp", "prompt": {"length": 2, "reparameterisation": "mlp", "projection_width": 4}, "train": {"seed": 12}},
+        {
+            "name": "mlp",
+            "prompt": {"length": 2, "reparameterisation": "mlp", "projection_width": 4},
+            "train": {"seed": 12},
+        },
         {"name": "head", "method": "head", "train": {"seed": 13}},
     ]
     backbone = make_backbone(folder / "backbone", "roberta", with_pooler=False)
@@ -56,7 +61,7 @@ def saved(raw, trained, tmp_path):
 
 
 def experiment(raw):
-    return make_run(raw).experiment()
+    return identity.experiment(make_run(raw))
 
 
 def state_of(fleet):
@@ -66,7 +71,10 @@ def state_of(fleet):
         best = member.best
         numbers = None if best is None else (best.step, best.metrics, best.loss)
         plain.append((member.status, member.step, member.stale, member.seconds, member.examples, numbers))
-        found = {**dict(member.prompt.named_parameters()), **({} if best is None else {f"best.{n}": t for n, t in best.tensors.items()})}
+        found = {
+            **dict(member.prompt.named_parameters()),
+            **({} if best is None else {f"best.{n}": t for n, t in best.tensors.items()}),
+        }
         for name, parameter in member.parameters:
             found.update({f"{key}.{name}": value for key, value in member.optimizer.state[parameter].items()})
         tensors.append(found)
@@ -154,7 +162,9 @@ def test_one_changed_byte_anywhere_is_found_and_the_previous_checkpoint_used(sav
                 continue
             caplog.clear()
             with _warnings_of(caplog):
-                assert checkpoint.newest(saved) == saved / "step-000003", f"{file.name}, byte {place} changed by {change}"
+                assert checkpoint.newest(saved) == saved / "step-000003", (
+                    f"{file.name}, byte {place} changed by {change}"
+                )
             assert "step-000004 is damaged" in caplog.text
             found += 1
         file.write_bytes(whole)

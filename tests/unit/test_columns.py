@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from prompt_tuning.columns import argument_columns, propositions, tag_columns
-from prompt_tuning.data import load_task_data
+from prompt_tuning.data.load import load_task_data
+from prompt_tuning.data.read import extra_splits, read_split
 from prompt_tuning.errors import UserError
+from prompt_tuning.formats.columns import argument_columns, propositions, tag_columns
+from prompt_tuning.formats.squad import questions
 from prompt_tuning.kinds import Encoding
-from prompt_tuning.questions import questions
-from prompt_tuning.sources import extra_splits, read_split
-from prompt_tuning.tasks import find_task
+from prompt_tuning.tasks.find import find_task
 from tests.support.tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -132,12 +132,15 @@ def test_mistakes_name_file_line_and_remedy(tmp_path, read, text, message):
 
 
 ANSWERS = [
-    ([{"text": "w9", "answer_start": 0}], "answer 'w9' is not at character 0 of the context; the context does not hold it"),
+    (
+        [{"text": "w9", "answer_start": 0}],
+        "answer 'w9' is not at character 0 of the context; the context does not hold it",
+    ),
     ([{"text": "w2", "answer_start": 1}], "is not at character 1 of the context; it stands at 3, correct it"),
     ([{"text": "", "answer_start": 0}], "the context does not hold it"),
     ([{"text": "w2"}], "needs a text `text` and a whole number `answer_start`"),
     ({"text": ["w2"], "answer_start": []}, "have no lists `text` and `answer_start` of one length"),
-    ("w2", "answers are \"w2\", not a list"),
+    ("w2", 'answers are "w2", not a list'),
 ]
 
 
@@ -219,8 +222,12 @@ def test_held_out_rows_select_and_dev_is_only_reported(tmp_path):
     whole = load_tags(tmp_path, text)
     data = load_tags(tmp_path, text, held_out=0.3)
     assert {split: len(features) for split, features in data.splits.items()} == {"train": 7, "dev": 3, "test/dev": 2}
-    firsts = [features.tokens[features.offsets[:-1] + 1].tolist() for features in (data.splits["train"], data.splits["dev"])]
-    assert sorted(firsts[0] + firsts[1]) == sorted(whole.splits["train"].tokens[whole.splits["train"].offsets[:-1] + 1].tolist())
+    firsts = [
+        features.tokens[features.offsets[:-1] + 1].tolist() for features in (data.splits["train"], data.splits["dev"])
+    ]
+    assert sorted(firsts[0] + firsts[1]) == sorted(
+        whole.splits["train"].tokens[whole.splits["train"].offsets[:-1] + 1].tolist()
+    )
     again = load_tags(tmp_path, text, held_out=0.3)
     assert again.splits["dev"].tokens.tolist() == data.splits["dev"].tokens.tolist()
     with pytest.raises(UserError, match=r"data\.held_out=0\.01 of 10 training rows leaves nothing on one side"):
@@ -238,11 +245,11 @@ def test_official_files_of_glue_are_read(tmp_path):
     write(tmp_path / "CoLA", "a\t1\n", "dev.tsv")
     with pytest.raises(UserError, match=r"dev\.tsv:1: 2 columns; a line is source, label, mark and sentence"):
         read_split(cola, str(tmp_path), "dev")
-    write(tmp_path, "sentence\tlabel\nw1 \"\t1\n", "train.tsv")
+    write(tmp_path, 'sentence\tlabel\nw1 "\t1\n', "train.tsv")
     assert [row for _, row in read_split(sst2, str(tmp_path), "train")] == [{"sentence": 'w1 "', "label": "1"}]
     assert sst2.label_index("1", sst2.labels) == 1
     write(tmp_path, "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\ta\tb\r\n", "train.tsv")
-    (_, raw), = read_split(mrpc, str(tmp_path), "train")
+    ((_, raw),) = read_split(mrpc, str(tmp_path), "train")
     (row,) = mrpc.expand(raw)
     assert (row["sentence1"], row["sentence2"], mrpc.label_index(row["label"], mrpc.labels)) == ("a", "b", 1)
 
@@ -251,4 +258,6 @@ def test_official_names_of_conll_2003(tmp_path):
     for name in ("eng.train", "eng.testa", "eng.testb"):
         write(tmp_path, "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\n", name)
     for split in ("train", "dev", "test"):
-        assert [row for _, row in read_split(find_task("conll03"), str(tmp_path), split)] == [{"words": ["EU"], "tags": ["B-ORG"]}]
+        assert [row for _, row in read_split(find_task("conll03"), str(tmp_path), split)] == [
+            {"words": ["EU"], "tags": ["B-ORG"]}
+        ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from prompt_tuning.config import BackboneSection, FleetSection, PromptSection, RunFile, Section, TrainSection
-from prompt_tuning.tasks import find_task, task_names
-from prompt_tuning.tasks.classification import Options
+from prompt_tuning.section import Section
+from prompt_tuning.settings.schema import BackboneSection, FleetSection, PromptSection, RunFile, TrainSection
+from prompt_tuning.tasks.find import find_task, own_kinds
+from prompt_tuning.tasks.own.classification import Options
 
 
 def sections(kind=Section):
@@ -78,5 +79,5 @@ def test_seeds_and_grid_values_differ():
 
 def test_own_data_is_described_by_strict_options():
     assert issubclass(Options, Section)
-    assert "classification" in task_names()
+    assert "classification" in own_kinds()
     assert find_task({"kind": "classification", "name": "mine"}).name == "mine"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.data import encode, load_task_data
+from prompt_tuning.data.load import encode, load_task_data
+from prompt_tuning.data.read import read_rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.kinds import Encoding
-from prompt_tuning.sources import read_rows
-from prompt_tuning.tasks import find_task
+from prompt_tuning.tasks.find import find_task
 from tests.support.tiny import make_copa, make_texts, make_tokenizer, write_jsonl
 
 TOKENIZER = make_tokenizer()
@@ -42,7 +42,9 @@ def words(*numbers):
 @pytest.mark.parametrize("max_length", [5, 8, 64])
 def test_texts_and_pairs_equal_the_tokenizers_own(max_length):
     first, second = [words(*range(10)), words(3)], [words(*range(20, 23)), words(*range(30, 50))]
-    features = encode(TEXTS, TOKENIZER, locate([{"text": t, "label": "a"} for t in first]), Encoding(max_length), ("a", "b"))
+    features = encode(
+        TEXTS, TOKENIZER, locate([{"text": t, "label": "a"} for t in first]), Encoding(max_length), ("a", "b")
+    )
     for i, text in enumerate(first):
         assert row_of(features, i) == TOKENIZER(text, truncation=True, max_length=max_length)["input_ids"]
     rows = [{"text": a, "other": b, "label": "a"} for a, b in zip(first, second, strict=True)]
@@ -90,7 +92,9 @@ def test_templates_are_chosen_by_name():
 
 def test_lengths_around_the_limit():
     for count in (1, 5, 6, 7):
-        features = encode(TEXTS, TOKENIZER, locate([{"text": words(*range(count)), "label": "a"}]), Encoding(8), ("a", "b"))
+        features = encode(
+            TEXTS, TOKENIZER, locate([{"text": words(*range(count)), "label": "a"}]), Encoding(8), ("a", "b")
+        )
         assert len(row_of(features, 0)) == min(8, count + 2)
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher import cli, dispatch, starts
-from launcher.backends import Rendered, Submission, slurm
-from launcher.hostfile import Host
-from launcher.lock import locked
-from launcher.state import State, owner_of, read_state, saved_step
-from launcher.status import read_rows
-from launcher.suite import FleetJob
+from launcher import cli
+from launcher.clusters.backends import Rendered, Submission, slurm
+from launcher.clusters.hostfile import Host
+from launcher.ranks.lock import locked
+from launcher.runs import dispatch
+from launcher.runs import journal as starts
+from launcher.runs.plan import FleetJob
+from launcher.runs.state import State, owner_of, read_state, saved_step
+from launcher.verbs.status import read_rows
 
 queue = slurm.queue
 HOSTS = (Host("a", (0, 1)), Host("b", (0,)), Host("c", (0,)))
@@ -132,7 +134,11 @@ def test_a_start_is_written_on_a_line_of_its_own(tmp_path):
     starts.record_starts(tmp_path, [{"fleet": "one"}])
     starts.record_starts(tmp_path, [{"fleet": "two"}, {"fleet": "three"}])
     file = tmp_path / "starts.jsonl"
-    assert file.read_text().count("\n") == 3 and [record["fleet"] for record in starts.read_starts(tmp_path)] == ["one", "two", "three"]
+    assert file.read_text().count("\n") == 3 and [record["fleet"] for record in starts.read_starts(tmp_path)] == [
+        "one",
+        "two",
+        "three",
+    ]
     file.write_text(file.read_text()[:-4])
     starts.record_starts(tmp_path, [{"fleet": "four"}])
     assert [record["fleet"] for record in starts.read_starts(tmp_path)] == ["one", "two", "four"]
@@ -141,7 +147,15 @@ def test_a_start_is_written_on_a_line_of_its_own(tmp_path):
 def test_hosts_that_stay_idle_are_said_and_wrong_ones_refused(tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"task": "boolq", "backbone": {"path": "."}}))
     (tmp_path / "hosts").write_text("a slots=2\nb slots=1\nc slots=1\n")
-    arguments = ["suite", str(tmp_path / "run.json"), "--hostfile", str(tmp_path / "hosts"), "--backend", "mpi", "--dry-run"]
+    arguments = [
+        "suite",
+        str(tmp_path / "run.json"),
+        "--hostfile",
+        str(tmp_path / "hosts"),
+        "--backend",
+        "mpi",
+        "--dry-run",
+    ]
     arguments += ["--output", str(tmp_path / "suite")]
     assert cli.main([*arguments, "--nodes", "2"]) == 0
     shown = capsys.readouterr()
@@ -199,7 +213,11 @@ def test_states_are_read_from_files_alone(tmp_path):
         assert state.word == "running" and "process" in state.owner
     (folder / "members" / "a").mkdir(parents=True)
     (folder / "members" / "a" / "metrics.jsonl").write_text('{"step": 8}\n{"step": 9}\n{"ste')
-    for content, word in (('{"status": "finished"}', "finished"), ('{"status": "diverged"}', "failed"), ("[]", "stopped")):
+    for content, word in (
+        ('{"status": "finished"}', "finished"),
+        ('{"status": "diverged"}', "failed"),
+        ("[]", "stopped"),
+    ):
         (folder / "result.json").write_text(content)
         assert read_state(folder).word == word
 
@@ -219,7 +237,12 @@ def test_status_shows_what_waits_runs_and_is_queued(tmp_path, monkeypatch, capsy
     printed = "one N/A 12 PENDING\na b 3 7_3 RUNNING\n"
     monkeypatch.setattr(slurm, "call", lambda command: subprocess.CompletedProcess(command, 0, printed, ""))
     monkeypatch.setattr(slurm, "queue", queue)
-    assert queue() == {"12": "PENDING as 12", "one_N/A": "PENDING as 12", "7_3": "RUNNING as 7_3", "a b_3": "RUNNING as 7_3"}
+    assert queue() == {
+        "12": "PENDING as 12",
+        "one_N/A": "PENDING as 12",
+        "7_3": "RUNNING as 7_3",
+        "a b_3": "RUNNING as 7_3",
+    }
     for name, word in (("result.json", "finished"), ("run.json", "queued"), (None, "queued")):
         (row,) = read_rows(tmp_path / "one")
         assert row[1].word == word, "a run that was submitted is one before anything of it is there"
@@ -253,13 +276,26 @@ def test_an_array_that_a_driver_could_not_write_down_any_more_is_known_by_its_na
 def test_an_array_has_a_task_for_each_run_and_requeues_a_bounded_number_of_times(tmp_path):
     runs = [Submission(Path(f"/c {i}"), Path(f"/o/$(x){i}")) for i in range(3)]
     text = slurm.render_array(runs, tmp_path, 2, "suite-1").text
-    assert "#SBATCH --array=0-2" in text and "#SBATCH --job-name=suite-1" in text and f"#SBATCH --output={tmp_path}/slurm-%A_%a.txt" in text
+    assert (
+        "#SBATCH --array=0-2" in text
+        and "#SBATCH --job-name=suite-1" in text
+        and f"#SBATCH --output={tmp_path}/slurm-%A_%a.txt" in text
+    )
     spy = "srun() { printf '%s\\0' \"$@\"; return ${CODE}; }; scontrol() { printf '%s\\0' \"$2\"; }\n"
     for task, submission in enumerate(runs):
-        for code, restarts, again in ((0, 0, False), (1, 0, True), (1, 1, True), (1, 2, False), (75, 9, True), (3, 0, False)):
+        for code, restarts, again in (
+            (0, 0, False),
+            (1, 0, True),
+            (1, 1, True),
+            (1, 2, False),
+            (75, 9, True),
+            (3, 0, False),
+        ):
             environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "5", "SLURM_JOB_ID": "5"}
             environment |= {"SLURM_RESTART_COUNT": str(restarts), "CODE": str(code)}
             found = subprocess.run(["/bin/bash", "-c", spy + text], capture_output=True, text=True, env=environment)
             words = found.stdout.split("\0")[:-1]
-            assert words == ["--kill-on-bad-exit=1", sys.executable, *submission.worker] + [f"5_{task}"] * again, "not the whole array"
+            assert words == ["--kill-on-bad-exit=1", sys.executable, *submission.worker] + [f"5_{task}"] * again, (
+                "not the whole array"
+            )
             assert found.returncode == code

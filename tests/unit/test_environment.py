@@ -7,7 +7,9 @@ import os
 
 import pytest
 
-from launcher.environment import Process, find_process, meet, record, rendezvous, threads
+from launcher.ranks.environment import Process, find_process, threads
+from launcher.ranks.provenance import record
+from launcher.ranks.rendezvous import meet, rendezvous
 from prompt_tuning.errors import UserError
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -113,14 +115,18 @@ def test_the_innermost_launcher_counts():
     inside = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", **MASTER}
     assert find_process(environment={**SLURM, **inside}) == Process(9, 1, 16, 8)
     two_nodes = {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
-    assert find_process(environment={**two_nodes, **OPEN_MPI}) == Process(3, 1, 4, 2), "mpirun's daemons are tasks of SLURM"
+    assert find_process(environment={**two_nodes, **OPEN_MPI}) == Process(3, 1, 4, 2), (
+        "mpirun's daemons are tasks of SLURM"
+    )
 
 
 def test_launchers_that_contradict_each_other_are_refused_with_both_values():
     alone = {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
     with pytest.raises(UserError) as error:
         find_process(environment={**SLURM, "SLURM_STEP_NUM_TASKS": "16", **alone})
-    assert "SLURM says that the job has 16 ranks (SLURM_STEP_NUM_TASKS), Open MPI says 1 (OMPI_COMM_WORLD_SIZE)" in str(error.value)
+    assert "SLURM says that the job has 16 ranks (SLURM_STEP_NUM_TASKS), Open MPI says 1 (OMPI_COMM_WORLD_SIZE)" in str(
+        error.value
+    )
 
 
 def test_the_ranks_of_slurm_meet_on_the_first_host():

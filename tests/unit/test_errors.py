@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from launcher import cli
 from launcher import run as worker
 from prompt_tuning.errors import UserError
-from prompt_tuning.runfile import load_run
+from prompt_tuning.settings.members import load_run
 from tests.support.tiny import make_backbone, make_texts, run_json, write_jsonl
 
 
@@ -96,10 +96,14 @@ MISTAKES = [
     ({"name": "../x"}, 'name: "../x" is no name', "only letters"),
     ({"output": ""}, 'output: "" is empty', "leave the key out"),
     ({"published": True}, "published: true is neither false nor a list", ""),
-    ({"published": [{"metric": "f1", "value": "x", "by": "paper", "source": ""}]}, 'published[0].value: "x"', "not a number"),
+    (
+        {"published": [{"metric": "f1", "value": "x", "by": "paper", "source": ""}]},
+        'published[0].value: "x"',
+        "not a number",
+    ),
     ({"published": [{"metrics": "f1"}]}, "published[0].metrics: unknown key", "did you mean `metric`?"),
     ({"task": 3}, "task: 3 is no task", "give a name, or an object"),
-    ({"task": {}}, "task.kind=null is unknown", "known tasks: boolq"),
+    ({"task": {}}, "task.kind=null is unknown", "known: choice, classification"),
     ({"task": {"kind": "boolq"}}, "task.kind='boolq' is a fixed task", 'write "task": "boolq"'),
     ({"task": {"kind": "classification", "labels": ["a", "a"]}}, "task.labels: 'a' stands twice", "a class of its own"),
     ({"task": {"kind": "classification", "label": 3}}, "task.label: 3 is not a text", ""),

@@ -15,10 +15,10 @@ from launcher import run as worker
 from model_parallel.grid import Grid
 from prompt_tuning import attach, load_prompt
 from prompt_tuning.errors import UserError
-from prompt_tuning.evaluate import split_outputs
-from prompt_tuning.export import write_prompt
+from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.predict import AttachedPrompts
-from prompt_tuning.runfile import resolve
+from prompt_tuning.prompt.export import write_prompt
+from prompt_tuning.settings.members import resolve
 from prompt_tuning.trainer import build_fleet
 from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
 
@@ -75,7 +75,7 @@ def test_full_fine_tuning_exports_a_model_that_predicts_the_same(tmp_path):
     config = json.loads((member / "model" / "config.json").read_text())
     assert "promptfleet" not in json.dumps(config)
     model = attach(load_prompt(member / "prompt"))
-    from prompt_tuning.data import load_task_data
+    from prompt_tuning.data.load import load_task_data
     from prompt_tuning.kinds import Encoding
 
     data = load_task_data(model.prompts[0].task, model.backbone.tokenizer, str(tmp_path / "data"), Encoding(24))
@@ -155,7 +155,7 @@ def test_text_prompts_are_the_models_own_keys_and_values(tmp_path, family):
     table = member.prompt.prefix.table().detach()
 
     from model_parallel import rng
-    from prompt_tuning.initialise import _some_tokens
+    from prompt_tuning.prompt.initialise import _some_tokens
 
     tokens = _some_tokens(member.splits["train"], 9, rng.key(member.seed, "init", "text"))
     ids = torch.from_numpy(tokens.astype(np.int64))[None]

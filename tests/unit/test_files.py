@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.files import expand, make_folder, new_folder, sha256, write_json, write_text
+from prompt_tuning.storage.atomic import expand, make_folder, new_folder, sha256, write_json, write_text
 
 
 def names(folder):

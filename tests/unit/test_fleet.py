@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoTokenizer, DynamicCache, get_linear_sche
 
 from model_parallel.grid import Grid
 from prompt_tuning import trainer
-from prompt_tuning.config import OptimizerSection
-from prompt_tuning.fleet import learning_rate_factor
+from prompt_tuning.fleet.schedule import learning_rate_factor
+from prompt_tuning.settings.schema import OptimizerSection
 from prompt_tuning.trainer import build_fleet, prove_frozen, train
 from tests.support.fleets import STEPS, assert_same_course, follow, make_run, open_fleet
 from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
@@ -175,7 +175,8 @@ def test_a_member_equals_a_loop_written_by_hand(places):
     tokenizer = AutoTokenizer.from_pretrained(places["backbone"])
     rows = [json.loads(line) for line in (places["texts"] / "train.jsonl").read_text().splitlines()]
     embedding, weight, bias = (
-        nn.Parameter(course.start[member.name][name].clone()) for name in ("prefix.embedding", "head.weight", "head.bias")
+        nn.Parameter(course.start[member.name][name].clone())
+        for name in ("prefix.embedding", "head.weight", "head.bias")
     )
     rates = {key: settings[key] for key in ("eps", "weight_decay")}
     optimizer = torch.optim.AdamW(

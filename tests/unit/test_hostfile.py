@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.hostfile import Host, expand_nodes, read_hostfile, select
+from launcher.clusters.hostfile import Host, expand_nodes, read_hostfile, select
 from prompt_tuning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +101,9 @@ def test_node_lists_are_expanded(text, expected):
     assert expand_nodes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a[", "a]", "a[[1]]", "a[1-]", "a[3-1]", "a[x]", "a[]", "a;b", "a b", "a[1-999999999]", ","])
+@pytest.mark.parametrize(
+    "text", ["", "a[", "a]", "a[[1]]", "a[1-]", "a[3-1]", "a[x]", "a[]", "a;b", "a b", "a[1-999999999]", ","]
+)
 def test_what_is_no_node_list_is_refused(text):
     with pytest.raises(UserError, match="node list"):
         expand_nodes(text)
@@ -125,11 +127,16 @@ def test_anything_is_hosts_or_one_error(tmp_path, content, include, exclude, nod
             names += make()
         except UserError as error:
             assert str(error) and "\n" not in str(error)
-    assert all(name.isascii() and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in names)
+    assert all(
+        name.isascii() and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+        for name in names
+    )
     assert not any(name.startswith("-") for name in names)
 
 
-FILTERS = st.dictionaries(st.sampled_from(["a-1", "a-2"]), st.sets(st.integers(0, 2), max_size=3), min_size=1, max_size=2)
+FILTERS = st.dictionaries(
+    st.sampled_from(["a-1", "a-2"]), st.sets(st.integers(0, 2), max_size=3), min_size=1, max_size=2
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,9 +8,9 @@ import torch
 
 from model_parallel import rng
 from model_parallel.grid import Grid
-from prompt_tuning.export import load_prompt, write_prompt
-from prompt_tuning.initialise import _some_tokens, start_from_prompt
-from prompt_tuning.runfile import resolve
+from prompt_tuning.prompt.export import load_prompt, write_prompt
+from prompt_tuning.prompt.initialise import _some_tokens, start_from_prompt
+from prompt_tuning.settings.members import resolve
 from prompt_tuning.trainer import build_fleet
 from tests.support.tiny import make_backbone, make_texts, run_json
 

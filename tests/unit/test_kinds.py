@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from prompt_tuning.data import encode
+from prompt_tuning.data.load import encode
 from prompt_tuning.errors import UserError
+from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.kinds import Encoding, Targets, find_kind, span
-from prompt_tuning.packing import Items, Pool, lay_out
-from prompt_tuning.tasks import find_task
+from prompt_tuning.tasks.find import find_task
 from tests.support.tiny import make_tokenizer
 
 WORDS = make_tokenizer()
@@ -111,7 +112,11 @@ def test_the_loss_of_tags_is_the_mean_over_labelled_tokens():
 def question(context, answer=None, start=None):
     if answer is not None and start is None:
         start = context.index(answer)
-    return {"question": "w1 w2", "context": context, "answers": [] if answer is None else [{"text": answer, "answer_start": start}]}
+    return {
+        "question": "w1 w2",
+        "context": context,
+        "answers": [] if answer is None else [{"text": answer, "answer_start": start}],
+    }
 
 
 CONTEXT = " ".join(f"w{i}" for i in range(10, 35))

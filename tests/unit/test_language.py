@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from launcher import run as worker
 from model_parallel.grid import Grid
-from prompt_tuning.backbone import load_backbone
-from prompt_tuning.config import BackboneSection, RunFile
-from prompt_tuning.data import encode
+from prompt_tuning.backbone.load import load_backbone
+from prompt_tuning.data.load import encode
 from prompt_tuning.errors import UserError
-from prompt_tuning.export import load_prompt
-from prompt_tuning.features import word_lead
 from prompt_tuning.kinds import Encoding
 from prompt_tuning.predict import attach
-from prompt_tuning.tasks import find_task
+from prompt_tuning.prompt.export import load_prompt
+from prompt_tuning.settings.schema import BackboneSection, RunFile
+from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.tokenise import word_lead
 from tests.support.fleets import follow, open_fleet
 from tests.support.rows import ROWS, write_rows
 from tests.support.tiny import make_backbone, make_language_backbone, make_tokenizer, run_json
@@ -74,7 +74,9 @@ def test_scores_are_log_probabilities_of_the_candidates(tmp_path, model_type):
         with torch.no_grad():
             logs = torch.log_softmax(theirs(**inputs).logits, -1)
             found = score(base(**inputs).last_hidden_state, tags=wanted)
-        expected.append(sum(logs[0, place, wanted[0, place]].item() for place in range(logs.shape[1]) if wanted[0, place] >= 0))
+        expected.append(
+            sum(logs[0, place, wanted[0, place]].item() for place in range(logs.shape[1]) if wanted[0, place] >= 0)
+        )
         assert found.item() == pytest.approx(expected[-1], abs=1e-9)
     assert len(set(expected)) > 2
 
@@ -109,7 +111,9 @@ def test_byte_level_candidates_keep_their_space():
     assert wanted == ["Ġab", "Ġc"]
 
 
-@pytest.mark.parametrize(("model_type", "task"), [("bert", "cb"), ("roberta", "copa"), ("llama", "boolq"), ("mistral", "record")])
+@pytest.mark.parametrize(
+    ("model_type", "task"), [("bert", "cb"), ("roberta", "copa"), ("llama", "boolq"), ("mistral", "record")]
+)
 def test_a_prompt_learns_by_the_language_models_answers(tmp_path, model_type, task):
     raw = raw_of(tmp_path, model_type, task)
     fleet = open_fleet(raw)

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from model_parallel.grid import Grid
 from model_parallel.loading import stored_tensors
-from prompt_tuning.backbone import load_backbone
-from prompt_tuning.config import BackboneSection
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
+from prompt_tuning.settings.schema import BackboneSection
 from tests.support.tiny import make_backbone
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from prompt_tuning.evaluate import score
-from prompt_tuning.features import Features
+from prompt_tuning.fleet.evaluate import score
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.metrics.classes import accuracy, macro_f1, matthews, positive_f1
-from prompt_tuning.tasks import find_task
+from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.features import Features
 
 METRICS = {"accuracy": accuracy, "macro_f1": macro_f1}
 CB = find_task("cb")
@@ -19,6 +19,7 @@ CB = find_task("cb")
 def features_of(labels):
     count = len(labels)
     return Features(np.zeros(count, np.int32), None, np.arange(count + 1), 1, np.array(labels))
+
 
 GOLD = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 1, 0, 1, 0, 0])

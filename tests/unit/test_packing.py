@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.features import Features
-from prompt_tuning.packing import Items, Pool, lay_out, plan
+from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.plan import plan
+from prompt_tuning.tokens.features import Features
 
 CPU = torch.device("cpu")
 PAD = 99
@@ -100,7 +102,9 @@ def test_a_rank_without_examples_runs_the_shortest_as_a_dummy():
 def naive_rows(members, items):
     """Each row as (member, example, choice, tokens, types), sorted by member, by plain loops."""
     rows = []
-    for member, example in sorted(zip(items.members.tolist(), items.examples.tolist(), strict=True), key=lambda x: x[0]):
+    for member, example in sorted(
+        zip(items.members.tolist(), items.examples.tolist(), strict=True), key=lambda x: x[0]
+    ):
         features = members[member]
         for choice in range(features.rows_per_example):
             row = example * features.rows_per_example + choice

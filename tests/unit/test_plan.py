@@ -60,7 +60,11 @@ def test_a_width_that_does_not_divide_is_one_sentence():
     ("sizes", "tensor", "sentence"),
     [
         (Sizes(16, 16, 64), 3, "parallel.tensor=3 does not divide the 16 heads of m; choose one of 1, 2, 4, 8, 16"),
-        (Sizes(12, 4, 64), 3, "parallel.tensor=3 does not divide the 4 key/value heads of m; choose one of 1, 2, 4, 12"),
+        (
+            Sizes(12, 4, 64),
+            3,
+            "parallel.tensor=3 does not divide the 4 key/value heads of m; choose one of 1, 2, 4, 12",
+        ),
     ],
 )
 def test_heads_that_do_not_divide_are_one_sentence(sizes, tensor, sentence):
@@ -76,7 +80,9 @@ def test_fitting_heads_pass():
 
 def test_ranks_that_are_no_multiple_are_one_sentence():
     check_ranks(8, 4)
-    with pytest.raises(TopologyError, match=r"parallel.tensor=4 needs a multiple of 4 ranks, but the job has 6; start 8"):
+    with pytest.raises(
+        TopologyError, match=r"parallel.tensor=4 needs a multiple of 4 ranks, but the job has 6; start 8"
+    ):
         check_ranks(6, 4)
     with pytest.raises(TopologyError, match=r"but the job has 1; start 2 or set parallel.tensor to one of 1"):
         check_ranks(1, 2)

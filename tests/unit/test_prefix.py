@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prompt_tuning.prefix import Prefix, PrefixShape, gather_rows
+from prompt_tuning.backbone.attention import PrefixShape
+from prompt_tuning.prompt.prefix import Prefix, gather_rows
 
 SHAPE = PrefixShape(num_layers=3, key_value_heads=2, head_size=4, hidden_size=8)
 P, N, G, D = 5, SHAPE.num_layers, SHAPE.key_value_heads, SHAPE.head_size
@@ -103,7 +104,9 @@ def test_a_member_sees_its_own_columns_only():
     prefixes = [make_prefix(2, 1), None, make_prefix(5, 3, layers=(1,))]
     member_of_row = torch.tensor([0, 2, 1, 0])
     rows = gather_rows(prefixes, member_of_row)
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)[:, None, None, :].expand(-1, 1, 3, -1)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)[:, None, None, :].expand(
+        -1, 1, 3, -1
+    )
     has = {0: [[2, 2, 2], 0], 1: [[0, 0, 0], 1], 2: [[0, 5, 0], 2]}
     for layer in range(N):
         keys, values = rows.keys_values(layer, torch.float64)
@@ -131,7 +134,10 @@ def test_an_additive_mask_is_extended_by_its_lowest_number():
 def test_masks_of_different_layers_and_sources_are_not_mixed_up():
     """They are cached by source and pattern; a second source of equal values must not take the first one's place."""
     rows = gather_rows([make_prefix(2, layers=(0, 2)), make_prefix(1)], torch.tensor([0, 1]))
-    full, causal = torch.ones(2, 1, 3, 3, dtype=torch.bool), torch.ones(3, 3, dtype=torch.bool).tril().expand(2, 1, 3, 3)
+    full, causal = (
+        torch.ones(2, 1, 3, 3, dtype=torch.bool),
+        torch.ones(3, 3, dtype=torch.bool).tril().expand(2, 1, 3, 3),
+    )
     assert rows.extend_mask(0, full) is rows.extend_mask(2, full)
     assert not torch.equal(rows.extend_mask(0, full), rows.extend_mask(1, full))
     assert torch.equal(rows.extend_mask(0, causal)[..., 2:], causal)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from launcher.reference import json_schema, markdown
-from launcher.tasks import tasks_page
+from launcher.pages.run_file import json_schema, markdown
+from launcher.pages.tasks import tasks_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 

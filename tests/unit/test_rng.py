@@ -18,7 +18,10 @@ def test_the_generator_never_changes():
     """Every published seed depends on these; a change of any makes old runs irreproducible."""
     assert rng.key(11, "order", 0) == 3949721573170080699
     assert rng.bits(12345, 3).tolist() == [9202820341700851064, 8451028812110784062, -8516367985638756560]
-    assert rng.fold(torch.tensor([0, -1]), torch.tensor([0, 7])).tolist() == [-2152535657050944081, -4166297692289072321]
+    assert rng.fold(torch.tensor([0, -1]), torch.tensor([0, 7])).tolist() == [
+        -2152535657050944081,
+        -4166297692289072321,
+    ]
     assert rng.uniform(12345, 2).tolist() == [0.49888589037329273, 0.45813118989140517]
     # The logarithm and the cosine may differ in the last bit between processors.
     normal = [0.023475325597099948, -0.024947400079559402, -0.022099150751461637]

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.config import RunFile, Section
 from prompt_tuning.errors import UserError
-from prompt_tuning.runfile import load_recorded_run, load_run, resolve
+from prompt_tuning.section import Section
+from prompt_tuning.settings.identity import experiment, load_recorded_run
+from prompt_tuning.settings.members import load_run, resolve
+from prompt_tuning.settings.schema import RunFile
 
 BASE = {"task": "copa", "backbone": {"path": "tiny"}}
 HERE = Path("run.json")
@@ -82,7 +84,7 @@ def test_an_ordinary_run_is_a_fleet_of_one():
 
 
 def test_bookkeeping_is_no_part_of_the_experiment():
-    plain = resolve(BASE, HERE).experiment()
+    plain = experiment(resolve(BASE, HERE))
     same = [
         ("train.log_steps", 3),
         ("train.checkpoint_steps", 7),
@@ -90,8 +92,8 @@ def test_bookkeeping_is_no_part_of_the_experiment():
         ("output", "x"),
         ("name", "y"),
     ]
-    assert resolve(BASE, HERE, same).experiment() == plain
-    assert resolve(BASE, HERE, [("train.seed", 3)]).experiment() != plain
+    assert experiment(resolve(BASE, HERE, same)) == plain
+    assert experiment(resolve(BASE, HERE, [("train.seed", 3)])) != plain
 
 
 def test_the_record_reads_back():
@@ -171,11 +173,11 @@ def test_no_name_leads_out_of_its_folder(tmp_path, text):
 def test_topology_is_no_part_of_the_experiment():
     plain = resolve(BASE, HERE)
     assert "parallel" in plain.to_json()["members"][0]["config"]
-    assert "parallel" not in plain.experiment()["members"][0]["config"]
+    assert "parallel" not in experiment(plain)["members"][0]["config"]
     described = resolve({**BASE, "description": "x", "published": False, "$schema": "y"}, HERE)
-    assert described.experiment() == plain.experiment()
+    assert experiment(described) == experiment(plain)
     for change in (("train.batch_size", 3), ("data.max_length", 9), ("backbone.path", "z"), ("prompt.layers", [0])):
-        assert resolve(BASE, HERE, [change]).experiment() != plain.experiment()
+        assert experiment(resolve(BASE, HERE, [change])) != experiment(plain)
 
 
 def test_a_recorded_run_is_read_back_or_named_as_damaged(tmp_path):

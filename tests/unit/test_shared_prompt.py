@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from launcher import run as worker
-from launcher.suite import find_jobs
+from launcher.runs.plan import find_jobs
 from prompt_tuning.errors import UserError
-from prompt_tuning.export import load_prompt
-from prompt_tuning.overrides import merge
 from prompt_tuning.predict import attach
+from prompt_tuning.prompt.export import load_prompt
+from prompt_tuning.settings.merge import merge
 from tests.support.fleets import follow, open_fleet
 from tests.support.tiny import make_backbone, make_tags, make_texts, run_json
 
@@ -43,7 +43,9 @@ def test_the_shared_gradient_is_the_sum_over_members(raw):
     assert torch.allclose(shared.first_gradients["texts"][key], expected, rtol=0, atol=1e-12)
     assert key not in shared.first_gradients["tags"], "the first member alone steps it"
     for course, name in zip(alone, ("texts", "tags"), strict=True):
-        assert torch.allclose(shared.first_gradients[name]["head.weight"], course.first_gradients[name]["head.weight"], atol=1e-12)
+        assert torch.allclose(
+            shared.first_gradients[name]["head.weight"], course.first_gradients[name]["head.weight"], atol=1e-12
+        )
         assert shared.losses[name] == pytest.approx(course.losses[name], abs=1e-12)
 
 
@@ -80,7 +82,7 @@ def test_every_member_is_exported_with_the_prefix_of_its_best_step(raw, tmp_path
 
 def test_an_interrupted_shared_run_ends_in_the_same_bits(raw, tmp_path, monkeypatch):
     whole = train(tmp_path, raw, "whole")
-    from prompt_tuning.fleet import Fleet
+    from prompt_tuning.fleet.step import Fleet
 
     steps = iter(range(4))
     real = Fleet.train_step

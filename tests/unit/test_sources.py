@@ -9,9 +9,10 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
+from prompt_tuning.data.read import read_rows, read_split
 from prompt_tuning.errors import UserError
-from prompt_tuning.sources import check_columns, read_rows, read_split
-from prompt_tuning.tasks import find_task
+from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.rows import check_columns
 
 TEXTS = find_task({"kind": "classification"})
 ROWS = [{"text": 'a, "b"\nc', "label": "x"}, {"text": "d é 漢 \u2028 \x85 e", "label": "y"}]

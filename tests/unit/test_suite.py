@@ -10,8 +10,8 @@ import statistics
 import pytest
 
 from launcher import cli
-from launcher.report import as_csv, as_markdown, cells, read_groups, rows
-from launcher.suite import find_jobs, plan
+from launcher.pages.scores import as_csv, as_markdown, cells, read_groups, rows
+from launcher.runs.plan import find_jobs, plan
 from prompt_tuning.errors import UserError
 from tests.support.tiny import make_backbone, make_copa, make_tags, make_texts, run_json
 
@@ -27,7 +27,10 @@ def files(tmp_path_factory):
     raws = {
         "texts": run_json(backbone, make_texts(folder / "texts"), train=train, published=published),
         "copa": {**run_json(backbone, make_copa(folder / "copa"), train=train), "task": "copa"},
-        "tags": {**run_json(backbone, make_tags(folder / "tags"), train=train), "task": {"kind": "tagging", "name": "tags"}},
+        "tags": {
+            **run_json(backbone, make_tags(folder / "tags"), train=train),
+            "task": {"kind": "tagging", "name": "tags"},
+        },
     }
     for name, raw in raws.items():
         (folder / f"{name}.json").write_text(json.dumps(raw))
@@ -54,7 +57,10 @@ def test_jobs_are_members_times_seeds_with_a_head_for_each_task(files):
 def test_a_head_that_is_there_is_not_added_again(files, tmp_path):
     fleet = {**json.loads((files / "texts.json").read_text()), "fleet": {"members": [{}, {"method": "head"}]}}
     (tmp_path / "both.json").write_text(json.dumps(fleet))
-    assert names(find_jobs([str(tmp_path / "both.json")], [], None, baselines=True)) == ["both-seed11", "both-head-seed11"]
+    assert names(find_jobs([str(tmp_path / "both.json")], [], None, baselines=True)) == [
+        "both-seed11",
+        "both-head-seed11",
+    ]
 
 
 def test_methods_have_names_of_their_own(files):
@@ -76,7 +82,10 @@ def test_fleets_share_a_backbone_and_are_no_larger_than_asked(files, tmp_path):
     fleets, done = plan(jobs, tmp_path, 4)
     assert [len(fleet.members) for fleet in fleets] == [4, 2] and not done
     apart = [*jobs[:2], *find_jobs(paths(files, "copa"), ["train.backbone_dropout=true"], None, baselines=False)]
-    assert [fleet.members for fleet in plan(apart, tmp_path, 8)[0]] == [["texts-seed11", "texts-seed12"], ["copa-seed11"]]
+    assert [fleet.members for fleet in plan(apart, tmp_path, 8)[0]] == [
+        ["texts-seed11", "texts-seed12"],
+        ["copa-seed11"],
+    ]
     full = find_jobs(paths(files, "texts", "copa"), ["method=full"], None, baselines=False)
     assert [len(fleet.members) for fleet in plan(full, tmp_path, 8)[0]] == [1, 1], "fine-tuning is a fleet of one"
     assert plan(jobs, tmp_path, 4)[0] == fleets, "the same jobs are the same fleets"
@@ -128,7 +137,12 @@ def test_a_failed_fleet_does_not_stop_the_others(files, tmp_path, capfd):
     broken["train"] = {**broken["train"], "log_steps": 3}
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     output = tmp_path / "out"
-    assert cli.main(["suite", str(tmp_path / "broken.json"), *paths(files, "texts"), "--no-baselines", "--output", str(output)]) == 1
+    assert (
+        cli.main(
+            ["suite", str(tmp_path / "broken.json"), *paths(files, "texts"), "--no-baselines", "--output", str(output)]
+        )
+        == 1
+    )
     text = capfd.readouterr()
     assert "no such folder" in text.err and "failed: backbone-1-" in text.err
     assert len(list(output.glob("*/members/texts-seed11/result.json"))) == 1
@@ -192,7 +206,7 @@ def test_names_are_text_in_the_page(suite, tmp_path):
     (copy / "run.json").write_text(json.dumps({"members": [member]}))
     result = next(r for r in results(suite) if r["member"] == "texts-seed11")
     (copy / "members" / "<b>&x" / "result.json").write_text(json.dumps(result))
-    from launcher.page import write_page
+    from launcher.pages.html import write_page
 
     page = write_page(read_groups([copy]), "a <title>")
     assert "<b>" not in page and "&lt;b&gt;&amp;x" in page and "a &lt;title&gt;" in page

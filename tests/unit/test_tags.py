@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompt_tuning.tags import brackets_to_iob2, spans, to_iob2
+from prompt_tuning.formats.tags import brackets_to_iob2, spans, to_iob2
 
 
 @st.composite

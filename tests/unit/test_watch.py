@@ -11,11 +11,12 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from launcher import stop as module_stop
-from launcher import watch as module
-from launcher.environment import Meeting, RankError
-from launcher.stop import DRIVER_SIGNALS, Stopped, StopRequest, ask_to_stop
-from launcher.watch import gather_ranks, open_store, watching
+from launcher.ranks import stop as module_stop
+from launcher.ranks import watch as module
+from launcher.ranks.environment import RankError
+from launcher.ranks.rendezvous import Meeting
+from launcher.ranks.stop import DRIVER_SIGNALS, Stopped, StopRequest, ask_to_stop
+from launcher.ranks.watch import gather_ranks, open_store, watching
 
 HOSTS = ["a", "b", "c", "d"]
 

@@ -14,7 +14,9 @@ from tests.support.tiny import make_backbone, make_texts, run_json
 
 @pytest.fixture
 def config(tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps(run_json(make_backbone(tmp_path / "backbone", "bert"), make_texts(tmp_path / "texts"))))
+    (tmp_path / "run.json").write_text(
+        json.dumps(run_json(make_backbone(tmp_path / "backbone", "bert"), make_texts(tmp_path / "texts")))
+    )
     return ["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "run")]
 
 
@@ -25,7 +27,10 @@ def test_memory_that_is_not_there_is_a_sentence_with_remedies(config, monkeypatc
     monkeypatch.setattr(worker, "train_in_folder", train_in_folder)
     assert worker.main(config) == 1
     said = capsys.readouterr().err
-    assert "has not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.); set train.activation_checkpointing or" in said
+    assert (
+        "has not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.); set train.activation_checkpointing or"
+        in said
+    )
     assert "Traceback" not in said
 
 

@@ -1,0 +1,1 @@
+"""Hosts, where ranks are placed on them, and what starts them there."""

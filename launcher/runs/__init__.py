@@ -1,0 +1,1 @@
+"""Many runs: planned, dispatched, and found again in their folders."""

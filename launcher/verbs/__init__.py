@@ -1,0 +1,1 @@
+"""The verbs of the driver, one file each."""

@@ -1,0 +1,1 @@
+"""The frozen backbone: found, loaded, fingerprinted, and opened for prefixes."""

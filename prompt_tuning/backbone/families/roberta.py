@@ -1,0 +1,17 @@
+"""RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020): positions from padding_idx + 1, padding stays at padding_idx."""
+
+from prompt_tuning.backbone.families import Family
+from prompt_tuning.backbone.families.bert import ENCODER_PLAN
+
+FAMILY = Family(
+    model_types=("roberta", "xlm-roberta"),
+    attention_modules=lambda model: [layer.attention.self for layer in model.encoder.layer],
+    plan=ENCODER_PLAN,
+    pooling="pooler",
+    hidden_dropout=("hidden_dropout_prob",),
+    attention_dropout=("attention_probs_dropout_prob",),
+    positions=lambda index, real, config: (index + config.pad_token_id + 1).where(
+        real, index.new_tensor(config.pad_token_id)
+    ),
+    table_offset=lambda config: config.pad_token_id + 1,
+)

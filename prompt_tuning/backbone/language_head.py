@@ -1,0 +1,82 @@
+"""The backbone's frozen language-model head, and cloze templates: how likely is each candidate in a gap of the text.
+
+Masked models see the candidate's tokens masked, all at once, and score them there; causal ones score each token from the
+one before it. A candidate's score is the sum of its tokens' log probabilities (Schick and Schütze 2021; GLM, Du et al. 2022).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+from model_parallel.grid import Grid
+from model_parallel.loading import WeightsError, load_weights, stored_tensors
+from prompt_tuning.errors import UserError
+
+
+class LanguageHead(nn.Module):
+    """In a prompt's place for a head: nothing of its own to train, the backbone's language head scores candidates."""
+
+    pooling = "cloze"
+
+    def __init__(self, language_model: nn.Module | None) -> None:
+        super().__init__()
+        # Not registered: it is the backbone's, frozen, and travels with no prompt.
+        self._language_model = (language_model,)
+
+    def connect(self, language_model: nn.Module | None) -> None:
+        """Give it the backbone's language head. Raises :class:`UserError` where the backbone was loaded without."""
+        if language_model is None:
+            raise UserError(
+                "the prompt fills gaps, but its backbone was loaded without language head; use attach(prompt)"
+            )
+        self._language_model = (language_model,)
+
+    def pool(self, hidden: Tensor, lengths: Tensor, backbone_pooler: nn.Module | None = None) -> Tensor:
+        """Hidden states of all tokens [R, L, H]."""
+        return hidden
+
+    def forward(
+        self, hidden: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0, tags: Tensor | None = None
+    ) -> Tensor:
+        """Log probability of each row's candidate [R], from hidden states [R, L, H] and wanted tokens ``tags`` [R, L]."""
+        (language_model,) = self._language_model
+        assert language_model is not None and tags is not None
+        rows, places = (tags >= 0).nonzero(as_tuple=True)
+        weight = next(language_model.parameters())
+        logits = language_model(hidden[rows, places].to(weight.dtype))
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        chosen = torch.log_softmax(logits.to(dtype), -1).gather(1, tags[rows, places][:, None])[:, 0]
+        return chosen.new_zeros(len(hidden)).index_add(0, rows, chosen)
+
+
+def load_language_head(
+    folder: Path, config: Any, model: PreTrainedModel, is_causal: bool, grid: Grid
+) -> tuple[nn.Module, int]:
+    """The frozen head of the stored language model, its output embedding tied to ``model``'s where the config says so.
+
+    Returns it and the bytes read. Raises :class:`WeightsError` where the files have none.
+    """
+    with torch.device("meta"):
+        whole = (AutoModelForCausalLM if is_causal else AutoModelForMaskedLM).from_config(config, dtype=model.dtype)
+    ((name, head),) = [(n, child) for n, child in whole.named_children() if n != whole.base_model_prefix]
+    wanted = {f"{name}.{key}" for key in head.state_dict()}
+    stored = stored_tensors(folder, wanted, "")
+    for target, source in (whole._tied_weights_keys or {}).items():
+        if source in stored and target not in stored:
+            stored[target] = stored[source]
+    if config.tie_word_embeddings:
+        whole.get_output_embeddings().weight = model.get_input_embeddings().weight
+        wanted = {f"{name}.{key}" for key, value in head.state_dict().items() if value.is_meta}
+    missing = sorted(wanted - set(stored))
+    if missing:
+        raise WeightsError(
+            f"a cloze template needs the language-model head, which the weights lack ({missing[0]});"
+            " choose a backbone that was saved with it, or another data.template"
+        )
+    bytes_read = load_weights(head, stored, {}, grid, prefix=name)
+    return head.requires_grad_(False).eval(), bytes_read

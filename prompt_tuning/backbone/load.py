@@ -1,0 +1,212 @@
+"""The frozen backbone, loaded once: this rank's share of it, opened for prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from model_parallel.apply import shard_modules
+from model_parallel.grid import Grid, TopologyError
+from model_parallel.loading import WeightsError, check_stored, load_weights, stored_tensors
+from model_parallel.plan import Sizes, check_heads, head_range
+from model_parallel.zero import ZeroShards
+from prompt_tuning.backbone.attention import PrefixShape, open_door
+from prompt_tuning.backbone.families import Family, find_family
+from prompt_tuning.backbone.find import find_folder, pickle_hint, read_config, read_tokenizer, set_dropout
+from prompt_tuning.backbone.fingerprint import fingerprint
+from prompt_tuning.backbone.language_head import load_language_head
+from prompt_tuning.errors import UserError, reason
+from prompt_tuning.settings.schema import BackboneSection
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone and what prompts need to know about it."""
+
+    model: PreTrainedModel
+    family: Family
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    path: str
+    pooler: nn.Module | None
+    """The pretrained pooler; None where the backbone's file has none (then every prompt brings its own)."""
+    language_head: nn.Module | None
+    """Frozen head of the language model; None where it was not asked for."""
+    grid: Grid
+    zero: ZeroShards | None
+    bytes_read: int
+    """Bytes that this rank requested of the weight files."""
+    num_parameters: int
+    """Of the whole model, over all ranks, without its pooler."""
+
+    @property
+    def shape(self) -> PrefixShape:
+        """Sizes of the whole model, over all tensor ranks."""
+        config, sizes = self.model.config, _sizes(self.model.config)
+        return PrefixShape(config.num_hidden_layers, sizes.key_value_heads, sizes.head_size, config.hidden_size)
+
+    @property
+    def local_heads(self) -> slice:
+        """Key/value heads of this tensor rank."""
+        return slice(*head_range(self.shape.key_value_heads, self.grid.tensor_rank, self.grid.tensor))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the backbone's own weights are trained (method `full`)."""
+        return any(weight.requires_grad for weight in self.model.parameters())
+
+    @contextmanager
+    def at_work(self) -> Iterator[PreTrainedModel]:
+        """The model for some forwards and backwards; whatever happens in them, no gathered weight outlives them."""
+        failed = True
+        try:
+            yield self.model
+            failed = False
+        finally:
+            if self.zero is not None:
+                self.zero.release(failed)
+
+    @property
+    def prompt_dtype(self) -> torch.dtype:
+        """Type of prompts, heads and their optimizer: float32, or float64 if the backbone is."""
+        return torch.float64 if self.model.dtype == torch.float64 else torch.float32
+
+    @property
+    def pad_token(self) -> int:
+        """Token id that fills rows; masked out, so any id serves where the tokenizer has none."""
+        token = self.tokenizer.pad_token_id
+        return self.model.config.pad_token_id or 0 if token is None else token
+
+    def check_length(self, prompt_length: int, max_length: int, positions: str) -> None:
+        """Raise :class:`UserError` where prompt and text together outgrow the position table."""
+        limit = self.family.max_positions(self.model.config)
+        used = max_length + (prompt_length if positions == "after_prefix" else 0)
+        if used > limit:
+            room = limit - used + max_length
+            text = f"set data.max_length to {room} or less" if room > 2 else "leave room for the text"
+            prompt = (
+                ", shorten the prompt, or (deep prompts) choose prompt.positions 'from_zero'"
+                if used > max_length
+                else ""
+            )
+            raise UserError(
+                f"prompt.length={prompt_length} and data.max_length={max_length} need {used} positions, but"
+                f" {self.path} has {limit}; {text}{prompt}"
+            )
+
+
+def load_backbone(
+    section: BackboneSection,
+    grid: Grid,
+    dropout: bool | float = False,
+    activation_checkpointing: bool = False,
+    trainable: bool = False,
+    zero: dict[str, Any] | None = None,
+    language: bool = False,
+) -> Backbone:
+    """Load this rank's share of the base model (its LM head only for ``language``), freeze it unless ``trainable``, open it to prefixes.
+
+    ``dropout``: True keeps the config's own rates, False sets all to 0, a number sets the hidden rate. ``zero``: split the
+    weights over the data axis too, with these DeepSpeed settings. Every rank calls this. Raises :class:`UserError`.
+    """
+    folder = find_folder(section.path, section.revision)
+    config = read_config(folder, section)
+    family = find_family(config.model_type)
+    set_dropout(config, family, dropout)
+    try:
+        check_heads(_sizes(config), grid.tensor, section.path)
+        return _load(folder, config, family, section, grid, trainable, activation_checkpointing, zero, language)
+    except TopologyError as error:
+        raise UserError(str(error)) from None
+    except WeightsError as error:
+        raise UserError(f"backbone.path={section.path}: {error}{pickle_hint(folder)}") from None
+
+
+def _load(
+    folder: Path,
+    config: Any,
+    family: Family,
+    section: BackboneSection,
+    grid: Grid,
+    trainable: bool,
+    checkpointing: bool,
+    zero: dict[str, Any] | None,
+    language: bool,
+) -> Backbone:
+    """Build on ``meta``, cut the layers, read their slices, split over the data axis, let prefixes in, in this order.
+
+    So nothing is allocated before it is as small as it gets, and ZeRO-3 sees ordinary modules.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(
+                config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
+            )
+    except Exception as error:  # the modelling files raise kinds of their own
+        raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
+    is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
+    pooler, model.pooler = (getattr(model, "pooler", None) if is_pooled else None), None
+    check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
+    tokenizer = read_tokenizer(folder, model, section)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    model.requires_grad_(trainable)
+    cuts = shard_modules(model, family.plan, _sizes(config), grid, freeze=zero is not None)
+    shards = None if zero is None else ZeroShards(grid, zero, model.dtype)
+    bytes_read = load_weights(model, stored, cuts, grid, shards.partition if shards else None)
+    _rebuild_buffers(model, grid.device)
+    if pooler is not None:
+        pooler.requires_grad_(trainable)
+        bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
+    language_head = None
+    if language:
+        if grid.tensor > 1 or zero is not None:
+            raise UserError(
+                "a cloze template needs the whole word embedding on every rank; use tensor 1 and zero false"
+            )
+        language_head, size = load_language_head(folder, config, model, family.pooling == "last", grid)
+        bytes_read += size
+    if shards is not None:
+        shards.attach(model)
+    open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    identity = fingerprint(stored, config)
+    return Backbone(
+        model,
+        family,
+        tokenizer,
+        identity,
+        section.path,
+        pooler,
+        language_head,
+        grid,
+        shards,
+        bytes_read,
+        num_parameters,
+    )
+
+
+def _rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Give buffers that no file holds (rotary frequencies, position ids) their values, which ``meta`` has lost."""
+    for module in model.modules():
+        names = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in names:
+            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
+        if names:
+            model._init_weights(module)
+
+
+def _sizes(config: Any) -> Sizes:
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return Sizes(heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads)

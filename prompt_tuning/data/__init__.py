@@ -1,0 +1,1 @@
+"""From a task's files or hub data set to tokenised splits."""

@@ -1,0 +1,54 @@
+"""Rows of hub data sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prompt_tuning.errors import UserError, reason
+from prompt_tuning.formats import STEMS, LocatedRow
+from prompt_tuning.tasks.types import Task
+
+
+def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | None) -> list[LocatedRow] | None:
+    from datasets import get_dataset_split_names, load_dataset
+
+    repository, configuration = (path, hub_config) if path is not None else (task.hub or (None, None))
+    wanted = STEMS.get(split, ())
+    if path is None and split in task.hub_splits:
+        repository, configuration, only = task.hub_splits[split]
+        wanted = (only,)
+    if repository is None:
+        if path is None and task.origin is not None:
+            raise UserError(
+                f"task {task.name!r} has no data set on the hub: {task.origin}; then set data.path to its folder"
+            )
+        raise UserError(f"task {task.name!r} has no data set of its own: set data.path to a folder or a hub id")
+    # Script-based repositories no longer load; the hub keeps Parquet copies of them under this revision.
+    revision = "refs/convert/parquet" if path is None else None
+    try:
+        names = get_dataset_split_names(repository, configuration, revision=revision)
+        name = next((n for n in names if n in wanted), None)
+        if name is None:
+            return None
+        rows = load_dataset(repository, configuration, split=name, revision=revision)
+    except Exception as error:  # the hub client raises dozens of kinds; each means that it is not to be had
+        what = f"data set {repository!r} is" if path is None else f"data.path={path}: no such folder, and"
+        raise UserError(
+            f"{what} not to be had from the hub ({reason(error)});"
+            " check the id and the network, or set data.path to a local folder"
+        ) from None
+    return [(f"{repository}:{name} row {number}", _named(row, rows.features)) for number, row in enumerate(rows, 1)]
+
+
+def _named(row: dict[str, Any], features: Any) -> dict[str, Any]:
+    """A hub row with the names of its classes instead of their numbers, in lists too."""
+    from datasets import ClassLabel
+
+    named = dict(row)
+    for column, feature in features.items():
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, ClassLabel) and row[column] is not None and row[column] >= 0:
+            named[column] = feature.names[row[column]]
+        elif isinstance(inner, ClassLabel) and row[column] is not None:
+            named[column] = [inner.names[value] for value in row[column]]
+    return named

@@ -1,0 +1,1 @@
+"""Members trained together: their state, a step of all of them, evaluation, checkpoints."""

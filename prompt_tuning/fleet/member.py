@@ -1,0 +1,118 @@
+"""One prompt in training."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model_parallel import rng
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.kinds import Kind, find_kind
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.members import MemberSpec
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import Features
+
+
+@dataclass
+class Best:
+    """The best evaluation so far and the trained tensors it saw."""
+
+    step: int
+    metrics: dict[str, float]
+    loss: float
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Member:
+    """One prompt in training."""
+
+    spec: MemberSpec
+    task: Task
+    labels: tuple[str, ...]
+    splits: dict[str, Features]
+    prompt: Prompt
+    backbone: Backbone
+    borrowed: list[tuple[str, nn.Parameter]] = field(default_factory=list)
+    """Tensors of its prompt that another member trains."""
+    status: str = "running"
+    """running, finished, stopped (early stopping) or diverged."""
+    step: int = 0
+    """Steps done."""
+    stale: int = 0
+    """Evaluations since the last best one."""
+    seconds: float = 0.0
+    examples: int = 0
+    best: Best | None = None
+    kind: Kind = field(init=False)
+    optimizer: torch.optim.AdamW = field(init=False)
+    parameters: list[tuple[str, nn.Parameter]] = field(init=False)
+    _order: tuple[int, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.spec.config.optimizer
+        self.kind = find_kind(self.task.kind)
+        lent = {id(p) for _, p in self.borrowed}
+        self.parameters = [(name, p) for name, p in self.prompt.trained() if id(p) not in lent]
+        if self.spec.config.method == "full":
+            named = list(self.backbone.model.named_parameters())
+            if self.backbone.pooler is not None:
+                named += [(f"pooler.{name}", p) for name, p in self.backbone.pooler.named_parameters()]
+            self.parameters = self.parameters + [(f"backbone.{name}", p) for name, p in named]
+        heads = [p for name, p in self.parameters if name.startswith("head.")]
+        others = [p for name, p in self.parameters if not name.startswith("head.")]
+        groups = [(others, settings.lr), (heads, settings.head_lr or settings.lr)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": lr, "peak_lr": lr} for parameters, lr in groups if parameters],
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def seed(self) -> int:
+        return self.spec.config.train.seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.splits["train"]) / self.spec.config.train.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        train = self.spec.config.train
+        return train.max_steps or train.epochs * self.steps_per_epoch
+
+    def step_examples(self, step: int) -> np.ndarray:
+        """Indices of the training examples of a step, over all ranks; the last batch of an epoch may be short."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            count = len(self.splits["train"])
+            self._order = (epoch, rng.permutation(rng.key(self.seed, "order", epoch), count).numpy())
+        size = self.spec.config.train.batch_size
+        return self._order[1][place * size : (place + 1) * size]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of all trained tensors, those that another member trains included."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters + self.borrowed}
+
+    def part(self) -> None:
+        """End the sharing: borrowed tensors become copies of its own, which can be loaded without harm to others."""
+        if self.borrowed:
+            self.prompt.prefix = copy.deepcopy(self.prompt.prefix)
+            own = dict(self.prompt.trained())
+            self.borrowed = [(name, own[name]) for name, _ in self.borrowed]
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters + self.borrowed:
+            parameter.copy_(tensors[name])

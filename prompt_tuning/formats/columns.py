@@ -1,0 +1,149 @@
+"""Files of tagged sentences: CoNLL columns, predicates and arguments in columns, and one proposition a line.
+
+A sentence ends at a blank line, at ``-DOCSTART-`` or at the end of the file. Words become ``words``, tags ``tags`` (IOB2),
+and a predicate ``predicate``, a list of its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.formats import STEMS, LocatedRow, Reader, Row
+from prompt_tuning.formats.tags import brackets_to_iob2, to_iob2
+
+Cells = list[tuple[int, list[str]]]
+"""Line number and columns of each word."""
+
+
+TABLES_OR_COLUMNS = {
+    split: tuple(f"{stem}{rest}" for stem in stems for rest in (".*", "/*")) for split, stems in STEMS.items()
+}
+"""Patterns of files with any suffix, by themselves or in a folder of the split's name."""
+
+
+def tag_columns(word: int | None = None, tag: int = -1) -> Reader:
+    """Reader of one word and its tag a line, among other columns; counted from 0, or from the last as -1.
+
+    Without ``word`` it is the first column, or the second where the first counts the words.
+    """
+
+    def read(file: Path) -> Iterator[LocatedRow]:
+        for sentence in _sentences(file):
+            line, width = sentence[0][0], len(sentence[0][1])
+            if width < 2:
+                raise UserError(
+                    f"{file}:{line}: one column only; a line holds a word and its tag, parted by tab or space"
+                )
+            _check_width(file, sentence, max((word or 0) + 1, tag + 1, -tag))
+            column = word
+            if column is None:
+                is_counted = width > 2 and [cells[0] for _, cells in sentence] in _counts(len(sentence))
+                column = 1 if is_counted else 0
+            words = [cells[column] for _, cells in sentence]
+            yield f"{file}:{line}", {"words": words, "tags": to_iob2([cells[tag] for _, cells in sentence])}
+
+    return read
+
+
+def _counts(size: int) -> list[list[str]]:
+    return [[str(start + i) for i in range(size)] for start in (0, 1)]
+
+
+def words_and_tags(row: Row) -> Iterator[Row]:
+    """A hub row under this module's names: ``tokens`` and ``ner_tags`` become ``words`` and ``tags``."""
+    names = {"tokens": "words", "ner_tags": "tags"}
+    yield row if "words" in row else {names.get(key, key): value for key, value in row.items()}
+
+
+def argument_columns(word: int, predicate: int, first: int, after: int = 0) -> Reader:
+    """Reader of CoNLL propositions: a row for each predicate, its arguments in one column of brackets.
+
+    Args:
+        word: column of the words.
+        predicate: column that is ``-`` but at predicates.
+        first: first column of arguments; the others follow in the order of the predicates.
+        after: columns behind the last one of arguments.
+    """
+
+    def read(file: Path) -> Iterator[LocatedRow]:
+        for sentence in _sentences(file):
+            line = sentence[0][0]
+            _check_width(file, sentence, max(word, predicate, first - 1) + 1 + after)
+            words = [cells[word] for _, cells in sentence]
+            marked = [i for i, (_, cells) in enumerate(sentence) if cells[predicate] != "-"]
+            columns = range(first, len(sentence[0][1]) - after)
+            if len(columns) != len(marked):
+                raise UserError(
+                    f"{file}:{line}: {len(marked)} predicates but {len(columns)} columns of arguments; give one a predicate"
+                )
+            for column, place in zip(columns, marked, strict=True):
+                where = f"{file}:{line} column {column + 1}"
+                try:
+                    tags = brackets_to_iob2([cells[column] for _, cells in sentence])
+                except ValueError as error:
+                    raise UserError(f"{where}: {error}") from None
+                yield where, {"words": words, "predicate": [words[place]], "tags": tags}
+
+    return read
+
+
+def proposition_lines(file: Path) -> Iterator[LocatedRow]:
+    """Rows of ``predicate-index word word ... ||| tag tag ...``, one proposition a line, the index from 0."""
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        left, bar, right = line.partition("|||")
+        index, words, tags = (left.split() or [""])[0], left.split()[1:], right.split()
+        if not bar or not index.isdigit():
+            raise UserError(f"{where}: a line is `predicate-index word word ... ||| tag tag ...`")
+        if len(words) != len(tags):
+            raise UserError(f"{where}: {len(words)} words but {len(tags)} tags; give one tag a word")
+        if int(index) >= len(words):
+            raise UserError(f"{where}: the predicate is word {index}, counted from 0, but there are {len(words)} words")
+        yield where, {"words": words, "predicate": [words[int(index)]], "tags": to_iob2(tags)}
+
+
+def propositions(file: Path) -> Iterator[LocatedRow]:
+    """Rows of either :func:`proposition_lines` or, where no line has ``|||``, of CoNLL-2012's columns."""
+    is_lines = any("|||" in line for _, line in _lines(file))
+    # document, part, number, word, part of speech, parse, lemma, frameset, sense, speaker, entities, arguments, coreference
+    return iter((proposition_lines if is_lines else argument_columns(3, 7, 11, after=1))(file))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            yield number, line.rstrip("\r\n")
+
+
+def _sentences(file: Path) -> Iterator[Cells]:
+    sentence: Cells = []
+    for number, line in _lines(file):
+        cells = line.split("\t") if "\t" in line else line.split(" ")
+        cells = [cell for cell in cells if cell]
+        is_comment = (
+            line.startswith("#") and ("\t" not in line) and (" = " in line or line.startswith(("#begin ", "#end ")))
+        )
+        if not cells or cells[0] == "-DOCSTART-" or is_comment or line.startswith("#end document"):
+            if sentence:
+                yield sentence
+            sentence = []
+        else:
+            sentence.append((number, cells))
+    if sentence:
+        yield sentence
+
+
+def _check_width(file: Path, sentence: Cells, least: int) -> None:
+    """Raise :class:`UserError` unless all words have as many columns, and no fewer than ``least``."""
+    line, width = sentence[0][0], len(sentence[0][1])
+    if width < least:
+        raise UserError(f"{file}:{line}: {width} column(s), but at least {least} are needed")
+    for number, cells in sentence:
+        if len(cells) != width:
+            raise UserError(
+                f"{file}:{number}: {len(cells)} columns, but the sentence starts with {width}; give every word as many"
+            )

@@ -1,0 +1,83 @@
+"""Tables of rows: JSONL, CSV, TSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.formats import LocatedRow
+from prompt_tuning.messages import show
+
+
+def _jsonl(file: Path) -> Iterator[LocatedRow]:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}:{number}: not JSON: {error.msg}; every line is one JSON object") from None
+            except RecursionError:
+                raise UserError(
+                    f"{file}:{number}: JSON nested too deeply; every line is one flat JSON object"
+                ) from None
+            except ValueError:
+                raise UserError(f"{file}:{number}: a number has too many digits; write it as a text") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{file}:{number}: the line holds {show(row)}; every line is one JSON object: {{...}}")
+            yield f"{file}:{number}", row
+
+
+def _tsv(file: Path) -> Iterator[LocatedRow]:
+    return _csv(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None)
+
+
+def _csv(file: Path, **dialect: Any) -> Iterator[LocatedRow]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True, **dialect)
+        try:
+            twice = [name for i, name in enumerate(reader.fieldnames or []) if name in (reader.fieldnames or [])[:i]]
+            if twice:
+                raise UserError(f"{file}:1: two columns are called {show(twice[0])}; every column has its own name")
+            for row in reader:
+                if None in row or None in row.values():
+                    have = len(reader.fieldnames or [])
+                    raise UserError(
+                        f"{file}:{reader.line_num}: not {have} fields, as the header has; quote commas in texts"
+                    )
+                yield f"{file}:{reader.line_num}", row
+        except csv.Error as error:
+            raise UserError(f"{file}:{reader.reader.line_num}: not CSV: {error}") from None
+
+
+def undecodable_line(file: Path) -> str:
+    """The first line that is not UTF-8, as ``:line``."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f":{number}"
+    return ""
+
+
+def _parquet(file: Path) -> Iterator[LocatedRow]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        rows = parquet.read_table(file).to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not Parquet: {error}") from None
+    for number, row in enumerate(rows, 1):
+        yield f"{file}:row {number}", row
+
+
+TABLES = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}

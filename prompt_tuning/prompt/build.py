@@ -1,0 +1,67 @@
+"""The untrained prompt of a member."""
+
+from __future__ import annotations
+
+from model_parallel import rng
+from prompt_tuning.backbone.language_head import LanguageHead
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.errors import UserError
+from prompt_tuning.kinds import Kind
+from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.prefix import Prefix
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.schema import RunFile
+
+
+def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind, is_cloze: bool = False) -> Prompt:
+    """The untrained prompt of a member, a function of its settings and seed alone. Raises :class:`UserError`."""
+    shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
+    head = LanguageHead(backbone.language_head) if is_cloze else _build_head(config, backbone, num_labels, kind)
+    prefix = inputs = None
+    if config.method == "deep_prompt":
+        layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
+        width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
+        prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width)
+    elif config.method == "shallow_prompt":
+        inputs = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, shape.hidden_size, std=0.02).to(
+            dtype
+        )
+    if prefix is not None or inputs is not None:
+        backbone.check_length(config.prompt.length, config.data.max_length, config.prompt.positions)
+        if config.prompt.init == "zero":
+            (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
+    else:
+        backbone.check_length(0, config.data.max_length, "from_zero")
+    dropout = config.prompt.dropout
+    head_dropout = dropout if kind.drops_hidden and not is_cloze else 0.0
+    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout)
+
+
+def _build_head(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Head:
+    shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
+    pooling = "tokens" if kind.per_token else config.head.pooling or backbone.family.pooling
+    if pooling == "pooler" and backbone.family.pooling != "pooler":
+        raise UserError(
+            f"head.pooling='pooler': {backbone.path} ({backbone.model.config.model_type}) has no pooler;"
+            f" choose {backbone.family.pooling!r}, 'mean' or 'first'"
+        )
+    full = config.method == "full"
+    return Head(
+        shape.hidden_size,
+        kind.num_outputs(num_labels),
+        pooling,
+        seed,
+        dtype,
+        own_pooler=pooling == "pooler" and backbone.pooler is None,
+        train_pooler=full,
+        train_bias=kind.trains_bias,
+    )
+
+
+def _check_layers(layers: list[int], num_layers: int) -> tuple[int, ...]:
+    wrong = [layer for layer in layers if not 0 <= layer < num_layers]
+    if wrong or len(set(layers)) != len(layers) or not layers:
+        raise UserError(
+            f"prompt.layers={layers} is not a set of layers of this backbone; choose from 0 to {num_layers - 1}"
+        )
+    return tuple(sorted(layers))

@@ -1,0 +1,185 @@
+"""Exported prompts: ``prompt.json`` and ``prompt.safetensors``, all that is needed beside the backbone to predict.
+
+A prefix is stored as keys and values [layers, 2, heads, tokens, head size], any reparameterisation folded in. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from model_parallel.loading import stored_tensors
+from prompt_tuning.backbone.attention import PrefixShape, attention_name
+from prompt_tuning.backbone.fingerprint import fingerprint
+from prompt_tuning.backbone.language_head import LanguageHead
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.errors import UserError, reason
+from prompt_tuning.fleet.member import Member
+from prompt_tuning.kinds import Encoding
+from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.prefix import Prefix
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.storage.atomic import new_folder, sha256, write_json
+from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tasks.types import Task
+
+FORMAT = 2
+NAMES = ("prompt.json", "prompt.safetensors")
+_AGAIN = "export the prompt again, with `promptfleet export` or by its run"
+
+
+@dataclass(frozen=True)
+class ExportedPrompt:
+    """A prompt read back from disk: its tensors as a module, and ``manifest``, the content of prompt.json."""
+
+    folder: Path
+    prompt: Prompt
+    manifest: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        return find_task(self.manifest["task"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.manifest["labels"])
+
+    @property
+    def encoding(self) -> Encoding:
+        """How it was trained to see rows."""
+        return Encoding(self.manifest["max_length"], self.manifest["template"], self.manifest["stride"])
+
+    @property
+    def backbone_path(self) -> str:
+        """The backbone as the run file named it, or the model folder that method ``full`` wrote beside the prompt."""
+        path = self.manifest["backbone"]["path"]
+        return str(self.folder / path) if self.manifest["method"] == "full" else path
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Raise :class:`UserError` unless the prompt was trained on this very backbone."""
+        wanted = self.manifest["backbone"]
+        if wanted["fingerprint"] != backbone.fingerprint:
+            raise UserError(
+                f"{self.folder}: the prompt was trained on {wanted['path']} ({wanted['model_type']}, fingerprint"
+                f" {wanted['fingerprint'][:12]}), not on {backbone.path} ({backbone.model.config.model_type}, fingerprint"
+                f" {backbone.fingerprint[:12]}); give its own backbone"
+            )
+
+
+def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = None) -> None:
+    """Export a member's prompt, with the tensors it holds now, into ``folder``, atomically."""
+    config, prompt, backbone = member.spec.config, member.prompt, member.backbone
+    tensors = _tensors(prompt)
+    identity = {
+        "path": backbone.path,
+        "revision": config.backbone.revision,
+        "fingerprint": backbone.fingerprint,
+        "model_type": backbone.model.config.model_type,
+        "dtype": config.backbone.dtype,
+        "attention": config.backbone.attention,
+    }
+    if config.method == "full":
+        identity["path"], identity["fingerprint"] = "../model", _write_model(folder.parent / "model", member)
+    shape = backbone.shape
+    manifest = {
+        "format": FORMAT,
+        "method": config.method,
+        "task": config.task,
+        "labels": list(member.labels),
+        "template": config.data.template or next(iter(member.task.templates)),
+        "max_length": config.data.max_length,
+        "stride": config.data.stride,
+        "length": prompt.length,
+        "positions": prompt.positions,
+        "layers": None if prompt.prefix is None or prompt.prefix.layers is None else list(prompt.prefix.layers),
+        "pooling": prompt.head.pooling,
+        "layout": "prefix: [layers, key/value, heads, tokens, head size]; inputs: [tokens, hidden]",
+        "shape": [shape.num_layers, shape.key_value_heads, shape.head_size, shape.hidden_size],
+        "backbone": identity,
+        "best": best,
+        "tensors": {name: list(tensor.shape) for name, tensor in sorted(tensors.items())},
+    }
+    with new_folder(folder) as target:
+        (target / "prompt.safetensors").write_bytes(save(tensors))
+        manifest["sha256"] = sha256(target / "prompt.safetensors")
+        write_json(target / "prompt.json", {**manifest, "sha256_of_the_rest": _digest(manifest)})
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+@torch.no_grad()
+def _tensors(prompt: Prompt) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in prompt.head.named_parameters()}
+    if prompt.prefix is not None:
+        table = prompt.prefix.table()
+        if prompt.prefix.layers is not None:
+            table = table[:, list(prompt.prefix.layers)]
+        tensors["prefix"] = table.permute(1, 2, 3, 0, 4)
+    if prompt.inputs is not None:
+        tensors["inputs"] = prompt.inputs
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_model(folder: Path, member: Member) -> str:
+    """Save a fine-tuned backbone as a transformers folder with its tokenizer; returns its fingerprint."""
+    backbone = member.backbone
+    model, stock = backbone.model, member.spec.config.backbone.attention
+    with new_folder(folder) as target:
+        model.pooler = backbone.pooler
+        model.set_attn_implementation(stock)  # our attention's name means nothing to another program
+        model.save_pretrained(target)
+        backbone.tokenizer.save_pretrained(target)
+        model.set_attn_implementation(attention_name(stock))
+        if hasattr(model, "pooler"):
+            model.pooler = None
+    return fingerprint(stored_tensors(folder, set(model.state_dict()), model.base_model_prefix), model.config)
+
+
+def load_prompt(folder: str | Path) -> ExportedPrompt:
+    """Read an exported prompt. Raises :class:`UserError` for a missing, damaged or foreign file."""
+    folder = Path(folder)
+    missing = [name for name in NAMES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder}: no {' and no '.join(missing)} there; give a prompt folder, such as runs/NAME/members/M/prompt"
+        )
+    try:
+        manifest = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{folder}: prompt format {manifest['format']}; this version reads {FORMAT}")
+        declared = manifest.pop("sha256_of_the_rest")
+        if declared != _digest(manifest):
+            raise UserError(f"{folder}: prompt.json is damaged or was edited (its checksum differs); {_AGAIN}")
+        if manifest["sha256"] != sha256(folder / "prompt.safetensors"):
+            raise UserError(f"{folder}: prompt.safetensors is damaged or not that of prompt.json; {_AGAIN}")
+        prompt = _build(manifest, load_file(folder / "prompt.safetensors"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged ({reason(error)}); {_AGAIN}") from None
+    return ExportedPrompt(folder, prompt.requires_grad_(False), manifest)
+
+
+@torch.no_grad()
+def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
+    shape = PrefixShape(*manifest["shape"])
+    head: Head | LanguageHead = LanguageHead(None)
+    if manifest["pooling"] != LanguageHead.pooling:
+        weight, own_pooler = tensors["head.weight"], "head.pooler.weight" in tensors
+        head = Head(shape.hidden_size, weight.shape[0], manifest["pooling"], 0, weight.dtype, own_pooler)
+        head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
+    prefix = None
+    if "prefix" in tensors:
+        table = tensors["prefix"].permute(3, 0, 1, 2, 4)
+        layers = None if manifest["layers"] is None else tuple(manifest["layers"])
+        prefix = Prefix(shape, len(table), 0, table.dtype, layers)
+        prefix.embedding.copy_(table.reshape(len(table), -1))
+    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"])

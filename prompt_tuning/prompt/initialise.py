@@ -1,0 +1,88 @@
+"""Where prompts start: from the backbone's own view of training text, or from an exported prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_parallel import rng
+from model_parallel.collectives import gather_over_tensor_ranks
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.data.load import Features
+from prompt_tuning.errors import UserError
+from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.prompt import Prompt
+
+
+@torch.no_grad()
+def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed: int) -> None:
+    """Set a prompt to the keys and values (or, at the input, the word embeddings) of training text.
+
+    The text is training rows in a random order of the seed's, joined until they have as many tokens as the prompt. It
+    stands at positions 0 to P - 1, in front of where ``after_prefix`` puts the task's text.
+    """
+    tokens = _some_tokens(features, prompt.length, rng.key(seed, "init", "text"))
+    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(backbone.grid.device)
+    if prompt.inputs is not None:
+        with backbone.at_work() as model:
+            prompt.inputs.copy_(model.get_input_embeddings()(ids)[0])
+        return
+    assert prompt.prefix is not None
+    captured: dict[int, Tensor] = {}
+    real = torch.ones_like(ids, dtype=torch.bool)
+    index = torch.arange(ids.shape[1], device=ids.device)[None]
+    positions = backbone.family.positions(index, real, backbone.model.config)
+    backbone.model.eval()
+    with backbone.at_work() as model:
+        model(input_ids=ids, attention_mask=real.long(), position_ids=positions, captured=captured)
+    backbone.model.train()
+    # [N, 2, G, P, D] of this tensor rank's heads G; where ranks share a head, the first of them has it for all.
+    mine = torch.stack([captured[layer] for layer in sorted(captured)])[:, :, 0]
+    pieces = gather_over_tensor_ranks(mine, backbone.grid)
+    shared = max(1, len(pieces) // backbone.shape.key_value_heads)
+    table = torch.cat(pieces[::shared], dim=2).permute(3, 0, 1, 2, 4)
+    prompt.prefix.fill(table.to(prompt.prefix.embedding.dtype))
+
+
+def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:
+    order = rng.permutation(key, len(features.offsets) - 1).numpy()
+    pieces, have = [], 0
+    while have < count:
+        for row in order:
+            pieces.append(features.tokens[features.offsets[row] : features.offsets[row + 1]])
+            have += len(pieces[-1])
+            if have >= count:
+                break
+    return np.concatenate(pieces)[:count]
+
+
+@torch.no_grad()
+def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
+    """Copy prefix or input prompts, and the head where it has the same outputs, from an exported prompt."""
+    if _kind(source) != _kind(prompt):
+        raise UserError(
+            f"prompt.init_from={where}: it is a {_kind(source)}, but this run trains a {_kind(prompt)};"
+            " set prompt.length and method to match"
+        )
+    if prompt.prefix is not None and source.prefix is not None:
+        if prompt.prefix.projection is not None:
+            raise UserError(
+                f"prompt.init_from={where}: an exported prompt is a plain table; set prompt.reparameterisation 'none'"
+            )
+        prompt.prefix.fill(source.prefix.table())
+    if prompt.inputs is not None and source.inputs is not None:
+        prompt.inputs.copy_(source.inputs)
+    if not isinstance(source.head, Head) or not isinstance(prompt.head, Head):
+        return  # the language model answers for one of them; it has no head to start from
+    if source.head.weight.shape == prompt.head.weight.shape and source.head.pooling == prompt.head.pooling:
+        prompt.head.weight.copy_(source.head.weight)
+        prompt.head.bias.copy_(source.head.bias)
+    if prompt.head.pooler is not None and source.head.pooler is not None:
+        prompt.head.pooler.load_state_dict(source.head.pooler.state_dict())
+
+
+def _kind(prompt: Prompt) -> str:
+    if prompt.length == 0:
+        return "head alone"
+    return f"{'prefix' if prompt.prefix is not None else 'input prompt'} of length {prompt.length}"

@@ -1,0 +1,59 @@
+"""The results of members and of the run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from prompt_tuning.fleet.evaluate import majority_metrics
+from prompt_tuning.fleet.member import Member
+from prompt_tuning.prompt.export import write_prompt
+from prompt_tuning.report.metrics_log import finite
+from prompt_tuning.settings.members import Run
+from prompt_tuning.storage.atomic import write_json
+
+
+def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, float], float]]) -> dict[str, Any]:
+    """Export a member's best prompt and write its result.json. Returns the result.
+
+    ``tests``: metrics and loss by test split; extra ones, ``test/<name>``, become keys of their own.
+    """
+    folder = run.output / "members" / member.name
+    config, best = member.spec.config, member.best
+    exported = None
+    if best is not None:
+        write_prompt(folder / "prompt", member, {"step": best.step, "metrics": best.metrics})
+        parts = [part for part in (folder / "prompt", folder / "model") if part.is_dir()]
+        exported = sum(file.stat().st_size for part in parts for file in part.iterdir())
+    result = {
+        "member": member.name,
+        "status": member.status,
+        "task": member.task.name,
+        "method": config.method,
+        "seed": config.train.seed,
+        "overrides": member.spec.overrides,
+        "selects_by": member.task.selects_by,
+        "best": None if best is None else {"step": best.step, "metrics": best.metrics},
+        "best_loss": None if best is None else best.loss,
+        "test": None,
+        "test_loss": None,
+        **{split: metrics for split, (metrics, _) in tests.items()},
+        **{f"{split.replace('test', 'test_loss', 1)}": loss for split, (_, loss) in tests.items()},
+        "majority": {split: majority_metrics(member, split) for split in member.splits if split != "train"},
+        "trainable_parameters": sum(parameter.numel() for _, parameter in member.parameters + member.borrowed),
+        "backbone_parameters": member.backbone.num_parameters,
+        "exported_bytes": exported,
+        "steps": member.step,
+        "seconds": round(member.seconds, 3),
+        "examples_per_second": round(member.examples / member.seconds, 3) if member.seconds else None,
+    }
+    write_json(folder / "result.json", finite(result))
+    return result
+
+
+def write_results(run: Run, members: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the run's result.json, its last file. Returns the result."""
+    finished = all(member["status"] in ("finished", "stopped") for member in members)
+    result = {"name": run.name, "status": "finished" if finished else "diverged", "members": members}
+    write_json(run.output / "result.json", json.loads(json.dumps(result), parse_constant=lambda _: None))
+    return result

@@ -1,0 +1,1 @@
+"""Fixed tasks, one file each, with a ``TASK``."""

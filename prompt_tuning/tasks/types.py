@@ -1,0 +1,129 @@
+"""Tasks: one file each, found by its name.
+
+A file named ``<task>.py`` holds ``TASK``, a :class:`Task`; a file for the user's own data holds ``Options`` (its settings)
+and ``build(options) -> Task``. Nothing else needs to change to add one. Task files do not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from prompt_tuning.formats import STEMS, Reader, Row
+from prompt_tuning.metrics import Metric
+
+Pair = tuple[Any, Any]
+"""A text and its optional second text (None), tokenised together; lists of words for tagging."""
+
+
+class Gap(NamedTuple):
+    """In place of a pair's second text: a candidate between texts, which the language model scores."""
+
+    before: str
+    candidate: str
+    after: str
+
+
+Template = Callable[[Row], tuple[Pair, ...]]
+"""From a row of data to its sequences: one, or one a choice for choice tasks."""
+
+
+def _one_row(row: Row) -> Iterator[Row]:
+    yield row
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a task's splits lie in a folder of one's own, and how a file becomes rows.
+
+    ``patterns`` are globs by split, tried in order, below ``data.path`` or its ``folders``; ``{name}`` in a split's name
+    and its patterns stands for what tells extra test splits apart, such as a language. Without ``read`` the suffix says
+    how to read a file: JSONL, CSV, TSV or Parquet, and the patterns are without suffix.
+    """
+
+    folders: tuple[str, ...] = ()
+    patterns: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: STEMS)
+    read: Reader | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task is: where its rows are, how a row becomes text, which labels and metrics it has.
+
+    ``kind`` names a file of ``prompt_tuning.kinds``. ``labels`` are names in the order of the logits; ``None`` means that
+    they are collected from the training split. The first of ``metrics`` selects the best evaluation. All ``columns`` hold
+    texts but the ``number_columns`` and, for lists of words, the ``word_columns``.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...] | None
+    metrics: Mapping[str, Metric]
+    columns: tuple[str, ...]
+    templates: Mapping[str, Template]
+    cloze: Mapping[str, Template] = field(default_factory=dict)
+    """Templates whose second texts are gaps: one sequence for each label, scored by the language model."""
+    hub: tuple[str, str | None] | None = None
+    files: Files = Files()
+    label_column: str = "label"
+    number_columns: tuple[str, ...] = ()
+    word_columns: tuple[str, ...] = ()
+    expand: Callable[[Row], Iterable[Row]] = _one_row
+    """The task's rows in a row of a file, as where a passage brings several questions."""
+    remember: Callable[[Row], Any] | None = None
+    """What ``regroup`` needs to know of a row."""
+    regroup: Callable[[Sequence[Any], Any, Any], tuple[Any, Any]] | None = None
+    """From what is remembered of the examples, their classes [E] and logits [E, C]: gold and predicted answers, where
+    examples belong together."""
+    has_null: bool = False
+    """Whether a question may have no answer."""
+    hub_splits: Mapping[str, tuple[str, str | None, str]] = field(default_factory=dict)
+    """Repository, configuration and split on the hub of splits that ``hub`` does not hold under their usual names."""
+    origin: str | None = None
+    """Where to get data that may not be passed on."""
+
+    def all_templates(self) -> dict[str, Template]:
+        """By name, the published one first."""
+        return {**self.templates, **self.cloze}
+
+    @property
+    def selects_by(self) -> str:
+        """Name of the metric that selects the best evaluation."""
+        return next(iter(self.metrics))
+
+    def label_index(self, value: Any, labels: tuple[str, ...]) -> int | None:
+        """Index of a raw label in ``labels``; ``None`` for an unlabelled row (missing, null, empty or -1, unless named so).
+
+        Raises :class:`KeyError` for a label that is none of them. Strings are names; whole numbers, which a table writes as
+        text, are indices, unless the names themselves are numbers.
+        """
+        name = str(value)
+        if name in labels:
+            return labels.index(name)
+        if value is None or name in ("", "-1"):
+            return None
+        named_by_numbers = any(label.lstrip("-").isdigit() for label in labels)
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+            value, is_number = int(value), True
+        if is_number and 0 <= value < len(labels) and not named_by_numbers:
+            return value
+        folded = [label.lower() for label in labels]
+        if name.lower() in folded:
+            return folded.index(name.lower())
+        raise KeyError(value)
+
+
+def yes_or_no(context: str, question: str, answers: tuple[str, ...] = ("no", "yes")) -> tuple[tuple[str, Gap], ...]:
+    """A sequence for each answer to a question about a context."""
+    return tuple((context, Gap(f"{question} ", answer, ".")) for answer in answers)
+
+
+def named(names: Mapping[str, str] | None = None) -> Callable[[Row], Iterator[Row]]:
+    """An ``expand`` that gives columns the task's names where a row lacks those."""
+
+    def rename(row: Row) -> Iterator[Row]:
+        yield {(names or {}).get(key, key) if (names or {}).get(key) not in row else key: row[key] for key in row}
+
+    return rename

@@ -1,0 +1,1 @@
+"""From rows to tokens: flat arrays, and the steps of tokenising that all kinds share."""

@@ -1,0 +1,47 @@
+"""Tokenised examples in flat arrays that packing can cut anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NO_TAG = -100
+"""Tag of a token that has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Tokenised examples of one split: ``rows_per_example`` sequences an example, stored end to end.
+
+    Row ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` [examples] is a class index or a value, -1 or NaN where
+    there is none; where every token is asked, it only says whether the example is labelled, and ``tags`` [tokens] has the
+    labels, negative where a token has none. ``notes`` is what the task's kind needs for scoring beside them.
+    """
+
+    tokens: np.ndarray
+    token_types: np.ndarray | None
+    offsets: np.ndarray
+    rows_per_example: int
+    labels: np.ndarray
+    tags: np.ndarray | None = None
+    notes: Any = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def has_label(self) -> np.ndarray:
+        """[examples] Whether an example is labelled."""
+        return ~np.isnan(self.labels) if self.labels.dtype.kind == "f" else self.labels >= 0
+
+    @property
+    def is_labelled(self) -> bool:
+        return bool(self.has_label.all())
+
+    def terms(self, examples: np.ndarray) -> int:
+        """How many terms the loss of some examples is the mean of: examples, or labelled tokens where a kind counts them."""
+        if not getattr(self.notes, "counts_tokens", False):
+            return len(examples)
+        return int(self.notes.num_labels[examples].sum())

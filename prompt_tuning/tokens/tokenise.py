@@ -1,0 +1,95 @@
+"""The steps of tokenising that all kinds share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.formats import LocatedRow
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.rows import checked_text, sequences, template_of
+
+logger = logging.getLogger(__name__)
+
+
+def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> int:
+    """How many special tokens a text (pair) gets. Raises :class:`UserError` if they leave no room for it."""
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    least = special + (2 if pair else 1)
+    if max_length < least:
+        raise UserError(
+            f"data.max_length={max_length} leaves no room for text beside {special} special tokens; give {least} or more"
+        )
+    return special
+
+
+def flatten(encoded: Any, count: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Tokens, token types and offsets of ``count`` encoded sequences, end to end."""
+    lengths = np.fromiter(map(len, encoded["input_ids"]), np.int64, count)
+    types = encoded.get("token_type_ids")
+    return (
+        np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in encoded["input_ids"])]),
+        None if types is None else np.concatenate([np.zeros(0, np.int8), *(np.asarray(row, np.int8) for row in types)]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
+
+
+def encode_texts(
+    task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[LocatedRow], max_length: int, template: str | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int]:
+    """Tokens, types, offsets and sequences a row of texts or pairs, truncated longest first to ``max_length`` tokens."""
+    build = template_of(task, template)
+    firsts: list[str] = []
+    seconds: list[str] = []
+    for where, row in rows:
+        for first, second in sequences(task, where, build, row):
+            firsts.append(checked_text(where, first))
+            if second is not None:
+                seconds.append(checked_text(where, second))
+    check_room(tokenizer, max_length, bool(seconds))
+    encoded = tokenizer(firsts, seconds or None, truncation=True, max_length=max_length, return_attention_mask=False)
+    tokens, types, offsets = flatten(encoded, len(firsts))
+    per_example = len(firsts) // max(1, len(rows))
+    lengths = np.diff(offsets)
+    if len(lengths) and lengths.min() == 0:
+        raise UserError(f"{rows[int(lengths.argmin()) // per_example][0]}: the text has no tokens")
+    say_cut(task, int((lengths == max_length).sum()), len(firsts), max_length)
+    return tokens, types, offsets, per_example
+
+
+def word_lead(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A space where the tokenizer writes a word inside a sentence otherwise than at its start."""
+    both, first, spaced, plain = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a b", "a", " b", "b")
+    )
+    return " " if both == first + spaced != first + plain else ""
+
+
+def say_cut(task: Task, cut: int, count: int, max_length: int, what: str = "texts") -> None:
+    """Log how many texts the length limit cuts, if any."""
+    if cut:
+        logger.info(
+            "task %r: %d of %d %s fill data.max_length=%d tokens; what is beyond is cut",
+            task.name,
+            cut,
+            count,
+            what,
+            max_length,
+        )
+
+
+def class_labels(task: Task, rows: Sequence[LocatedRow], labels: tuple[str, ...]) -> np.ndarray:
+    """Class indices [rows], -1 where a row has no label. Raises :class:`UserError` for an unknown one."""
+    indices = []
+    for where, row in rows:
+        try:
+            index = task.label_index(row.get(task.label_column), labels)
+        except KeyError as error:
+            raise UserError(f"{where}: label {error.args[0]!r} is none of {', '.join(labels)}") from None
+        indices.append(-1 if index is None else index)
+    return np.asarray(indices, np.int64)
