@@ -32,6 +32,7 @@ quickstart: $(BIN)/.installed
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: $(BIN)/.installed
 	$(BIN)/mypy

@@ -32,6 +32,33 @@ def test_imports_go_one_way(file):
     assert not imported(file) & set(LAYERS[layer + 1 :])
 
 
+STOREYS = (
+    "trainer", "report", "predict", "fleet", "forward", "prompt", "backbone", "data", "kinds", "tokens",
+    "settings", "tasks", "metrics", "formats", "storage", "section", "messages", "errors",
+)  # fmt: skip
+"""Files and folders of prompt_tuning, the highest first: each may import those below it."""
+
+
+def storeys_imported(file: Path) -> set[str]:
+    """What a file takes from prompt_tuning, by the first name below it; also inside functions and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "prompt_tuning":
+            inner = (node.module or "").split(".")[1:]
+            found |= {inner[0]} if inner else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("prompt_tuning.")}
+    return found
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "prompt_tuning" in file.parts], ids=lambda file: file.stem)
+def test_imports_inside_prompt_tuning_go_downwards(file):
+    here = file.relative_to(ROOT / "prompt_tuning").with_suffix("").parts[0]
+    if here != "__init__":
+        above = STOREYS[: STOREYS.index(here)]
+        assert not storeys_imported(file) & set(above)
+
+
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_file_is_short(file):
     assert len(file.read_text().splitlines()) <= 350
