@@ -160,9 +160,11 @@ class _Sum(torch.autograd.Function):
 
 def enter_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
     """``tensor``, equal on all tensor ranks, where each goes on with its own columns; backward sums their gradients."""
-    return _Enter.apply(tensor, group)
+    entered: Tensor = _Enter.apply(tensor, group)
+    return entered
 
 
 def sum_over_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
     """The sum of the tensor ranks' parts; every one gets the whole gradient."""
-    return _Sum.apply(tensor, group)
+    total: Tensor = _Sum.apply(tensor, group)
+    return total

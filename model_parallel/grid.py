@@ -30,10 +30,12 @@ class Grid:
 
     @property
     def tensor_rank(self) -> int:
+        """Place on the tensor axis."""
         return self.rank % self.tensor
 
     @property
     def data_rank(self) -> int:
+        """Place on the data axis."""
         return self.rank // self.tensor
 
     @property
@@ -58,6 +60,7 @@ def check_ranks(size: int, tensor: int) -> None:
 
 
 def divisors(number: int) -> list[int]:
+    """All divisors of a number, ascending."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 

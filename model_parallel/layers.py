@@ -39,7 +39,9 @@ class FrozenLinear(nn.Module):
         self.weight, self.bias, self.transposed = weight, bias, transposed
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _FrozenProduct.apply(inputs, self.weight, self.bias, self.transposed)
+        """[..., out] from [..., in]."""
+        product: Tensor = _FrozenProduct.apply(inputs, self.weight, self.bias, self.transposed)
+        return product
 
 
 class RowParallelLinear(FrozenLinear):
@@ -50,7 +52,8 @@ class RowParallelLinear(FrozenLinear):
         self.group = group
 
     def forward(self, inputs: Tensor) -> Tensor:
-        part = _FrozenProduct.apply(inputs, self.weight, None, self.transposed)
+        """[..., out], the same on every tensor rank, from this rank's part of the inputs [..., part of in]."""
+        part: Tensor = _FrozenProduct.apply(inputs, self.weight, None, self.transposed)
         total = sum_over_tensor_ranks(part, self.group)
         return total if self.bias is None else total + self.bias
 
@@ -64,6 +67,7 @@ class VocabularyParallelEmbedding(nn.Module):
         self.rows = weight.shape[0]
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Vectors [..., hidden] of token ids [...], the same on every tensor rank."""
         local = ids - self.first
         is_mine = (local >= 0) & (local < self.rows)
         found = nn.functional.embedding(local.masked_fill(~is_mine, 0), self.weight)

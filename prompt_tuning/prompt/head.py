@@ -62,7 +62,8 @@ class Head(nn.Module):
         if self.pooling == "first" or self.pooler is not None:
             return hidden[:, 0].to(dtype)
         assert backbone_pooler is not None, "a head without its own pooler needs the backbone's"
-        return backbone_pooler(hidden).to(dtype)
+        pooled: Tensor = backbone_pooler(hidden)
+        return pooled.to(dtype)
 
     def forward(
         self, pooled: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0, tags: Tensor | None = None

@@ -9,10 +9,10 @@ from torch import Tensor
 from model_parallel import rng
 from model_parallel.collectives import gather_over_tensor_ranks
 from prompt_tuning.backbone.load import Backbone
-from prompt_tuning.data.load import Features
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.tokens.features import Features
 
 
 @torch.no_grad()

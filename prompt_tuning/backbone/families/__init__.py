@@ -37,7 +37,7 @@ class Family:
 
     def max_positions(self, config: Any) -> int:
         """Largest number of prompt and text tokens together."""
-        return config.max_position_embeddings - self.table_offset(config)
+        return int(config.max_position_embeddings) - self.table_offset(config)
 
 
 def families() -> dict[str, Family]:
