@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,8 @@ class StoredTensor:
     file: Path
     name: str
     shape: tuple[int, ...]
+    dtype: str = "F32"
+    """As safetensors names it."""
 
 
 def stored_tensors(folder: Path, wanted: set[str], base_prefix: str) -> dict[str, StoredTensor]:
@@ -49,10 +52,46 @@ def stored_tensors(folder: Path, wanted: set[str], base_prefix: str) -> dict[str
                         name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
                         name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
                     if name in wanted:
-                        found[name] = StoredTensor(file, stored, tuple(tensors.get_slice(stored).get_shape()))
+                        found[name] = _stored(file, stored, tensors.get_slice(stored))
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"the weights cannot be loaded: {file.name}: {error}; copy it anew") from None
     return found
+
+
+def _stored(file: Path, name: str, piece: Any) -> StoredTensor:
+    return StoredTensor(file, name, tuple(piece.get_shape()), piece.get_dtype())
+
+
+_NO_LOSS = re.compile(
+    r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias)$"
+    r"|^(pooler|cls|lm_head|classifier|qa_outputs|score|predictions|seq_relationship|lm_predictions)(\.|$)"
+)
+"""Tensors that a base model may leave in its files: buffers that it makes itself, and heads for other uses."""
+
+
+def check_all_taken(folder: Path, stored: dict[str, StoredTensor], base_prefix: str) -> None:
+    """Raise :class:`WeightsError` where a file has tensors of the base model that it does not take.
+
+    Such weights were trained with a part that this model lacks, so that its numbers would be others than theirs.
+    """
+    taken = {(place.file, place.name) for place in stored.values()}
+    others = []
+    for file in _files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            others += [name for name in tensors.keys() if (file, name) not in taken]  # noqa: SIM118  not a dict
+    prefix = f"{base_prefix}."
+    is_prefixed = any(place.name.startswith(prefix) for place in stored.values())
+    mine = [name for name in others if name.startswith(prefix) or not is_prefixed]
+    left = sorted(name for name in mine if not _NO_LOSS.search(name.removeprefix(prefix)))
+    if left:
+        names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        raise WeightsError(
+            f"the weights hold {len(left)} tensors that the model of config.json does not have ({names}); they were trained"
+            " as another model, so give the config.json that belongs to them or another backbone"
+        )
+
+
+_PLAIN = {"F64", "F32", "F16", "BF16"}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -73,6 +112,11 @@ def _files(folder: Path) -> list[Path]:
 def check_stored(stored: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise :class:`WeightsError` unless every tensor of the (uncut) model is stored in its shape."""
     for name, shape in shapes.items():
+        if name in stored and stored[name].dtype not in _PLAIN:
+            raise WeightsError(
+                f"quantised weights ({name} is stored as {stored[name].dtype}) cannot be trained on; give the unquantised"
+                " model they were made from"
+            )
         if name in stored and stored[name].shape != shape:
             sizes = f"{name} is {list(stored[name].shape)}, not {list(shape)}"
             raise WeightsError(f"the weights do not fit config.json: {sizes}; get the two from one place")
@@ -144,4 +188,8 @@ def _read(place: StoredTensor, cut: Cut | None) -> tuple[Tensor, int]:
                 tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, cut.dimension)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"the weights cannot be loaded: {place.file.name}: {error}; copy it anew") from None
+    if not bool(torch.isfinite(tensor).all()):
+        raise WeightsError(
+            f"the weights are damaged: {place.name} in {place.file.name} holds NaN or infinity; copy it anew"
+        )
     return tensor, tensor.numel() * tensor.element_size()

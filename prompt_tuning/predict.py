@@ -92,7 +92,7 @@ class AttachedPrompts:
         found: list[np.ndarray | None] = [None for _ in prompts]
         lengths = np.array([self.prompts[p].prompt.length for p in prompts])
         for chosen in plan(pool, items, lengths, self.budget, 0, 1) if len(items) else ():
-            batch = lay_out(pool, chosen, self.backbone.pad_token, self.device)
+            batch = lay_out(pool, chosen, self.backbone.description.pad_token, self.device)
             modules = [self.prompts[prompts[m]].prompt for m in batch.members]
             for place, (m, logits) in enumerate(
                 zip(batch.members, member_logits(self.backbone, modules, batch), strict=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from model_parallel.apply import shard_modules
+from model_parallel.collectives import broadcast_object
 from model_parallel.grid import Grid, TopologyError
-from model_parallel.loading import WeightsError, check_stored, load_weights, stored_tensors
+from model_parallel.loading import WeightsError, check_all_taken, check_stored, load_weights, stored_tensors
 from model_parallel.plan import Sizes, check_heads, head_range
 from model_parallel.zero import ZeroShards
 from prompt_tuning.backbone.attention import PrefixShape, open_door
-from prompt_tuning.backbone.families import Family, find_family
-from prompt_tuning.backbone.find import find_folder, pickle_hint, read_config, read_tokenizer, set_dropout
-from prompt_tuning.backbone.fingerprint import fingerprint
+from prompt_tuning.backbone.families import Family
+from prompt_tuning.backbone.find import Description, describe_backbone, pickle_hint, set_dropout
+from prompt_tuning.backbone.fingerprint import Identity, identify
 from prompt_tuning.backbone.language_head import load_language_head
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.settings.schema import BackboneSection
@@ -32,9 +33,8 @@ class Backbone:
 
     model: PreTrainedModel
     family: Family
-    tokenizer: PreTrainedTokenizerBase
-    fingerprint: str
-    path: str
+    description: Description
+    identity: Identity
     pooler: nn.Module | None
     """The pretrained pooler; None where the backbone's file has none (then every prompt brings its own)."""
     language_head: nn.Module | None
@@ -45,6 +45,21 @@ class Backbone:
     """Bytes that this rank requested of the weight files."""
     num_parameters: int
     """Of the whole model, over all ranks, without its pooler."""
+
+    @property
+    def path(self) -> str:
+        """As the run file names it."""
+        return self.description.path
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's own."""
+        return self.description.tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """Weights, config and tokenizer in one, as hex digits."""
+        return self.identity.fingerprint
 
     @property
     def shape(self) -> PrefixShape:
@@ -79,27 +94,10 @@ class Backbone:
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
     @property
-    def pad_token(self) -> int:
-        """Token id that fills rows; masked out, so any id serves where the tokenizer has none."""
-        token = self.tokenizer.pad_token_id
-        return self.model.config.pad_token_id or 0 if token is None else token
-
-    def check_length(self, prompt_length: int, max_length: int, positions: str) -> None:
-        """Raise :class:`UserError` where prompt and text together outgrow the position table."""
-        limit = self.family.max_positions(self.model.config)
-        used = max_length + (prompt_length if positions == "after_prefix" else 0)
-        if used > limit:
-            room = limit - used + max_length
-            text = f"set data.max_length to {room} or less" if room > 2 else "leave room for the text"
-            prompt = (
-                ", shorten the prompt, or (deep prompts) choose prompt.positions 'from_zero'"
-                if used > max_length
-                else ""
-            )
-            raise UserError(
-                f"prompt.length={prompt_length} and data.max_length={max_length} need {used} positions, but"
-                f" {self.path} has {limit}; {text}{prompt}"
-            )
+    def drops(self) -> bool:
+        """Whether a training forward drops anything of the backbone's own."""
+        names = (*self.family.hidden_dropout, *self.family.attention_dropout)
+        return any(getattr(self.model.config, name, 0) for name in names)
 
 
 def load_backbone(
@@ -110,29 +108,29 @@ def load_backbone(
     trainable: bool = False,
     zero: dict[str, Any] | None = None,
     language: bool = False,
+    description: Description | None = None,
 ) -> Backbone:
     """Load this rank's share of the base model (its LM head only for ``language``), freeze it unless ``trainable``, open it to prefixes.
 
     ``dropout``: True keeps the config's own rates, False sets all to 0, a number sets the hidden rate. ``zero``: split the
     weights over the data axis too, with these DeepSpeed settings. Every rank calls this. Raises :class:`UserError`.
+    ``description``: where it is known already.
     """
-    folder = find_folder(section.path, section.revision)
-    config = read_config(folder, section)
-    family = find_family(config.model_type)
-    set_dropout(config, family, dropout)
+    described = description or describe_backbone(section)
+    config = copy.deepcopy(described.config)
+    set_dropout(config, described.family, dropout, section.path)
     try:
         check_heads(_sizes(config), grid.tensor, section.path)
-        return _load(folder, config, family, section, grid, trainable, activation_checkpointing, zero, language)
+        return _load(described, config, section, grid, trainable, activation_checkpointing, zero, language)
     except TopologyError as error:
         raise UserError(str(error)) from None
     except WeightsError as error:
-        raise UserError(f"backbone.path={section.path}: {error}{pickle_hint(folder)}") from None
+        raise UserError(f"backbone.path={section.path}: {error}{pickle_hint(described.folder)}") from None
 
 
 def _load(
-    folder: Path,
+    described: Description,
     config: Any,
-    family: Family,
     section: BackboneSection,
     grid: Grid,
     trainable: bool,
@@ -144,6 +142,7 @@ def _load(
 
     So nothing is allocated before it is as small as it gets, and ZeRO-3 sees ordinary modules.
     """
+    folder, family = described.folder, described.family
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(
@@ -155,8 +154,8 @@ def _load(
     stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
     pooler, model.pooler = (getattr(model, "pooler", None) if is_pooled else None), None
+    check_all_taken(folder, stored, model.base_model_prefix)
     check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
-    tokenizer = read_tokenizer(folder, model, section)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(trainable)
     cuts = shard_modules(model, family.plan, _sizes(config), grid, freeze=zero is not None)
@@ -180,13 +179,14 @@ def _load(
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    identity = fingerprint(stored, config)
+    # One rank reads all weights for their digest, the others only their shares.
+    own = identify(stored, described.config, described.tokenizer) if grid.is_first else None
+    identity: Any = broadcast_object(own, grid)
     return Backbone(
         model,
         family,
-        tokenizer,
+        described,
         identity,
-        section.path,
         pooler,
         language_head,
         grid,

@@ -39,7 +39,7 @@ def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep
         state = {
             "format": FORMAT,
             "step": step,
-            "backbone": fleet.backbone.fingerprint,
+            "backbone": fleet.backbone.identity.to_json(),
             "experiment": experiment,
             "members": [_state(member) for member in fleet.members],
             "sha256": checksums,
@@ -85,9 +85,10 @@ def set_aside(folder: Path, used: Path | None) -> None:
 def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
     """Put the fleet into the state of a checkpoint and return its step. Raises :class:`UserError`."""
     state = json.loads((path / "state.json").read_text())
-    if state["backbone"] != fleet.backbone.fingerprint:
+    other = fleet.backbone.identity.difference(state["backbone"])
+    if other:
         raise UserError(
-            f"{path}: belongs to another backbone than {fleet.backbone.path}; use the one it was trained on"
+            f"{path}: belongs to another backbone than {fleet.backbone.path} ({other}); use the one it was trained on"
         )
     if state["experiment"] != experiment:
         raise UserError(

@@ -46,7 +46,7 @@ class Fleet:
         self.backbone, self.members, self.grid = backbone, members, grid
         shared = members[0].spec.config
         self.budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
-        self.has_backbone_dropout = shared.train.backbone_dropout is not False and shared.train.backbone_dropout != 0
+        self.has_backbone_dropout = backbone.drops
         self.pools = {
             split: Pool([m.splits.get(split, _NOTHING) for m in members])
             for split in dict.fromkeys(name for m in members for name in ("train", "dev", *m.splits))
@@ -57,7 +57,7 @@ class Fleet:
         # have: where members' gradients end in different layers, all go down to the word embeddings.
         depths = {m.prompt.first_layer for m in members if m.prompt.reaches_backbone}
         self.from_input = backbone.zero is not None and len(depths) > 1
-        self.pad_token = backbone.pad_token
+        self.pad_token = backbone.description.pad_token
         # Without backbone dropout, what a head alone sees of a text never changes.
         self.frozen = {
             index
@@ -65,6 +65,7 @@ class Fleet:
             if not self.reaches_backbone[index]
             and not self.has_backbone_dropout
             and not member.kind.per_token
+            and all(features.tags is None for features in member.splits.values())
             and _texts_fit(member)
         }
         self._frozen_texts: dict[tuple[int, str], Tensor] = {}

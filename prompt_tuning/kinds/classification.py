@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,14 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.messages import show
+from prompt_tuning.tasks.labels import label_name, near_equal, one_spelling
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.cloze import encode_gaps
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.rows import located_rows
 from prompt_tuning.tokens.tokenise import class_labels, encode_texts
+
+logger = logging.getLogger(__name__)
 
 
 def encode(
@@ -41,23 +46,32 @@ def encode(
 
 
 def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
-    """The labels that occur, sorted as numbers if all are, else as names."""
-    values: dict[str, str | int] = {}
+    """The labels that occur, sorted as numbers if all are, else as names; says how they are read."""
+    counts: Counter[str] = Counter()
+    spellings: dict[str, set[str]] = {}
+    has_text = False
     for where, row in located_rows(task, rows, labelled=True):
         value = row[task.label_column]
-        if not isinstance(value, (str, int)):
+        if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not value.is_integer()):
             raise UserError(f"{where}: label {show(value)} is neither a text nor a whole number")
-        if value in ("", -1):
-            hint = "" if value == "" else "; to use -1 as a label, list all labels in the task's `labels`"
+        name = label_name(value)
+        if name is None or name == "-1":
+            hint = "" if name is None else "; to use -1 as a label, list all labels in the task's `labels`"
             raise UserError(f"{where}: no label in column `{task.label_column}`{hint}")
-        values.setdefault(str(value), value)
-    is_numbers = all(isinstance(value, int) for value in values.values())
-    labels = tuple(sorted(values, key=(lambda name: values[name]) if is_numbers else str))
+        has_text |= isinstance(value, (str, bool))
+        counts[name] += 1
+        spellings.setdefault(name, set()).add(str(value))
+    labels = tuple(sorted(counts, key=None if has_text else int))
     if len(labels) < 2:
         raise UserError(
             f"task {task.name!r}: column `{task.label_column}` of the training split has {len(labels)} label(s)"
             f" ({', '.join(labels)}); at least two are needed"
         )
+    logger.info("task %r: labels %s", task.name, ", ".join(f"{name} ({counts[name]})" for name in labels[:20]))
+    for sentence in one_spelling(spellings):
+        logger.info("task %r: %s", task.name, sentence)
+    for sentence in near_equal(counts):
+        logger.warning("task %r: labels %s; correct the data if they are one", task.name, sentence)
     return labels
 
 
@@ -91,10 +105,11 @@ def constant(train: Features, features: Features, num_labels: int) -> np.ndarray
 def describe(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
     """Label and probabilities of each example."""
     powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return [
-        {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, row.tolist(), strict=True))}
-        for row in powers / powers.sum(axis=1, keepdims=True)
-    ]
+    found = []
+    for row, absent in zip(powers / powers.sum(axis=1, keepdims=True), np.isneginf(outputs), strict=True):
+        chances = {name: chance for name, chance, none in zip(labels, row.tolist(), absent, strict=True) if not none}
+        found.append({"label": labels[int(row.argmax())], "probabilities": chances})
+    return found
 
 
 KIND = Kind(

@@ -68,6 +68,10 @@ def encode(
         questions.append(checked_text(where, question).lstrip())
         contexts.append(checked_text(where, context))
         gold.append(_gold_answers(where, row.get(task.label_column), contexts[-1]))
+        if gold[-1] == [] and not task.has_null:
+            raise UserError(
+                f'{where}: a question without answer; set task.has_null to true (SQuAD 2.0), or task "squad2", or remove it'
+            )
     questions = _fit_questions(task, tokenizer, questions, encoding)
     parts = [
         _windows(tokenizer, questions[at : at + CHUNK], contexts[at : at + CHUNK], gold[at : at + CHUNK], encoding)

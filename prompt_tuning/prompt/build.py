@@ -27,11 +27,11 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
             dtype
         )
     if prefix is not None or inputs is not None:
-        backbone.check_length(config.prompt.length, config.data.max_length, config.prompt.positions)
+        backbone.description.check_length(config.prompt.length, config.data.max_length, config.prompt.positions)
         if config.prompt.init == "zero":
             (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
     else:
-        backbone.check_length(0, config.data.max_length, "from_zero")
+        backbone.description.check_length(0, config.data.max_length, "from_zero")
     dropout = config.prompt.dropout
     head_dropout = dropout if kind.drops_hidden and not is_cloze else 0.0
     return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from model_parallel.loading import stored_tensors
 from prompt_tuning.backbone.attention import PrefixShape, attention_name
-from prompt_tuning.backbone.fingerprint import fingerprint
+from prompt_tuning.backbone.find import describe_backbone
+from prompt_tuning.backbone.fingerprint import Identity, identify
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
@@ -27,6 +28,7 @@ from prompt_tuning.kinds import Encoding
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.schema import BackboneSection
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
@@ -65,12 +67,12 @@ class ExportedPrompt:
 
     def check_backbone(self, backbone: Backbone) -> None:
         """Raise :class:`UserError` unless the prompt was trained on this very backbone."""
-        wanted = self.manifest["backbone"]
-        if wanted["fingerprint"] != backbone.fingerprint:
+        recorded = self.manifest["backbone"]
+        other = backbone.identity.difference(recorded.get("identity", recorded["fingerprint"]))
+        if other:
             raise UserError(
-                f"{self.folder}: the prompt was trained on {wanted['path']} ({wanted['model_type']}, fingerprint"
-                f" {wanted['fingerprint'][:12]}), not on {backbone.path} ({backbone.model.config.model_type}, fingerprint"
-                f" {backbone.fingerprint[:12]}); give its own backbone"
+                f"{self.folder}: the prompt was trained on {recorded['path']} ({recorded['model_type']}), and {backbone.path}"
+                f" ({backbone.model.config.model_type}) is not that backbone: {other}; give its own (--backbone)"
             )
 
 
@@ -82,12 +84,14 @@ def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = Non
         "path": backbone.path,
         "revision": config.backbone.revision,
         "fingerprint": backbone.fingerprint,
+        "identity": backbone.identity.to_json(),
         "model_type": backbone.model.config.model_type,
         "dtype": config.backbone.dtype,
         "attention": config.backbone.attention,
     }
     if config.method == "full":
-        identity["path"], identity["fingerprint"] = "../model", _write_model(folder.parent / "model", member)
+        written = _write_model(folder.parent / "model", member)
+        identity |= {"path": "../model", "fingerprint": written.fingerprint, "identity": written.to_json()}
     shape = backbone.shape
     manifest = {
         "format": FORMAT,
@@ -130,8 +134,8 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _write_model(folder: Path, member: Member) -> str:
-    """Save a fine-tuned backbone as a transformers folder with its tokenizer; returns its fingerprint."""
+def _write_model(folder: Path, member: Member) -> Identity:
+    """Save a fine-tuned backbone as a transformers folder with its tokenizer; returns its marks."""
     backbone = member.backbone
     model, stock = backbone.model, member.spec.config.backbone.attention
     with new_folder(folder) as target:
@@ -142,7 +146,10 @@ def _write_model(folder: Path, member: Member) -> str:
         model.set_attn_implementation(attention_name(stock))
         if hasattr(model, "pooler"):
             model.pooler = None
-    return fingerprint(stored_tensors(folder, set(model.state_dict()), model.base_model_prefix), model.config)
+    # As it will be read back, which may say the same in another way.
+    described = describe_backbone(BackboneSection(path=str(folder)))
+    stored = stored_tensors(folder, set(model.state_dict()), model.base_model_prefix)
+    return identify(stored, described.config, described.tokenizer)
 
 
 def load_prompt(folder: str | Path) -> ExportedPrompt:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from prompt_tuning.formats import STEMS, Reader, Row
 from prompt_tuning.metrics import Metric
+from prompt_tuning.tasks.labels import label_index
 
 Pair = tuple[Any, Any]
 """A text and its optional second text (None), tokenised together; lists of words for tagging."""
@@ -93,26 +94,8 @@ class Task:
         return next(iter(self.metrics))
 
     def label_index(self, value: Any, labels: tuple[str, ...]) -> int | None:
-        """Index of a raw label in ``labels``; ``None`` for an unlabelled row (missing, null, empty or -1, unless named so).
-
-        Raises :class:`KeyError` for a label that is none of them. Strings are names; whole numbers, which a table writes as
-        text, are indices, unless the names themselves are numbers.
-        """
-        name = str(value)
-        if name in labels:
-            return labels.index(name)
-        if value is None or name in ("", "-1"):
-            return None
-        named_by_numbers = any(label.lstrip("-").isdigit() for label in labels)
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
-            value, is_number = int(value), True
-        if is_number and 0 <= value < len(labels) and not named_by_numbers:
-            return value
-        folded = [label.lower() for label in labels]
-        if name.lower() in folded:
-            return folded.index(name.lower())
-        raise KeyError(value)
+        """As :func:`prompt_tuning.tasks.labels.label_index`."""
+        return label_index(value, labels, self.labels is not None)
 
 
 def yes_or_no(context: str, question: str, answers: tuple[str, ...] = ("no", "yes")) -> tuple[tuple[str, Gap], ...]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
+from prompt_tuning.tasks.labels import label_name, why_unknown
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.rows import checked_text, sequences, template_of
 
@@ -85,11 +86,19 @@ def say_cut(task: Task, cut: int, count: int, max_length: int, what: str = "text
 
 def class_labels(task: Task, rows: Sequence[LocatedRow], labels: tuple[str, ...]) -> np.ndarray:
     """Class indices [rows], -1 where a row has no label. Raises :class:`UserError` for an unknown one."""
-    indices = []
+    indices: list[int] = []
+    unknown: list[tuple[str, Any]] = []
     for where, row in rows:
+        value = row.get(task.label_column)
         try:
-            index = task.label_index(row.get(task.label_column), labels)
-        except KeyError as error:
-            raise UserError(f"{where}: label {error.args[0]!r} is none of {', '.join(labels)}") from None
+            index = task.label_index(value, labels)
+        except KeyError:
+            unknown.append((where, value))
+            continue
         indices.append(-1 if index is None else index)
+    if unknown:
+        where, value = unknown[0]
+        same = sum(label_name(other) == label_name(value) for _, other in unknown)
+        more = f" (and {same - 1} more rows)" if same > 1 else ""
+        raise UserError(f"{where}{more}: {why_unknown(value, labels, task.labels is not None)}")
     return np.asarray(indices, np.int64)

@@ -203,10 +203,10 @@ def test_positions_change_the_numbers(folder):
 def test_position_table_overflow_is_one_sentence(folder):
     backbone = open_backbone(folder)
     limit = backbone.family.max_positions(backbone.model.config)
-    backbone.check_length(5, limit - 5, "after_prefix")
-    backbone.check_length(5, limit, "from_zero")
+    backbone.description.check_length(5, limit - 5, "after_prefix")
+    backbone.description.check_length(5, limit, "from_zero")
     with pytest.raises(UserError, match=f"set data.max_length to {limit - 5} or less"):
-        backbone.check_length(5, limit - 4, "after_prefix")
+        backbone.description.check_length(5, limit - 4, "after_prefix")
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])

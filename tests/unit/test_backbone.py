@@ -15,6 +15,7 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.data.load import encode
+from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.kinds import Encoding
 from prompt_tuning.settings.members import resolve
@@ -37,7 +38,11 @@ def test_folders_and_packages_are_found(bert, tmp_path, monkeypatch):
     assert find_folder(str(bert)) == bert
     package = tmp_path / "some_backbone"
     shutil.copytree(bert, package / "model")
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    record = tmp_path / "some_backbone-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: some-backbone\nVersion: 1.0\n")
+    (record / "top_level.txt").write_text("some_backbone\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find_folder("package://some_backbone/model") == package / "model"
     assert "some_backbone" not in sys.modules, "the package's own code is not run"
@@ -71,8 +76,8 @@ def test_shape_counts_key_value_heads_and_their_own_size(tmp_path):
 
 
 def test_the_pad_token_is_the_tokenizers_or_the_configs(bert, tmp_path):
-    assert load(bert).pad_token == 0
-    assert load(make_backbone(tmp_path / "roberta", "roberta")).pad_token == 1
+    assert load(bert).description.pad_token == 0
+    assert load(make_backbone(tmp_path / "roberta", "roberta")).description.pad_token == 1
     folder = make_backbone(tmp_path / "llama", "llama")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
@@ -80,7 +85,7 @@ def test_the_pad_token_is_the_tokenizers_or_the_configs(bert, tmp_path):
             (folder / name).write_text(json.dumps({k: v for k, v in values.items() if k != "pad_token"}))
     backbone = load(folder)
     assert backbone.tokenizer.pad_token_id is None
-    assert backbone.pad_token == 0
+    assert backbone.description.pad_token == 0
 
 
 def test_a_pretrained_pooler_is_used_and_is_no_part_of_the_prompt(bert, tmp_path):
@@ -152,3 +157,115 @@ def test_the_tokenizer_is_the_backbones_own(bert):
     task = find_task({"kind": "classification"})
     features = encode(task, load(bert).tokenizer, [("here", {"text": "w1", "label": "a"})], Encoding(8), ("a", "b"))
     assert features.tokens.tolist() == make_tokenizer()("w1")["input_ids"]
+
+
+def edited(folder, target, **config):
+    """A copy of a backbone with other values in its config.json."""
+    shutil.copytree(folder, target)
+    values = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**values, **config}))
+    return target
+
+
+def test_every_number_of_the_weights_is_part_of_the_identity(tmp_path):
+    """Also those that a sample of the first bytes does not see."""
+    folder = make_backbone(tmp_path / "one", "bert", vocab_size=3000)
+    copy = shutil.copytree(folder, tmp_path / "two")
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("word_embeddings.weight"))
+    tensors[name][-1, -1] += 1
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    here, there = load(folder).identity, load(copy).identity
+    assert here.sampled == there.sampled
+    assert here.difference(there.to_json()) == "other weights"
+    assert here.difference(here.to_json()) is None and here.difference(here.sampled) is None
+
+
+def test_another_config_value_or_tokenizer_is_another_backbone(tmp_path):
+    folder = make_backbone(tmp_path / "one", "llama")
+    own = load(folder).identity
+    other = load(edited(folder, tmp_path / "eps", rms_norm_eps=0.5)).identity
+    assert "rms_norm_eps: " in own.difference(other.to_json())
+    copy = shutil.copytree(folder, tmp_path / "case")
+    content = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps({**content, "normalizer": {"type": "Lowercase"}}))
+    assert own.difference(load(copy).identity.to_json()) == "the same weights, but another tokenizer"
+
+
+def test_what_changes_no_number_is_no_part_of_the_identity(tmp_path):
+    folder = make_backbone(tmp_path / "one", "bert")
+    other = edited(folder, tmp_path / "two", transformers_version="0", hidden_dropout_prob=0.3, id2label={"0": "x"})
+    assert load(folder).identity.difference(load(other).identity.to_json()) is None
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8", "bitsandbytes"])
+def test_quantised_weights_are_refused(bert, tmp_path, method):
+    with pytest.raises(UserError, match=rf"quantised weights \({method}\).*give the unquantised model"):
+        load(edited(bert, tmp_path / "q", quantization_config={"quant_method": method}))
+
+
+def test_weights_stored_as_codes_are_refused(bert, tmp_path):
+    copy = shutil.copytree(bert, tmp_path / "q")
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="quantised weights .* is stored as I8"):
+        load(copy)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(bert, tmp_path, value):
+    copy = shutil.copytree(bert, tmp_path / "nan")
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    tensors[name][0, 0] = value
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"query.weight in model.safetensors holds NaN or infinity"):
+        load(copy)
+
+
+def test_tensors_that_the_model_does_not_take_are_refused_by_name(bert, tmp_path):
+    copy = shutil.copytree(bert, tmp_path / "more")
+    tensors = load_file(copy / "model.safetensors")
+    extra = "encoder.layer.0.attention.self.distance_embedding.weight"
+    heads = {"cls.predictions.bias": torch.zeros(3), "embeddings.position_ids": torch.zeros(1, 3)}
+    save_file({**tensors, **heads}, copy / "model.safetensors", {"format": "pt"})
+    load(copy)
+    save_file({**tensors, extra: torch.zeros(3)}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"1 tensors that the model .* does not have \({extra}\)"):
+        load(copy)
+
+
+def test_an_encoder_made_a_decoder_is_refused(bert, tmp_path):
+    with pytest.raises(UserError, match="makes a decoder of this encoder"):
+        load(edited(bert, tmp_path / "decoder", is_decoder=True))
+
+
+def test_relative_positions_are_refused(bert, tmp_path):
+    with pytest.raises(UserError, match="position_embedding_type 'relative_key' is not supported"):
+        load(edited(bert, tmp_path / "relative", position_embedding_type="relative_key"))
+
+
+def test_a_pad_token_out_of_the_vocabulary_is_replaced(tmp_path):
+    folder = make_backbone(tmp_path / "one", "llama")
+    copy = edited(folder, tmp_path / "two", pad_token_id=-1)
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings.pop("pad_token", None)
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert 0 <= load(copy).description.pad_token < 80
+
+
+def test_nothing_of_a_named_package_is_imported(tmp_path, monkeypatch):
+    """A prompt from a stranger may name any path; a folder of that name may lie where it is used."""
+    package = tmp_path / "planted"
+    (package / "inner" / "model").mkdir(parents=True)
+    for folder in (package, package / "inner"):
+        (folder / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (package / "inner" / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for path in ("package://planted.inner/model", "package://planted/inner/model"):
+        with pytest.raises(UserError, match=r"no package 'planted(.inner)?' is installed"):
+            find_folder(path)
+    assert not (tmp_path / "ran").exists()

@@ -373,5 +373,5 @@ def test_a_prompt_moves_with_its_backbone_to_another_place(kinds, tmp_path):
     prompt = load_prompt(kinds / "long")
     here, there = attach(prompt).predict(TEXTS), attach(prompt, str(moved)).predict(TEXTS)
     assert here == there
-    with pytest.raises(UserError, match=r"was trained on .* give its own backbone"):
+    with pytest.raises(UserError, match=r"was trained on .* other weights; give its own \(--backbone\)"):
         attach(prompt, str(make_backbone(tmp_path / "other", "bert", seed=9)))
