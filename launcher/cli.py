@@ -26,7 +26,8 @@ What comes before and after it:"""
 
 EXAMPLES = """\
 examples:
-  promptfleet validate configs/*.json
+  promptfleet validate my.json
+  promptfleet validate --no-data configs/*.json
   promptfleet submit configs/boolq.json --backend slurm --nodes 2 --ranks 16 --gpus --time 4:00:00 --dry-run
   promptfleet suite configs/boolq.json configs/copa.json --seeds 3 --output runs/suite
   promptfleet suite configs/*_minilm.json --backend slurm --time 4:00:00 --output runs/suite
@@ -40,10 +41,11 @@ examples:
 MODULES = {
     "submit": "verbs.submit",
     "suite": "runs.dispatch",
+    "validate": "verbs.validate",
     "status": "verbs.status",
     "predict": "verbs.prompts",
     "evaluate": "verbs.prompts",
-    "export": "verbs.prompts",
+    "export": "verbs.export",
 }
 """Where the larger verbs are; imported when called, some of them with torch."""
 
@@ -58,7 +60,13 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = options.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    verb = verbs.add_parser("validate", help="check run files and say what each would train")
+    verb = verbs.add_parser(
+        "validate",
+        help="check run files, their data and their backbones' files, and say what each would train",
+        description="Check run files. Reads all rows (columns, labels) and the backbone's config and tokenizer, tokenises the"
+        " first and last rows, and loads no weights.",
+    )
+    verb.add_argument("--no-data", action="store_true", help="look at the run files alone: no data, no backbone")
     verb.add_argument("configs", nargs="+", metavar="CONFIG")
     verb.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a key (repeatable)"
@@ -150,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     share_processor()
     try:
-        verbs = {verb.__name__: verb for verb in (validate, report, tasks, schema)}
+        verbs = {verb.__name__: verb for verb in (report, tasks, schema)}
         if options.verb in verbs:
             return verbs[options.verb](options)
         module = importlib.import_module(f"launcher.{MODULES[options.verb]}")
@@ -163,23 +171,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return request.exit_code if isinstance(request, Stopped) else 130
     return 1
-
-
-def validate(options: argparse.Namespace) -> int:
-    """Check every file; report all that are wrong."""
-    from prompt_tuning.settings.members import load_run
-
-    failed = 0
-    for path in options.configs:
-        try:
-            run = load_run(path, options.set)
-        except UserError as error:
-            failed += 1
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        methods = sorted({member.config.method for member in run.members})
-        print(f"{path}: ok, {len(run.members)} member(s), {', '.join(methods)}, on {run.shared.backbone.path}")
-    return 1 if failed else 0
 
 
 def report(options: argparse.Namespace) -> int:

@@ -211,6 +211,11 @@ def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> b
     A folder that holds a run with other settings is refused; ``fresh`` moves it aside. ``held`` has the folder's lock.
     """
     folder = run.output
+    record = folder / "run.json"
+    if record.exists() and not is_record(record):
+        raise UserError(
+            f"{record} is no record of a run, and the run would write its own there; move it, or choose another --output"
+        )
     if fresh and any(file.name != ".lock" for file in folder.iterdir()):
         number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.old-{n}").exists())
         aside = folder.with_name(f"{folder.name}.old-{number}")
@@ -231,6 +236,15 @@ def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> b
                 " use --fresh to start anew or --output for another folder"
             )
     return not (folder / "result.json").exists()
+
+
+def is_record(file: Path) -> bool:
+    """Whether a run.json was written by a run, whole or damaged, and is not somebody's run file of that name."""
+    try:
+        content = read_json(file)
+    except UserError:
+        return True
+    return "members" in content or not {"task", "backbone", "extends"} & set(content)
 
 
 def say_what_changed(folder: Path, environment: dict[str, Any]) -> None:

@@ -11,14 +11,15 @@ from typing import Any
 from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects
 from model_parallel.grid import Grid
 from model_parallel.memory import resident_bytes
+from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.backbone.load import Backbone, load_backbone
-from prompt_tuning.data.load import TaskData, load_task_data
+from prompt_tuning.data.load import TaskData, task_data
 from prompt_tuning.fleet import checkpoint
 from prompt_tuning.fleet.evaluate import evaluate
 from prompt_tuning.fleet.member import Best, Member
 from prompt_tuning.fleet.step import Fleet, StepRecord
-from prompt_tuning.kinds import Encoding, find_kind
-from prompt_tuning.prompt.build import build_prompt
+from prompt_tuning.kinds import find_kind
+from prompt_tuning.prompt.build import build_prompt, check_lengths
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.prompt.initialise import start_from_prompt, start_from_text
 from prompt_tuning.report.metrics_log import MetricsLog
@@ -73,8 +74,17 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dic
 
 
 def build_fleet(run: Run, grid: Grid) -> Fleet:
-    """Load the backbone once, then every member's data and untrained prompt."""
+    """Read every member's data, then load the backbone once and build the untrained prompts."""
     shared = run.shared
+    described = describe_backbone(shared.backbone)
+    data: dict[str, TaskData] = {}
+    for spec in run.members:
+        check_lengths(spec.config, described)
+        identity = _data_of(spec)
+        if identity not in data:
+            data[identity] = task_data(spec.config, described.tokenizer)
+            for features in data[identity].splits.values():
+                described.check_tokens(int(features.tokens.max()))
     backbone = load_backbone(
         shared.backbone,
         grid,
@@ -83,36 +93,24 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         trainable=shared.method == "full",
         zero=shared.deepspeed.model_dump(exclude_none=True) if shared.parallel.zero else None,
         language=any(spec.config.is_cloze for spec in run.members),
+        description=described,
     )
-    cache: dict[str, TaskData] = {}
     members: list[Member] = []
     for spec in run.members:
-        members.append(_build_member(spec, backbone, cache, members[0] if run.shared_prompt and members else None))
+        lender = members[0] if run.shared_prompt and members else None
+        members.append(_build_member(spec, backbone, data[_data_of(spec)], lender))
     return Fleet(backbone, members, grid)
 
 
-def _build_member(spec: MemberSpec, backbone: Backbone, cache: dict[str, TaskData], lender: Member | None) -> Member:
-    """A member with its data and untrained prompt, whose prefix is ``lender``'s where there is one."""
+def _data_of(spec: MemberSpec) -> str:
+    """Equal for members that train and are judged on the same tokens."""
+    return repr((spec.config.task, spec.config.data))
+
+
+def _build_member(spec: MemberSpec, backbone: Backbone, data: TaskData, lender: Member | None) -> Member:
+    """A member with its untrained prompt, whose prefix is ``lender``'s where there is one."""
     config = spec.config
     task = find_task(config.task)
-    identity = repr((config.task, config.data))
-    if identity not in cache:
-        limits = {
-            "train": config.data.max_train_examples,
-            "dev": config.data.max_eval_examples,
-            "test": config.data.max_eval_examples,
-        }
-        hub_config = config.task.get("hub_config") if isinstance(config.task, dict) else None
-        cache[identity] = load_task_data(
-            task,
-            backbone.tokenizer,
-            config.data.path,
-            Encoding(config.data.max_length, config.data.template, config.data.stride),
-            limits,
-            hub_config,
-            held_out=config.data.held_out,
-        )
-    data = cache[identity]
     prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind), config.is_cloze)
     if config.prompt.init == "text" and prompt.length:
         start_from_text(prompt, backbone, data.splits["train"], config.train.seed)

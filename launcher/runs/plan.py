@@ -15,9 +15,10 @@ from typing import Any
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
-from prompt_tuning.settings.identity import BOOKKEEPING, load_recorded_run
-from prompt_tuning.settings.members import FOR_PEOPLE, SAME_FOR_ALL, SHARED, MemberSpec, load_run
+from prompt_tuning.settings.identity import load_recorded_run
+from prompt_tuning.settings.members import SAME_FOR_ALL, SHARED, MemberSpec, load_run
 from prompt_tuning.settings.merge import Json
+from prompt_tuning.settings.schema import BOOKKEEPING, FOR_PEOPLE
 from prompt_tuning.storage.atomic import write_json
 
 BASELINE = "head"

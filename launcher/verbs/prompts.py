@@ -1,4 +1,4 @@
-"""The driver's verbs for exported prompts: predict, evaluate, export."""
+"""The driver's verbs for exported prompts: predict and evaluate."""
 
 from __future__ import annotations
 
@@ -66,41 +66,6 @@ def evaluate(options: argparse.Namespace) -> int:
     metrics, loss = score(task, features, outputs, exported.labels)
     result: dict[str, Any] = {"task": task.name, "split": options.split, "examples": len(features)}
     print(json.dumps({**result, "metrics": metrics, "loss": loss}, indent=2))
-    return 0
-
-
-def export(options: argparse.Namespace) -> int:
-    """Write members' best prompts out of the newest checkpoint."""
-    from launcher.ranks.environment import quiet_libraries
-    from model_parallel.grid import Grid, local_device
-    from prompt_tuning.fleet import checkpoint
-    from prompt_tuning.prompt.export import write_prompt
-    from prompt_tuning.settings.identity import experiment, load_recorded_run
-    from prompt_tuning.trainer import build_fleet
-
-    quiet_libraries()
-    run = load_recorded_run(Path(options.run))
-    path = checkpoint.newest(run.output / "checkpoints")
-    if path is None:
-        raise UserError(f"{options.run}: no usable checkpoint yet; wait for the first evaluation")
-    fleet = build_fleet(run, Grid(device=local_device(0)))
-    checkpoint.load(path, fleet, experiment(run))
-    names = options.member or [member.name for member in fleet.members]
-    unknown = set(names) - {member.name for member in fleet.members}
-    if unknown:
-        known = ", ".join(member.name for member in fleet.members)
-        raise UserError(f"--member {sorted(unknown)[0]}: not in {options.run}; its members: {known}")
-    for member in fleet.members:
-        if member.name not in names:
-            continue
-        if member.best is None:
-            print(f"{member.name}: not evaluated yet, nothing to export", file=sys.stderr)
-            continue
-        member.part()
-        member.load_tensors(member.best.tensors)
-        folder = Path(options.output) / member.name
-        write_prompt(folder, member, {"step": member.best.step, "metrics": member.best.metrics})
-        print(folder)
     return 0
 
 

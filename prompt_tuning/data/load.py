@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from model_parallel import rng
-from prompt_tuning.data.read import SPLITS, LocatedRow, extra_splits, read_split
+from prompt_tuning.data.read import SPLITS, extra_splits, read_split
 from prompt_tuning.errors import UserError
+from prompt_tuning.formats import LocatedRow
 from prompt_tuning.formats.tables import TABLES
 from prompt_tuning.kinds import Encoding, find_kind
+from prompt_tuning.settings.schema import DataSection, RunFile
+from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import expanded
+from prompt_tuning.tokens.rows import expanded, located_rows
+from prompt_tuning.tokens.tokenise import class_labels
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +30,29 @@ class TaskData:
 
     labels: tuple[str, ...]
     splits: dict[str, Features]
+
+
+def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+    """The data of a member, read and tokenised as its settings say. Raises :class:`UserError`."""
+    return load_task_data(
+        find_task(config.task),
+        tokenizer,
+        config.data.path,
+        Encoding(config.data.max_length, config.data.template, config.data.stride),
+        limits_of(config.data),
+        hub_config(config.task),
+        held_out=config.data.held_out,
+    )
+
+
+def limits_of(data: DataSection) -> dict[str, int | None]:
+    """Most rows of each split."""
+    return {"train": data.max_train_examples, "dev": data.max_eval_examples, "test": data.max_eval_examples}
+
+
+def hub_config(task: str | dict[str, Any]) -> str | None:
+    """Configuration of the hub data set that a run file's ``task`` names; None: the only one, or the task's own."""
+    return task.get("hub_config") if isinstance(task, dict) else None
 
 
 def load_task_data(
@@ -46,6 +74,30 @@ def load_task_data(
         labels: names in the order of the logits, where they are known already.
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
     """
+    rows = read_splits(task, path, limits, hub_config, splits, held_out)
+    known = labels or task.labels or find_kind(task.kind).collect_labels(task, rows.get("train", []))
+    features = {split: encode(task, tokenizer, found, encoding, known) for split, found in rows.items()}
+    for split, encoded in features.items():
+        if not encoded.is_labelled:
+            raise UserError(
+                f"{_first_unlabelled(task, rows[split])}: no label in column `{task.label_column}`;"
+                f" every row of the {split} split needs one"
+            )
+    return TaskData(known, features)
+
+
+def read_splits(
+    task: Task,
+    path: str | None,
+    limits: dict[str, int | None] | None = None,
+    hub_config: str | None = None,
+    splits: tuple[str, ...] | None = None,
+    held_out: float = 0.0,
+) -> dict[str, list[LocatedRow]]:
+    """Rows by split, as :func:`load_task_data` takes them; test splits without any label are left out.
+
+    Raises :class:`UserError` where a split that is needed is missing or empty.
+    """
     rows: dict[str, list[LocatedRow]] = {}
     for split in splits or (*SPLITS, *extra_splits(task, path)):
         found = read_split(task, path, split, hub_config)
@@ -54,27 +106,51 @@ def load_task_data(
         if not found:
             raise _missing(task, path, split, found is None)
         limit = split.partition("/")[0]
-        rows[split] = found[: (limits or {}).get(limit)]
+        found = found[: (limits or {}).get(limit)]
+        if split.startswith("test") and not _has_label(task, found):
+            logger.info("task %r: the %s split has no labels and is not used", task.name, split)
+            continue
+        rows[split] = found
     if held_out and "train" in rows and "dev" in rows:
         rows["test/dev"] = rows["dev"]
         rows["train"], rows["dev"] = _hold_out(task, rows["train"], held_out)
+    return rows
+
+
+def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Read all rows that a member would train and be judged on, and tokenise the first and the last of each split.
+
+    Returns what is there, for people. Raises :class:`UserError` as training would.
+    """
+    task, data = find_task(config.task), config.data
     kind = find_kind(task.kind)
-    known = labels or task.labels or kind.collect_labels(task, rows.get("train", []))
-    features = {
-        split: kind.encode(task=task, tokenizer=tokenizer, rows=found, encoding=encoding, labels=known)
-        for split, found in rows.items()
-    }
-    for split, encoded in features.items():
-        if encoded.is_labelled:
-            continue
-        if split.startswith("test") and not encoded.has_label.any():
-            logger.info("task %r: the %s split has no labels and is not used", task.name, split)
-            continue
-        raise UserError(
-            f"{_first_unlabelled(task, rows[split])}: no label in column `{task.label_column}`;"
-            f" every row of the {split} split needs one"
-        )
-    return TaskData(known, {split: encoded for split, encoded in features.items() if encoded.is_labelled})
+    rows = read_splits(task, data.path, limits_of(data), hub_config(config.task), held_out=data.held_out)
+    labels = task.labels or kind.collect_labels(task, rows["train"])
+    encoding = Encoding(data.max_length, data.template, data.stride)
+    for split, found in rows.items():
+        ends = found if len(found) < 3 else [found[0], found[-1]]
+        encode(task, tokenizer, ends, encoding, labels)
+        own = located_rows(task, found)
+        if kind.asks_classes:
+            class_labels(task, own, labels)
+        for where, row in own:
+            if row.get(task.label_column) in (None, ""):
+                raise UserError(
+                    f"{where}: no label in column `{task.label_column}`; every row of the {split} split needs one"
+                )
+    counts = ", ".join(f"{split} {len(found)} rows" for split, found in rows.items())
+    return f"{counts}; labels {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
+
+
+def _has_label(task: Task, rows: list[LocatedRow]) -> bool:
+    """Whether any row is labelled."""
+    none = (None, "", -1, "-1")
+    return any(
+        isinstance(value, (list, dict)) or value not in none
+        for where, raw in rows
+        for row in expanded(task, where, raw)
+        for value in (row.get(task.label_column),)
+    )
 
 
 def _missing(task: Task, path: str | None, split: str, is_absent: bool) -> UserError:

@@ -13,13 +13,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.member import Best, Member
 from prompt_tuning.fleet.step import Fleet
-from prompt_tuning.messages import difference
+from prompt_tuning.settings.identity import recorded_difference
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep
         for index, member in enumerate(fleet.members):
             file = target / f"member-{index:04d}.safetensors"
             # Not save_file, which has an error of its own for a full disk.
-            file.write_bytes(safetensors.torch.save(_tensors(member)))
+            file.write_bytes(save_tensors(_tensors(member)))
             checksums[file.name] = sha256(file)
         state = {
             "format": FORMAT,
@@ -82,22 +83,69 @@ def set_aside(folder: Path, used: Path | None) -> None:
             logger.warning("it is now %s", aside)
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return state
+
+
+def read_tensors(path: Path, index: int) -> dict[str, torch.Tensor]:
+    """All tensors of a member; read and not mapped, so that a file that changes later changes nothing here."""
+    tensors: dict[str, torch.Tensor] = load_tensors((path / f"member-{index:04d}.safetensors").read_bytes())
+    return tensors
+
+
 def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
     """Put the fleet into the state of a checkpoint and return its step. Raises :class:`UserError`."""
-    state = json.loads((path / "state.json").read_text())
+    state = read_state(path)
     other = fleet.backbone.identity.difference(state["backbone"])
     if other:
         raise UserError(
             f"{path}: belongs to another backbone than {fleet.backbone.path} ({other}); use the one it was trained on"
         )
-    if state["experiment"] != experiment:
+    knows_data = all("data" in saved for saved in state["members"])
+    differs = recorded_difference(state["experiment"], experiment, may_move=knows_data)
+    if differs:
         raise UserError(
-            f"{path}: belongs to a run with other settings ({difference(state['experiment'], experiment)});"
+            f"{path}: belongs to a run with other settings ({differs});"
             " use --fresh to start anew or --output for another folder"
         )
+    for member, saved in zip(fleet.members, state["members"], strict=True):
+        if knows_data:
+            _check_data(path, member, saved["data"])
     for index, (member, saved) in enumerate(zip(fleet.members, state["members"], strict=True)):
-        _restore(member, saved, safetensors.torch.load_file(path / f"member-{index:04d}.safetensors"))
+        _restore(member, saved, read_tensors(path, index))
     return int(state["step"])
+
+
+def _check_data(path: Path, member: Member, recorded: dict[str, Any]) -> None:
+    """Raise :class:`UserError` unless a member's labels and examples are those that the run began with."""
+    remedy = "undo the change, or use --fresh to start anew"
+    there, here = recorded["labels"], list(member.labels)
+    if there != here:
+        raise UserError(
+            f"{path}: {member.name} was trained on the labels {', '.join(there)}; the data now have {', '.join(here)}; {remedy}"
+        )
+    now = _data(member)["splits"]
+    for split in sorted({*recorded["splits"], *now}):
+        old, new = recorded["splits"].get(split), now.get(split)
+        if old != new:
+            sizes = [f"{side['examples']} examples" if side else "none" for side in (old, new)]
+            what = (
+                f"had {sizes[0]}, now {sizes[1]}"
+                if sizes[0] != sizes[1]
+                else "has the same number of examples but others"
+            )
+            raise UserError(f"{path}: the {split} split of {member.name} {what}; {remedy}")
+
+
+def _data(member: Member) -> dict[str, Any]:
+    """What a run's labels and examples are, for comparison where it goes on."""
+    splits = {
+        split: {"examples": len(features), "digest": features.digest}
+        for split, features in sorted(member.splits.items())
+    }
+    return {"labels": list(member.labels), "splits": splits}
 
 
 def _tensors(member: Member) -> dict[str, torch.Tensor]:
@@ -119,6 +167,8 @@ def _state(member: Member) -> dict[str, Any]:
     best = member.best
     return {
         "name": member.name,
+        "data": _data(member),
+        "prompt": member.description(),
         "status": member.status,
         "step": member.step,
         "stale": member.stale,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from model_parallel import rng
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.kinds import Kind, find_kind
+from prompt_tuning.prompt.export import describe_prompt
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.members import MemberSpec
 from prompt_tuning.tasks.types import Task
@@ -82,6 +84,15 @@ class Member:
     @property
     def seed(self) -> int:
         return self.spec.config.train.seed
+
+    @property
+    def template(self) -> str:
+        """Name of the template that makes its sequences."""
+        return self.spec.config.data.template or next(iter(self.task.templates))
+
+    def description(self) -> dict[str, Any]:
+        """What its exported prompt says of itself, but tensors and best evaluation."""
+        return describe_prompt(self.spec.config, self.template, self.labels, self.prompt, self.backbone)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -125,7 +125,8 @@ class Fleet:
         if dropout and member.prompt.head_dropout:
             keys = rng.fold(torch.tensor(self._step_key(member), device=self.grid.device), rows)
         texts = self.frozen_texts(index, split)[rows]
-        return member.prompt.head(texts, keys, member.prompt.head_dropout).view(len(examples), -1)
+        logits: Tensor = member.prompt.head(texts, keys, member.prompt.head_dropout)
+        return logits.view(len(examples), -1)
 
     def train_step(self, active: list[int]) -> StepRecord:
         """One step of the members ``active``: forward and backward of all their rows, then each its own update."""

@@ -6,6 +6,7 @@ Shape letters: R rows, L padded text length, T text with input prompts in front,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def _run(
     types: Tensor | None,
     index: Tensor,
     real: Tensor,
-    arguments: dict,
+    arguments: dict[str, Any],
     place: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """The backbone's last hidden states [R, T, H]; ``place`` changes its word embeddings [R, T, H] on their way."""
@@ -75,7 +76,8 @@ def _run(
     finally:
         if hook is not None:
             hook.remove()
-    return output.last_hidden_state
+    states: Tensor = output.last_hidden_state
+    return states
 
 
 def _with_input_prompts(
@@ -83,7 +85,7 @@ def _with_input_prompts(
     prompts: list[Prompt],
     batch: Batch,
     starts: Tensor,
-    arguments: dict,
+    arguments: dict[str, Any],
     row_keys: Tensor | None,
     dropout: Tensor | None,
 ) -> Tensor:

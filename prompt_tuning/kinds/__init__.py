@@ -72,6 +72,8 @@ class Kind:
     keep: Callable[[Tensor, Targets], Tensor] = lambda logits, targets: logits
     """What an evaluation keeps of the logits of a batch: [E, C], or [R, L, k] per token."""
     per_token: bool = False
+    asks_classes: bool = False
+    """Whether an example's label is one of the task's labels."""
     drops_hidden: bool = True
     """Whether prompt dropout also falls on what the head sees."""
     trains_bias: bool = True
@@ -79,4 +81,5 @@ class Kind:
 
 def find_kind(name: str) -> Kind:
     """The kind of a task's ``kind``."""
-    return importlib.import_module(f"{__name__}.{name}").KIND
+    kind: Kind = importlib.import_module(f"{__name__}.{name}").KIND
+    return kind

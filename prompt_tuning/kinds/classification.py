@@ -121,4 +121,5 @@ KIND = Kind(
     mean_loss=mean_loss,
     constant=constant,
     describe=describe,
+    asks_classes=True,
 )

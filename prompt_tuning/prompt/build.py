@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model_parallel import rng
+from prompt_tuning.backbone.find import Description
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError
@@ -26,15 +27,18 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
         inputs = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, shape.hidden_size, std=0.02).to(
             dtype
         )
-    if prefix is not None or inputs is not None:
-        backbone.description.check_length(config.prompt.length, config.data.max_length, config.prompt.positions)
-        if config.prompt.init == "zero":
-            (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
-    else:
-        backbone.description.check_length(0, config.data.max_length, "from_zero")
+    if (prefix is not None or inputs is not None) and config.prompt.init == "zero":
+        (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
     dropout = config.prompt.dropout
     head_dropout = dropout if kind.drops_hidden and not is_cloze else 0.0
     return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout)
+
+
+def check_lengths(config: RunFile, described: Description) -> None:
+    """Raise :class:`UserError` where a member's prompt and texts together outgrow the backbone's positions."""
+    has_prompt = config.method in ("deep_prompt", "shallow_prompt")
+    positions = config.prompt.positions if has_prompt else "from_zero"
+    described.check_length(config.prompt.length if has_prompt else 0, config.data.max_length, positions)
 
 
 def _build_head(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Head:

@@ -13,27 +13,27 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from model_parallel.loading import stored_tensors
 from prompt_tuning.backbone.attention import PrefixShape, attention_name
 from prompt_tuning.backbone.find import describe_backbone
-from prompt_tuning.backbone.fingerprint import Identity, identify
+from prompt_tuning.backbone.fingerprint import identify
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
-from prompt_tuning.fleet.member import Member
 from prompt_tuning.kinds import Encoding
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.schema import BackboneSection, RunFile
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 
 FORMAT = 2
+Manifest = dict[str, Any]
 NAMES = ("prompt.json", "prompt.safetensors")
 _AGAIN = "export the prompt again, with `promptfleet export` or by its run"
 
@@ -76,29 +76,17 @@ class ExportedPrompt:
             )
 
 
-def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = None) -> None:
-    """Export a member's prompt, with the tensors it holds now, into ``folder``, atomically."""
-    config, prompt, backbone = member.spec.config, member.prompt, member.backbone
-    tensors = _tensors(prompt)
-    identity = {
-        "path": backbone.path,
-        "revision": config.backbone.revision,
-        "fingerprint": backbone.fingerprint,
-        "identity": backbone.identity.to_json(),
-        "model_type": backbone.model.config.model_type,
-        "dtype": config.backbone.dtype,
-        "attention": config.backbone.attention,
-    }
-    if config.method == "full":
-        written = _write_model(folder.parent / "model", member)
-        identity |= {"path": "../model", "fingerprint": written.fingerprint, "identity": written.to_json()}
+def describe_prompt(
+    config: RunFile, template: str, labels: tuple[str, ...], prompt: Prompt, backbone: Backbone
+) -> Manifest:
+    """All that prompt.json says of a member but its best evaluation and its tensors."""
     shape = backbone.shape
-    manifest = {
+    return {
         "format": FORMAT,
         "method": config.method,
         "task": config.task,
-        "labels": list(member.labels),
-        "template": config.data.template or next(iter(member.task.templates)),
+        "labels": list(labels),
+        "template": template,
         "max_length": config.data.max_length,
         "stride": config.data.stride,
         "length": prompt.length,
@@ -107,14 +95,55 @@ def write_prompt(folder: Path, member: Member, best: dict[str, Any] | None = Non
         "pooling": prompt.head.pooling,
         "layout": "prefix: [layers, key/value, heads, tokens, head size]; inputs: [tokens, hidden]",
         "shape": [shape.num_layers, shape.key_value_heads, shape.head_size, shape.hidden_size],
-        "backbone": identity,
-        "best": best,
-        "tensors": {name: list(tensor.shape) for name, tensor in sorted(tensors.items())},
+        "backbone": {
+            "path": backbone.path,
+            "revision": config.backbone.revision,
+            "fingerprint": backbone.fingerprint,
+            "identity": backbone.identity.to_json(),
+            "model_type": backbone.model.config.model_type,
+            "dtype": config.backbone.dtype,
+            "attention": config.backbone.attention,
+        },
     }
+
+
+def write_prompt(folder: Path, prompt: Prompt, description: Manifest, best: Manifest | None = None) -> None:
+    """Export a prompt, with the tensors it holds now, into ``folder``, atomically.
+
+    ``description``: of :func:`describe_prompt`; ``best``: step and metrics of the evaluation that these tensors saw.
+    """
+    tensors = _tensors(prompt)
+    shapes = {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
+    manifest = {**description, "best": best, "tensors": shapes}
     with new_folder(folder) as target:
         (target / "prompt.safetensors").write_bytes(save(tensors))
         manifest["sha256"] = sha256(target / "prompt.safetensors")
         write_json(target / "prompt.json", {**manifest, "sha256_of_the_rest": _digest(manifest)})
+
+
+@torch.no_grad()
+def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Tensor]) -> Prompt:
+    """A member's prompt from its settings, its :func:`describe_prompt` and all its tensors by name, without a backbone."""
+    shape = PrefixShape(*description["shape"])
+    head: Head | LanguageHead = LanguageHead(None)
+    dtype = torch.float32
+    if description["pooling"] != LanguageHead.pooling:
+        weight = tensors["head.weight"]
+        dtype = weight.dtype
+        own_pooler = "head.pooler.weight" in tensors
+        head = Head(weight.shape[1], weight.shape[0], description["pooling"], 0, dtype, own_pooler)
+    prefix = inputs = None
+    if config.method == "deep_prompt":
+        dtype = tensors["prefix.embedding"].dtype
+        layers = None if description["layers"] is None else tuple(description["layers"])
+        width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
+        prefix = Prefix(shape, description["length"], 0, dtype, layers, width)
+    elif config.method == "shallow_prompt":
+        inputs = tensors["inputs"].clone()
+    prompt = Prompt(head, prefix, inputs, description["positions"])
+    for name, parameter in prompt.named_parameters():
+        parameter.copy_(tensors[name])
+    return prompt
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -134,22 +163,25 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _write_model(folder: Path, member: Member) -> Identity:
-    """Save a fine-tuned backbone as a transformers folder with its tokenizer; returns its marks."""
-    backbone = member.backbone
-    model, stock = backbone.model, member.spec.config.backbone.attention
+def write_model(folder: Path, backbone: Backbone, attention: str) -> Manifest:
+    """Save a fine-tuned backbone as a transformers folder with its tokenizer.
+
+    Returns what a prompt beside it records of its backbone in place of the untrained one's.
+    """
+    model = backbone.model
     with new_folder(folder) as target:
         model.pooler = backbone.pooler
-        model.set_attn_implementation(stock)  # our attention's name means nothing to another program
+        model.set_attn_implementation(attention)  # our attention's name means nothing to another program
         model.save_pretrained(target)
         backbone.tokenizer.save_pretrained(target)
-        model.set_attn_implementation(attention_name(stock))
+        model.set_attn_implementation(attention_name(attention))
         if hasattr(model, "pooler"):
             model.pooler = None
     # As it will be read back, which may say the same in another way.
     described = describe_backbone(BackboneSection(path=str(folder)))
     stored = stored_tensors(folder, set(model.state_dict()), model.base_model_prefix)
-    return identify(stored, described.config, described.tokenizer)
+    written = identify(stored, described.config, described.tokenizer)
+    return {"path": f"../{folder.name}", "fingerprint": written.fingerprint, "identity": written.to_json()}
 
 
 def load_prompt(folder: str | Path) -> ExportedPrompt:
@@ -169,7 +201,7 @@ def load_prompt(folder: str | Path) -> ExportedPrompt:
             raise UserError(f"{folder}: prompt.json is damaged or was edited (its checksum differs); {_AGAIN}")
         if manifest["sha256"] != sha256(folder / "prompt.safetensors"):
             raise UserError(f"{folder}: prompt.safetensors is damaged or not that of prompt.json; {_AGAIN}")
-        prompt = _build(manifest, load_file(folder / "prompt.safetensors"))
+        prompt = _build(manifest, load((folder / "prompt.safetensors").read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged ({reason(error)}); {_AGAIN}") from None
     return ExportedPrompt(folder, prompt.requires_grad_(False), manifest)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from prompt_tuning.fleet.evaluate import majority_metrics
 from prompt_tuning.fleet.member import Member
-from prompt_tuning.prompt.export import write_prompt
+from prompt_tuning.prompt.export import write_model, write_prompt
 from prompt_tuning.report.metrics_log import finite
 from prompt_tuning.settings.members import Run
 from prompt_tuning.storage.atomic import write_json
@@ -22,7 +23,7 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
     config, best = member.spec.config, member.best
     exported = None
     if best is not None:
-        write_prompt(folder / "prompt", member, {"step": best.step, "metrics": best.metrics})
+        export_member(folder / "prompt", member, {"step": best.step, "metrics": best.metrics})
         parts = [part for part in (folder / "prompt", folder / "model") if part.is_dir()]
         exported = sum(file.stat().st_size for part in parts for file in part.iterdir())
     result = {
@@ -49,6 +50,14 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
     }
     write_json(folder / "result.json", finite(result))
     return result
+
+
+def export_member(folder: Path, member: Member, best: dict[str, Any] | None = None) -> None:
+    """Write the prompt of a member, with the tensors it holds now; a backbone that it has trained goes beside it."""
+    config, description = member.spec.config, member.description()
+    if config.method == "full":
+        description["backbone"] |= write_model(folder.parent / "model", member.backbone, config.backbone.attention)
+    write_prompt(folder, member.prompt, description, best)
 
 
 def write_results(run: Run, members: list[dict[str, Any]]) -> dict[str, Any]:

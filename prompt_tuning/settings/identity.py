@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.messages import difference
+from prompt_tuning.messages import difference, sentences
 from prompt_tuning.settings.members import MemberSpec, Run
 from prompt_tuning.settings.merge import Json, read_json
 from prompt_tuning.settings.schema import BOOKKEEPING, NO_EXPERIMENT, RunFile
@@ -47,10 +47,40 @@ def _experiment(record: Json) -> Json:
     return {"members": members, "shared_prompt": record["shared_prompt"]}
 
 
+def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None:
+    """Where a recorded experiment differs from :func:`experiment`'s of today, as a phrase; None: nowhere.
+
+    What was recorded is read as a run file of today, so that a key that came later has its default in it.
+    ``may_move``: whether data and backbone may lie elsewhere, because something else tells that they are the same.
+    """
+    old = copy.deepcopy(recorded)
+    for member in old["members"]:
+        try:
+            member["config"] = RunFile.model_validate(member["config"]).model_dump(mode="json", by_alias=True)
+        except ValidationError as error:
+            problems = sentences(error, RunFile, ("extends",))
+            unknown = [place for place, sentence in problems if sentence.startswith("unknown key")]
+            if unknown:
+                return f"{', '.join(unknown)}: unknown to this version; continue with the one that wrote it"
+            place, sentence = problems[0]
+            return f"{place}: {sentence}"
+    old, now = _experiment(old), copy.deepcopy(new)
+    for member in (*old["members"], *now["members"]) if may_move else ():
+        for section, key in (("data", "path"), ("backbone", "path")):
+            member["config"][section].pop(key, None)
+            for overrides in (member["overrides"], member["overrides"].get(section)):
+                if isinstance(overrides, dict) and isinstance(overrides.get(section), dict):
+                    overrides[section].pop(key, None)
+    return None if old == now else difference(old, now)
+
+
 def experiment_difference(folder: Path, run: Run) -> str | None:
-    """Where the experiment that a folder's run.json records differs from ``run``'s; None: nowhere."""
+    """Where the experiment that a folder's run.json records differs from ``run``'s; None: nowhere.
+
+    A run that is to go on may find its data and backbone elsewhere: its checkpoint knows them.
+    """
+    is_finished = (folder / "result.json").exists()
     try:
-        old, new = _experiment(read_json(folder / "run.json")), experiment(run)
+        return recorded_difference(read_json(folder / "run.json"), experiment(run), may_move=not is_finished)
     except (UserError, KeyError, TypeError, AttributeError):
         return "its run.json is damaged"
-    return None if old == new else difference(old, new)

@@ -138,6 +138,7 @@ def _members(
 ) -> Iterator[tuple[str, Label, Json, Json]]:
     """Where it stands, label, overrides and merged settings of every member; adds what is wrong to ``problems``."""
     grid, seeds = fleet.get("grid") or {}, fleet.get("seeds") or []
+    problems += _contradictions(grid, seeds, [dotted for dotted, _ in sets])
     problems += [f"fleet.grid: `{key}` {_ONE_FOR_ALL}" for key in grid if key.partition(".")[0] in (*SHARED, "extends")]
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     for index, member in enumerate(fleet.get("members") or [{}]):
@@ -170,6 +171,23 @@ def _members(
         except UserError as error:
             text = str(error).removeprefix(f"{path}: ")
             problems.append(text if text.startswith(where) else f"{where}: {text}")
+
+
+def _contradictions(grid: Json, seeds: list[int], sets: list[str]) -> list[str]:
+    """Keys for which a fleet and ``--set``, or two parts of a fleet, give values that would undo each other."""
+    varied = {key: f"fleet.grid varies `{key}`" for key in grid}
+    found = []
+    if seeds:
+        if "train.seed" in varied:
+            found.append("fleet.seeds and fleet.grid both vary `train.seed`; keep one of them")
+        varied["train.seed"] = "fleet.seeds varies `train.seed`"
+    for dotted in sets:
+        for key, sentence in varied.items():
+            if f"{key}.".startswith(f"{dotted}.") or f"{dotted}.".startswith(f"{key}."):
+                found.append(
+                    f"--set {dotted}: {sentence}, which it would undo; set `{sentence.split()[0]}` instead, or leave it out"
+                )
+    return found
 
 
 def _forget_published(settings: Json, sets: list[tuple[str, Any]]) -> None:

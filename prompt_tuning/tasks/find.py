@@ -35,7 +35,8 @@ def find_task(value: str | dict[str, Any]) -> Task:
     if isinstance(value, str):
         elsewhere = '{name!r} describes your own data; write an object: {{"kind": "{name}", ...}}'
         _check_name("task", value, task_names(), own_kinds(), elsewhere)
-        return importlib.import_module(f"{published.__name__}.{value}").TASK
+        task: Task = importlib.import_module(f"{published.__name__}.{value}").TASK
+        return task
     name = value.get("kind")
     _check_name("task.kind", name, own_kinds(), task_names(), '{name!r} is a fixed task; write "task": "{name}"')
     module = importlib.import_module(f"{own.__name__}.{name}")
@@ -44,7 +45,8 @@ def find_task(value: str | dict[str, Any]) -> Task:
     except ValidationError as error:
         problems = [f"task.{place}: {sentence}" for place, sentence in sentences(error, module.Options, ("kind",))]
         raise UserError("\n".join(problems)) from None
-    return module.build(options)
+    built: Task = module.build(options)
+    return built
 
 
 def _check_name(key: str, name: Any, known: list[str], others: list[str], if_other: str) -> None:

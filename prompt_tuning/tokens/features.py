@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,16 @@ class Features:
     @property
     def is_labelled(self) -> bool:
         return bool(self.has_label.all())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all tokens, labels and tags, as hex digits: equal where training would see the same."""
+        found = hashlib.sha256(str(self.rows_per_example).encode())
+        for array in (self.tokens, self.token_types, self.offsets, self.labels, self.tags):
+            if array is not None:
+                found.update(f"{array.dtype} {array.shape} ".encode())
+                found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     def terms(self, examples: np.ndarray) -> int:
         """How many terms the loss of some examples is the mean of: examples, or labelled tokens where a kind counts them."""

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> int:
     """How many special tokens a text (pair) gets. Raises :class:`UserError` if they leave no room for it."""
-    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    special: int = tokenizer.num_special_tokens_to_add(pair=pair)
     least = special + (2 if pair else 1)
     if max_length < least:
         raise UserError(

@@ -117,7 +117,7 @@ QUICK = [
     "import prompt_tuning.settings.identity, prompt_tuning.messages",
     "from launcher.pages.tasks import tasks_page; tasks_page()",
     "import launcher.cli, launcher.run; launcher.run.main(['--config', 'configs/quickstart.json', '--print-config'])",
-    "from launcher import cli; cli.main(['validate', 'configs/quickstart.json', 'configs/boolq.json'])",
+    "from launcher import cli; cli.main(['validate', '--no-data', 'configs/quickstart.json', 'configs/boolq.json'])",
     "from launcher import run; run.main(['--config', 'configs/quickstart.json', '--set', 'optimizer.lrr=1'])",
 ]
 

@@ -210,7 +210,7 @@ def test_weights_stored_as_codes_are_refused(bert, tmp_path):
     name = next(name for name in tensors if name.endswith("query.weight"))
     tensors[name] = tensors[name].to(torch.int8)
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="quantised weights .* is stored as I8"):
+    with pytest.raises(UserError, match=r"quantised weights .* is stored as I8"):
         load(copy)
 
 

@@ -335,7 +335,7 @@ def test_missing_data_folder(raw, tmp_path, capsys):
 BACKBONES = [
     ("/nowhere/at/all", "no such folder"),
     ("package://no_such_package/model", "no package 'no_such_package'"),
-    ("package://json/model", "no config.json"),
+    ("package://json/model", "no package 'json' is installed"),
     ("package://", "no package ''"),
     ("~no_such_user/model", "no such folder"),
     (__file__, "a file; give the folder"),
@@ -394,7 +394,11 @@ DAMAGES = [
     ("lacking a tensor", _drop_tensor, "lack 1 of the model's tensors (encoder.layer.1.output.dense.weight)"),
     ("no tokenizer", _remove_tokenizer, "no tokenizer there (tokenizer.json"),
     ("empty tokenizer", lambda f: (f / "tokenizer.json").write_text("{}"), "its tokenizer cannot be loaded"),
-    ("smaller model", lambda f: make_backbone(f, "bert", vocab_size=40), "the tokenizer has 68 tokens, the model 40"),
+    (
+        "smaller model",
+        lambda f: make_backbone(f, "bert", vocab_size=40),
+        "the tokenizer has 68 tokens, the word embedding 40 rows",
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ from prompt_tuning import attach, load_prompt
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.predict import AttachedPrompts
-from prompt_tuning.prompt.export import write_prompt
+from prompt_tuning.report.results import export_member
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.trainer import build_fleet
 from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
@@ -48,7 +48,7 @@ def test_an_exported_prompt_gives_the_same_logits(tmp_path, family, name):
         fleet.train_step([0])
         fleet.members[0].step += 1
     expected = split_outputs(fleet, [0], "dev")[0]
-    write_prompt(tmp_path / "prompt", fleet.members[0])
+    export_member(tmp_path / "prompt", fleet.members[0])
     model = attach(load_prompt(tmp_path / "prompt"))
     (found,) = model.outputs([0], [fleet.members[0].splits["dev"]])
     assert np.abs(found - expected).max() < 1e-10
@@ -59,7 +59,7 @@ def test_equal_prompts_give_equal_bytes(tmp_path):
     backbone = make_backbone(tmp_path / "backbone", "bert")
     fleet = build_fleet(resolve(run_json(backbone, make_texts(tmp_path / "data")), tmp_path / "run.json"), Grid())
     for name in ("a", "b"):
-        write_prompt(tmp_path / name, fleet.members[0])
+        export_member(tmp_path / name, fleet.members[0])
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
@@ -196,7 +196,7 @@ def test_a_random_pooler_is_a_function_of_the_seed_and_travels(tmp_path):
     assert torch.equal(pooler.weight, second.prompt.head.pooler.weight)
     assert 0.015 < pooler.weight.std() < 0.025
     assert not any("pooler" in name for name, _ in first.parameters)
-    write_prompt(tmp_path / "prompt", first)
+    export_member(tmp_path / "prompt", first)
     assert torch.equal(load_prompt(tmp_path / "prompt").prompt.head.pooler.weight, pooler.weight)
 
 
@@ -208,7 +208,7 @@ def test_a_choice_task_is_exported(tmp_path, layers):
     fleet = build_fleet(resolve(raw, tmp_path / "run.json"), Grid())
     fleet.train_step([0])
     expected = split_outputs(fleet, [0], "dev")[0]
-    write_prompt(tmp_path / "prompt", fleet.members[0])
+    export_member(tmp_path / "prompt", fleet.members[0])
     exported = load_prompt(tmp_path / "prompt")
     (found,) = attach(exported).outputs([0], [fleet.members[0].splits["dev"]])
     assert found.shape == (6, 2)
@@ -224,7 +224,7 @@ def test_full_fine_tuning_gives_the_same_logits(tmp_path):
     fleet.train_step([0])
     expected = split_outputs(fleet, [0], "dev")[0]
     assert np.abs(expected - before).max() > 1e-2
-    write_prompt(tmp_path / "members" / "m" / "prompt", fleet.members[0])
+    export_member(tmp_path / "members" / "m" / "prompt", fleet.members[0])
     (found,) = attach(load_prompt(tmp_path / "members" / "m" / "prompt")).outputs([0], [fleet.members[0].splits["dev"]])
     assert np.abs(found - expected).max() < 1e-10
     assert np.abs(split_outputs(fleet, [0], "dev")[0] - expected).max() == 0, "writing changes nothing in memory"
@@ -249,7 +249,7 @@ def kinds(tmp_path_factory):
         with torch.no_grad():
             for _, parameter in member.parameters:
                 parameter.mul_(25)
-        write_prompt(folder / name, member)
+        export_member(folder / name, member)
     return folder
 
 

@@ -8,8 +8,9 @@ import torch
 
 from model_parallel import rng
 from model_parallel.grid import Grid
-from prompt_tuning.prompt.export import load_prompt, write_prompt
+from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.prompt.initialise import _some_tokens, start_from_prompt
+from prompt_tuning.report.results import export_member
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.trainer import build_fleet
 from tests.support.tiny import make_backbone, make_texts, run_json
@@ -104,7 +105,7 @@ def test_text_start_leaves_the_model_in_training_and_without_gradients(places):
 
 def test_a_start_from_a_prompt_takes_the_head_only_where_it_fits(places, tmp_path):
     source = start(places, train={"seed": 5})
-    write_prompt(tmp_path / "prompt", source)
+    export_member(tmp_path / "prompt", source)
     exported = load_prompt(tmp_path / "prompt").prompt
     same, pooled = start(places), start(places, head={"pooling": "mean"})
     heads = [member.prompt.head.weight.clone() for member in (same, pooled)]
@@ -119,6 +120,6 @@ def test_a_start_from_a_prompt_takes_the_head_only_where_it_fits(places, tmp_pat
 
 def test_a_start_from_a_folded_prompt_equals_the_unfolded_one(places, tmp_path):
     source = start(places, prompt={"reparameterisation": "mlp", "projection_width": 9})
-    write_prompt(tmp_path / "prompt", source)
+    export_member(tmp_path / "prompt", source)
     member = start(places, prompt={"init_from": str(tmp_path / "prompt")})
     torch.testing.assert_close(table(member), table(source), rtol=0, atol=1e-14)

@@ -1,0 +1,74 @@
+"""promptfleet export: the best prompts of a run, finished or not, out of its newest checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.errors import UserError
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write members' best prompts. The checkpoint is enough: neither data nor backbone are read, but for method ``full``."""
+    from launcher.ranks.environment import quiet_libraries
+    from prompt_tuning.fleet import checkpoint
+    from prompt_tuning.prompt.export import rebuild_prompt, write_prompt
+    from prompt_tuning.settings.identity import load_recorded_run
+
+    quiet_libraries()
+    run = load_recorded_run(Path(options.run))
+    path = checkpoint.newest(run.output / "checkpoints")
+    if path is None:
+        raise UserError(f"{options.run}: no usable checkpoint yet; wait for the first evaluation")
+    state = checkpoint.read_state(path)
+    known = [spec.name for spec in run.members]
+    names = options.member or known
+    unknown = set(names) - set(known)
+    if unknown:
+        raise UserError(f"--member {sorted(unknown)[0]}: not in {options.run}; its members: {', '.join(known)}")
+    if run.shared.method == "full" or any("prompt" not in saved for saved in state["members"]):
+        return _from_fleet(run, path, names, Path(options.output))
+    for index, (spec, saved) in enumerate(zip(run.members, state["members"], strict=True)):
+        if spec.name not in names:
+            continue
+        if saved["best"] is None:
+            _nothing(spec.name)
+            continue
+        tensors = checkpoint.read_tensors(path, index)
+        own: dict[str, Any] = {}
+        for kind in ("frozen.", "best."):
+            own |= {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+        best = {"step": saved["best"]["step"], "metrics": saved["best"]["metrics"]}
+        folder = Path(options.output) / spec.name
+        write_prompt(folder, rebuild_prompt(spec.config, saved["prompt"], own), saved["prompt"], best)
+        print(folder)
+    return 0
+
+
+def _from_fleet(run: Any, path: Path, names: list[str], output: Path) -> int:
+    """As :func:`export` where the checkpoint alone is not enough: a trained backbone, or one that version 0.1.0 wrote."""
+    from model_parallel.grid import Grid, local_device
+    from prompt_tuning.fleet import checkpoint
+    from prompt_tuning.report.results import export_member
+    from prompt_tuning.settings.identity import experiment
+    from prompt_tuning.trainer import build_fleet
+
+    fleet = build_fleet(run, Grid(device=local_device(0)))
+    checkpoint.load(path, fleet, experiment(run))
+    for member in fleet.members:
+        if member.name not in names:
+            continue
+        if member.best is None:
+            _nothing(member.name)
+            continue
+        member.part()
+        member.load_tensors(member.best.tensors)
+        export_member(output / member.name, member, {"step": member.best.step, "metrics": member.best.metrics})
+        print(output / member.name)
+    return 0
+
+
+def _nothing(name: str) -> None:
+    print(f"{name}: not evaluated yet, nothing to export", file=sys.stderr)
