@@ -14,7 +14,7 @@ from prompt_tuning.formats.tables import TABLES
 from prompt_tuning.kinds import Encoding, find_kind
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import expanded
+from prompt_tuning.tokens.rows import expanded, first_examples
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def load_task_data(
     """Read, check and tokenise the splits of a task. Raises :class:`UserError` naming file and line.
 
     Args:
-        limits: most rows of a split; that of ``test`` holds for extra test splits too.
+        limits: most examples of a split, as the task counts them; that of ``test`` holds for extra test splits too.
         splits: None: all there are. ``test`` and extra ones may be missing or unlabelled; they are then left out.
         labels: names in the order of the logits, where they are known already.
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
@@ -54,7 +54,7 @@ def load_task_data(
         if not found:
             raise _missing(task, path, split, found is None)
         limit = split.partition("/")[0]
-        rows[split] = found[: (limits or {}).get(limit)]
+        rows[split] = first_examples(task, found, (limits or {}).get(limit))
     if held_out and "train" in rows and "dev" in rows:
         rows["test/dev"] = rows["dev"]
         rows["train"], rows["dev"] = _hold_out(task, rows["train"], held_out)
