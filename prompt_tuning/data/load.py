@@ -60,15 +60,15 @@ def load_task_data(
         rows["train"], rows["dev"] = _hold_out(task, rows["train"], held_out)
     kind = find_kind(task.kind)
     known = labels or task.labels or kind.collect_labels(task, rows.get("train", []))
+    for split in [split for split in rows if split.startswith("test") and not _has_labels(task, rows[split], known)]:
+        logger.info("task %r: the %s split has no labels and is not used", task.name, split)
+        del rows[split]
     features = {
         split: kind.encode(task=task, tokenizer=tokenizer, rows=found, encoding=encoding, labels=known)
         for split, found in rows.items()
     }
     for split, encoded in features.items():
         if encoded.is_labelled:
-            continue
-        if split.startswith("test") and not encoded.has_label.any():
-            logger.info("task %r: the %s split has no labels and is not used", task.name, split)
             continue
         raise UserError(
             f"{_first_unlabelled(task, rows[split])}: no label in column `{task.label_column}`;"
@@ -105,6 +105,16 @@ def _hold_out(task: Task, rows: list[LocatedRow], share: float) -> tuple[list[Lo
         "task %r: %d of %d training rows are held out to select on; dev is only reported", task.name, count, len(rows)
     )
     return parts[0], parts[1]
+
+
+def _has_labels(task: Task, rows: list[LocatedRow], labels: tuple[str, ...]) -> bool:
+    """Whether any row has a label. Asked before a split is tokenised, which may take long."""
+    nothing = {"", "-1"} - set(labels) if task.kind != "regression" else {""}
+    return any(
+        row.get(task.label_column) is not None and str(row[task.label_column]) not in nothing
+        for where, raw in rows
+        for row in expanded(task, where, raw)
+    )
 
 
 def _first_unlabelled(task: Task, rows: list[LocatedRow]) -> str:

@@ -113,3 +113,18 @@ def test_numbers_that_are_not_finite_are_printed_as_null(tmp_path, capsys, monke
     assert cli.main(["evaluate", "--prompt", prompt, "--data", str(data)]) == 0
     printed = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert printed["metrics"] == {"accuracy": None} and printed["loss"] is None
+
+
+def test_a_test_split_without_labels_is_not_tokenised(tmp_path):
+    make_texts(tmp_path)
+    write_jsonl(tmp_path / "test.jsonl", [{"text": "only here", "label": label} for label in (None, "", -1, "-1")])
+    seen: list[str] = []
+
+    def tokenizer(texts, *rest, **options):
+        seen.extend(texts)
+        return stock(texts, *rest, **options)
+
+    stock = make_tokenizer()
+    tokenizer.num_special_tokens_to_add = stock.num_special_tokens_to_add
+    data = load_task_data(find_task({"kind": "classification"}), tokenizer, str(tmp_path), Encoding(40))
+    assert list(data.splits) == ["train", "dev"] and seen and "only here" not in seen
