@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,12 @@ def predict(options: argparse.Namespace) -> int:
     exported = load_prompt(options.prompt)
     target = find_target(options.output)
     with open_source(options.input, exported.task, options.format) as source:
-        total, columns = look_through(source, exported.encoding)
+        survey = look_through(source, exported.encoding)
         model = attach_prompt(exported, options.backbone)
-        identity = {"prompt": exported.manifest, "columns": sorted(columns)}
+        identity = {"prompt": exported.manifest, "columns": sorted(survey.columns), "is_nested": survey.is_nested}
         try:
             with open_lines(target, identity, (start_of_line(row) for _, row in source.rows())) as lines:
-                _write(model, source, lines, target, total, columns)
+                _write(model, source, lines, target, survey)
         except BrokenPipeError:
             if target.descriptor == 1:  # what is left in its buffer would fail again at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -47,37 +48,53 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def look_through(source: Source, encoding: Encoding) -> tuple[int, set[str]]:
-    """How many rows there are, and the names of all their columns. Raises :class:`UserError` for one that does not fit."""
+@dataclass(frozen=True)
+class Survey:
+    """What is known of an input before its first prediction."""
+
+    total: int
+    columns: set[str]
+    """Of all rows together."""
+    is_nested: bool
+    """Whether some row holds several examples, or none; each row then gets a list of predictions."""
+
+
+def look_through(source: Source, encoding: Encoding) -> Survey:
+    """Look at every row once. Raises :class:`UserError` for one that does not fit the task."""
     from prompt_tuning.predict import prediction_rows
     from prompt_tuning.tokens.rows import checked_text, sequences, template_of
 
-    total, columns = 0, set[str]()
+    total, columns, is_nested = 0, set[str](), False
     build = template_of(source.task, encoding.template)
     for where, row in source.rows():
-        for _, own in prediction_rows(source.task, where, row):
+        examples = prediction_rows(source.task, where, row)
+        is_nested |= len(examples) != 1
+        for _, own in examples:
             for pair in sequences(source.task, where, build, own):
                 for text in pair:
                     if isinstance(text, str):
                         checked_text(where, text)
         total += 1
         columns.update(row)
-    return total, columns
+    return Survey(total, columns, is_nested)
 
 
-def _write(model: AttachedPrompts, source: Source, lines: Lines, target: Target, total: int, columns: set[str]) -> None:
+def _write(model: AttachedPrompts, source: Source, lines: Lines, target: Target, survey: Survey) -> None:
     """Write the lines that are not there yet, in chunks, with a bar on a terminal."""
     from prompt_tuning.report.progress import RowsBar
     from prompt_tuning.storage.lines import json_line
 
     if lines.count:
-        print(f"{target.partial}: has {lines.count} of {total} rows from an earlier run; continuing", file=sys.stderr)
-    rows = islice(source.rows(), lines.count, None)
+        print(
+            f"{target.partial}: has {lines.count} of {survey.total} rows from an earlier run; continuing",
+            file=sys.stderr,
+        )
+    rows, total = islice(source.rows(), lines.count, None), survey.total
     try:
-        with RowsBar(total, lines.count) as bar:
+        with RowsBar(total, lines.count, is_hidden=target.is_terminal) as bar:
             while chunk := list(islice(rows, CHUNK)):
                 for part, answers in answered(model, chunk):
-                    merged = [merge(*both, columns) for both in zip(part, answers, strict=True)]
+                    merged = [merge(*both, survey) for both in zip(part, answers, strict=True)]
                     lines.write([json_line(row) for row in merged])
                     bar.show(lines.count)
     except BaseException:
@@ -105,13 +122,15 @@ def answered(
     yield rows, answers
 
 
-def merge(located: LocatedRow, answer: Mapping[str, Any], columns: set[str]) -> dict[str, Any]:
+def merge(located: LocatedRow, answer: Mapping[str, Any], survey: Survey) -> dict[str, Any]:
     """A row and its prediction behind it, under names that are no column of the input."""
     where, row = located
     merged = dict(row)
+    if survey.is_nested and "predictions" not in answer:
+        answer = {"predictions": [answer]}
     for key, value in answer.items():
         name = key
-        while name in columns:
+        while name in survey.columns:
             name = f"predicted_{name}"
         if name in merged:
             raise UserError(

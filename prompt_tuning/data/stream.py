@@ -5,7 +5,7 @@ What can be read only once is copied to a temporary file first, so that all form
 
 from __future__ import annotations
 
-import os
+import errno
 import re
 import shutil
 import sys
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from prompt_tuning.data.read import stream_rows
 from prompt_tuning.errors import UserError
@@ -67,20 +66,21 @@ def open_source(name: str, task: Task, suffix: str | None = None) -> Iterator[So
         if not is_standard and (path.is_file() or not path.exists()):
             file.symlink_to(path.absolute())
         else:
-            with _opened(name, is_standard) as stream, file.open("wb") as copy:
-                shutil.copyfileobj(stream, copy)
+            _copy(name, is_standard, file)
         yield Source(file, "standard input" if is_standard else name, task)
 
 
-@contextmanager
-def _opened(name: str, is_standard: bool) -> Iterator[BinaryIO]:
-    if is_standard:
-        if sys.stdin is None:
-            raise UserError("standard input is closed; give --input a file")
-        yield sys.stdin.buffer
-        return
+def _copy(name: str, is_standard: bool, file: Path) -> None:
+    """Copy all that a pipe, a device or standard input holds."""
+    if is_standard and sys.stdin is None:
+        raise UserError("standard input is closed; give --input a file")
     try:
-        with os.fdopen(os.open(name, os.O_RDONLY), "rb") as stream:
-            yield stream
+        with file.open("wb") as copy:
+            if is_standard:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+            else:
+                with Path(name).open("rb") as stream:
+                    shutil.copyfileobj(stream, copy)
     except OSError as error:
-        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+        what = f"no room for a copy in {file.parent.parent}" if error.errno == errno.ENOSPC else error.strerror
+        raise UserError(f"{'standard input' if is_standard else name}: cannot be read: {what}; give a file") from None

@@ -59,16 +59,16 @@ class Progress:
 
 
 class RowsBar:
-    """How many rows of a file are done, on a terminal that shows nothing else."""
+    """How many rows of a file are done, where standard error is a terminal; ``is_hidden``: the rows go to one too."""
 
-    def __init__(self, total: int, start: int) -> None:
+    def __init__(self, total: int, start: int, is_hidden: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         columns = (TextColumn("rows"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-        is_seen = sys.stderr.isatty() and not (sys.stdout is not None and sys.stdout.isatty())
-        self.bar = Bar(*columns, console=Console(stderr=True), disable=not is_seen)
+        is_hidden = is_hidden or sys.stderr is None or not sys.stderr.isatty()
+        self.bar = Bar(*columns, console=Console(stderr=True), disable=is_hidden)
         self.bar.add_task("rows", total=total, completed=start)
 
     def __enter__(self) -> RowsBar:

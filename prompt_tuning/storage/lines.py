@@ -62,18 +62,31 @@ class Target:
         assert self.file is not None
         return self.file.with_name(f"{self.file.name}.partial")
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the lines are seen as they come."""
+        return self.descriptor is not None and os.isatty(self.descriptor)
+
 
 def find_target(name: str) -> Target:
     """What ``name`` stands for, checked before any work is done. Raises :class:`UserError` where nothing can be written."""
     open_one = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", name)
     descriptor = int(open_one[1]) if open_one else _DESCRIPTORS.get(name)
     if descriptor is not None:
+        if descriptor == 1 and sys.stdout is None:
+            raise UserError("standard output is closed; give --output a file")
+        try:
+            os.fstat(descriptor)
+        except (OSError, OverflowError):
+            raise UserError(f"--output {name}: there is no open file of this number; choose another") from None
         return Target(name, descriptor=descriptor)
     path = Path(name)
     try:
         if path.is_dir():
             raise UserError(f"--output {name}: a folder; give a file in it, such as {path / 'predictions.jsonl'}")
         if path.exists() and not path.is_file():
+            if not os.access(path, os.W_OK):
+                raise UserError(f"--output {name}: may not be written to; choose another")
             return Target(name)
         file = Path(os.path.realpath(path))
         folder = file.parent
@@ -81,7 +94,7 @@ def find_target(name: str) -> Target:
             raise UserError(f"--output {name}: there is no folder {folder}; create it or choose another")
         if not folder.is_dir():
             raise UserError(f"--output {name}: {folder} is not a folder; choose another")
-        if len(os.fsencode(file.name)) > 240:
+        if len(os.fsencode(file.name)) > 230:  # beside it come names with .partial.json and more behind
             raise UserError(f"--output {name}: the name is too long; choose a shorter one")
     except (OSError, RuntimeError) as error:
         raise UserError(f"--output {name}: {getattr(error, 'strerror', None) or error}; choose another") from None
@@ -176,8 +189,6 @@ def _lock(stream: BinaryIO, partial: Path) -> None:
 @contextmanager
 def _stream(target: Target) -> Iterator[BinaryIO]:
     if target.descriptor == 1:
-        if sys.stdout is None:
-            raise UserError("standard output is closed; give --output a file")
         sys.stdout.flush()
         yield sys.stdout.buffer
         return

@@ -17,7 +17,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.prompt.export import write_prompt
 from prompt_tuning.settings.members import resolve
-from prompt_tuning.storage.lines import json_line
+from prompt_tuning.storage.lines import find_target, json_line
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.trainer import build_fleet
 from tests.support.tiny import make_backbone, make_questions, make_tags, make_texts, run_json, write_jsonl
@@ -264,3 +264,15 @@ def test_a_row_without_examples_is_answered_by_none(prompts, monkeypatch):
     model = attach(load_prompt(prompts / "texts"))
     monkeypatch.setattr("prompt_tuning.predict.prediction_rows", lambda *_: [])
     assert model.predict([{"text": "w1"}]) == [{"predictions": []}]
+
+
+def test_every_row_has_a_list_of_predictions_where_one_needs_it():
+    survey = verb.Survey(2, {"predictions", "id"}, is_nested=True)
+    answer = {"label": "True"}
+    assert verb.merge(("", {"id": 1}), answer, survey) == {"id": 1, "predicted_predictions": [answer]}
+    assert verb.merge(("", {}), {"predictions": [answer] * 2}, survey) == {"predicted_predictions": [answer] * 2}
+
+
+def test_a_descriptor_that_is_not_open_is_refused():
+    with pytest.raises(UserError, match="no open file of this number"):
+        find_target("/dev/fd/987")
