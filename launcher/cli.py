@@ -43,8 +43,8 @@ MODULES = {
     "suite": "runs.dispatch",
     "validate": "verbs.validate",
     "status": "verbs.status",
-    "predict": "verbs.prompts",
-    "evaluate": "verbs.prompts",
+    "predict": "verbs.predict",
+    "evaluate": "verbs.evaluate",
     "export": "verbs.export",
 }
 """Where the larger verbs are; imported when called, some of them with torch."""
@@ -128,10 +128,27 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("schema", help="print the JSON Schema of run files, for editors")
     verb.add_argument("--markdown", action="store_true", help="print the reference page instead")
 
-    verb = verbs.add_parser("predict", help="labels and probabilities for the rows of a file")
+    verb = verbs.add_parser(
+        "predict",
+        help="labels and probabilities for the rows of a file",
+        description="Write every row of a file as a line of JSON, with what the prompt answers behind its own columns:"
+        " label and probabilities, tags, value, or answer. A row's own columns are never replaced: where any row of the"
+        " input has a column of that name, the prediction is called predicted_<name> in all of them. An output file"
+        " appears once it is complete; until then its lines gather in <output>.partial, where the same command continues.",
+    )
     _prompt_options(verb)
-    verb.add_argument("--input", required=True, metavar="FILE", help="JSONL, CSV or Parquet with the task's columns")
-    verb.add_argument("--output", metavar="FILE", help="JSONL to write (default: standard output)")
+    verb.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="JSONL, CSV, TSV, Parquet, or any file that the task trains on; - for standard input",
+    )
+    verb.add_argument(
+        "--format",
+        metavar="SUFFIX",
+        help="read the input as a file of this suffix, such as csv or txt (default: its own; jsonl for a pipe)",
+    )
+    verb.add_argument("--output", default="-", metavar="FILE", help="JSONL to write (default: -, standard output)")
 
     verb = verbs.add_parser("evaluate", help="metrics of a prompt on labelled data")
     _prompt_options(verb)

@@ -15,7 +15,7 @@ from prompt_tuning.data.load import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import empty_outputs, place_outputs
 from prompt_tuning.fleet.step import targets
-from prompt_tuning.formats import LocatedRow
+from prompt_tuning.formats import LocatedRow, Row
 from prompt_tuning.forward.batch import Items, Pool
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.plan import default_budget, plan
@@ -23,8 +23,18 @@ from prompt_tuning.forward.run import member_logits
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.prompt.export import ExportedPrompt
 from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import expanded
+from prompt_tuning.tokens.rows import Example, check_columns, expanded
+
+
+def prediction_rows(task: Task, where: str, raw: Row) -> list[LocatedRow]:
+    """The task's own rows in a row of a file, checked, without labels: those play no part in a prediction."""
+    found: list[LocatedRow] = []
+    for row in expanded(task, where, raw):
+        check_columns(task, where, row)
+        found.append((where, Example({key: value for key, value in row.items() if key != task.label_column})))
+    return found
 
 
 class AttachedPrompts:
@@ -57,26 +67,37 @@ class AttachedPrompts:
             raise UserError(f"no prompt {unknown[0]}: {len(self.prompts)} attached, counted from 0")
         if not len(rows):
             return []
-        result: list[dict[str, Any]] = [{} for _ in rows]
-        parts = {int(p): np.flatnonzero(choice == p) for p in np.unique(choice)}
-        used = sorted(parts)
-        features = []
-        for p in used:
-            located = [(f"row {i + 1}", dict(rows[i])) for i in parts[p].tolist()]
-            features.append(self._encode(p, located))
+        return self.predict_located([(f"row {i}", dict(row)) for i, row in enumerate(rows, 1)], choice)
+
+    def predict_located(self, rows: Sequence[LocatedRow], choice: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """As :meth:`predict`, for rows that know where they stand, which errors then name; ``choice`` [rows]: their prompts.
+
+        A row that holds several examples, or none, gets ``{"predictions": [...]}``.
+        """
+        choice = np.zeros(len(rows), np.int64) if choice is None else choice
+        result: list[dict[str, Any]] = [{"predictions": []} for _ in rows]
+        examples: dict[int, list[LocatedRow]] = {}
+        counts = []
+        for (where, row), prompt in zip(rows, choice.tolist(), strict=True):
+            own = prediction_rows(self.prompts[prompt].task, where, row)
+            counts.append(len(own))
+            if own:
+                examples.setdefault(prompt, []).extend(own)
+        if not examples:
+            return result
+        used = sorted(examples)
+        features = [self._encode(p, examples[p]) for p in used]
         for p, encoded, outputs in zip(used, features, self.outputs(used, features), strict=True):
             task = self.prompts[p].task
             found = iter(find_kind(task.kind).describe(task, encoded, outputs, self.prompts[p].labels))
-            for i in parts[p].tolist():
-                several = [next(found) for _ in expanded(task, f"row {i + 1}", rows[i])]
+            for i in np.flatnonzero(choice == p).tolist():
+                several = [next(found) for _ in range(counts[i])]
                 result[i] = several[0] if len(several) == 1 else {"predictions": several}
         return result
 
     def _encode(self, prompt: int, rows: list[LocatedRow]) -> Features:
         exported = self.prompts[prompt]
-        # Labels play no part in a prediction; a row may carry any.
-        plain = [(where, {k: v for k, v in row.items() if k != exported.task.label_column}) for where, row in rows]
-        return encode(exported.task, self.backbone.tokenizer, plain, exported.encoding, exported.labels)
+        return encode(exported.task, self.backbone.tokenizer, rows, exported.encoding, exported.labels)
 
     @torch.no_grad()
     def outputs(self, prompts: list[int], features: list[Features]) -> list[np.ndarray]:

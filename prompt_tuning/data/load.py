@@ -18,7 +18,7 @@ from prompt_tuning.settings.schema import DataSection, RunFile
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import expanded, located_rows
+from prompt_tuning.tokens.rows import expanded, first_examples, located_rows
 from prompt_tuning.tokens.tokenise import class_labels
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def load_task_data(
     """Read, check and tokenise the splits of a task. Raises :class:`UserError` naming file and line.
 
     Args:
-        limits: most rows of a split; that of ``test`` holds for extra test splits too.
+        limits: most examples of a split, as the task counts them; that of ``test`` holds for extra test splits too.
         splits: None: all there are. ``test`` and extra ones may be missing or unlabelled; they are then left out.
         labels: names in the order of the logits, where they are known already.
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
@@ -106,7 +106,7 @@ def read_splits(
         if not found:
             raise _missing(task, path, split, found is None)
         limit = split.partition("/")[0]
-        found = found[: (limits or {}).get(limit)]
+        found = first_examples(task, found, (limits or {}).get(limit))
         if split.startswith("test") and not _has_label(task, found):
             logger.info("task %r: the %s split has no labels and is not used", task.name, split)
             continue

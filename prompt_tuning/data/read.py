@@ -6,6 +6,7 @@ Every row keeps the file and line it came from, so that a bad one can be named.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from prompt_tuning.data.hub import read_hub_split
@@ -69,13 +70,18 @@ def _matches(folder: Path, pattern: str) -> list[tuple[str, Path]]:
 
 def read_rows(file: Path, task: Task | None = None) -> list[LocatedRow]:
     """All rows of a file: JSONL, CSV, TSV or Parquet as its suffix says, or as the task reads it. Raises :class:`UserError`."""
+    return list(stream_rows(file, task))
+
+
+def stream_rows(file: Path, task: Task | None = None) -> Iterator[LocatedRow]:
+    """The rows of :func:`read_rows` one by one; errors are raised where they are met."""
     read: Reader | None = TABLES.get(file.suffix)
     if task is not None and task.files.read is not None and file.suffix not in (".jsonl", ".csv", ".parquet"):
         read = task.files.read
     if read is None:
         raise UserError(f"{file}: unknown kind of file; give {', '.join(TABLES)}")
     try:
-        return list(read(file))
+        yield from read(file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except UnicodeDecodeError as error:

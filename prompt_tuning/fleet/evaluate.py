@@ -80,6 +80,11 @@ def score(
     return {name: metric(gold, predicted) for name, metric in task.metrics.items()}, kind.mean_loss(features, outputs)
 
 
+def num_examples(task: Task, features: Features) -> int:
+    """How many examples a split holds as the task counts them: a question of several windows is one."""
+    return find_kind(task.kind).count(task, features)
+
+
 def majority_metrics(member: Member, split: str) -> dict[str, float]:
     """Metrics on a split of the answer that looks at no text: the training split's most frequent class."""
     train, features = member.splits["train"], member.splits[split]

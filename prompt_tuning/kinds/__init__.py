@@ -71,6 +71,8 @@ class Kind:
     """Predictions of rows for people."""
     keep: Callable[[Tensor, Targets], Tensor] = lambda logits, targets: logits
     """What an evaluation keeps of the logits of a batch: [E, C], or [R, L, k] per token."""
+    count: Callable[[Task, Features], int] = lambda task, features: len(features)
+    """How many examples, as the task counts them, a split holds."""
     per_token: bool = False
     asks_classes: bool = False
     """Whether an example's label is one of the task's labels."""

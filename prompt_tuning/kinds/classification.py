@@ -102,6 +102,13 @@ def constant(train: Features, features: Features, num_labels: int) -> np.ndarray
     return outputs
 
 
+def count(task: Task, features: Features) -> int:
+    """Rows, or the groups of them where a task makes one example of several."""
+    if task.example is None or task.regroup is None:
+        return len(features)
+    return len(task.regroup(features.notes, features.labels, np.zeros((len(features), 2)))[0])
+
+
 def describe(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
     """Label and probabilities of each example."""
     powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
@@ -122,4 +129,5 @@ KIND = Kind(
     constant=constant,
     describe=describe,
     asks_classes=True,
+    count=count,
 )

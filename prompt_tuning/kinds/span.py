@@ -310,6 +310,7 @@ KIND = Kind(
     mean_loss=mean_loss,
     constant=constant,
     describe=describe,
+    count=lambda task, features: len(features.notes.contexts),
     per_token=True,
     drops_hidden=False,
     trains_bias=False,

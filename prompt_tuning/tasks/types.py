@@ -72,6 +72,8 @@ class Task:
     word_columns: tuple[str, ...] = ()
     expand: Callable[[Row], Iterable[Row]] = _one_row
     """The task's rows in a row of a file, as where a passage brings several questions."""
+    example: Callable[[Row], Any] | None = None
+    """What rows share that are one example together, one behind the other; None: every row is an example."""
     remember: Callable[[Row], Any] | None = None
     """What ``regroup`` needs to know of a row."""
     regroup: Callable[[Sequence[Any], Any, Any], tuple[Any, Any]] | None = None

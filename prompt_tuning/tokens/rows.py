@@ -32,14 +32,44 @@ def check_columns(task: Task, where: str, row: Row, *, labelled: bool = False) -
             raise UserError(f"{where}: column `{column}` of task {task.name!r} is {show(value)}, not a {name}")
 
 
+class Example(dict[str, Any]):
+    """A row that is one of the task's own already, and is not expanded again."""
+
+
 def expanded(task: Task, where: str, raw: Row) -> list[Row]:
     """The task's own rows in a row of a file. Raises :class:`UserError` where it has another shape."""
+    if isinstance(raw, Example):
+        return [raw]
     try:
         return list(task.expand(raw))
     except KeyError as error:
         raise UserError(f"{where}: the row does not fit task {task.name!r}: it lacks {show(error.args[0])}") from None
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise _misfit(task, where, error) from None
+
+
+def first_examples(task: Task, rows: list[LocatedRow], limit: int | None) -> list[LocatedRow]:
+    """The rows of a file that hold the first ``limit`` examples of the task; the last one is cut where it holds more."""
+    if limit is None:
+        return rows
+    found: list[LocatedRow] = []
+    count, latest = 0, None
+    for where, raw in rows:
+        own = expanded(task, where, raw)
+        fitting = 0
+        for row in own:
+            example = (count,) if task.example is None else task.example(row)
+            count += example != latest
+            if count > limit:
+                break
+            latest, fitting = example, fitting + 1
+        if fitting == len(own):
+            found.append((where, raw))
+        else:
+            found += [(where, Example(row)) for row in own[:fitting]]
+        if count >= limit:
+            break
+    return found
 
 
 def located_rows(task: Task, rows: list[LocatedRow], labelled: bool = False) -> list[LocatedRow]:

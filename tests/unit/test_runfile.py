@@ -104,9 +104,21 @@ def test_the_record_reads_back():
 
 def test_an_override_reaches_every_member_and_beats_its_own_keys():
     fleet = {"members": [{"optimizer": {"lr": 1.0}}, {}], "grid": {"prompt.length": [3, 4]}, "seeds": [1]}
-    run = resolve({**BASE, "fleet": fleet}, HERE, [("optimizer.lr", 7.0), ("prompt.length", 9)])
+    run = resolve({**BASE, "fleet": fleet}, HERE, [("optimizer.lr", 7.0)])
     assert values(run, "optimizer.lr") == [7.0] * 4
-    assert values(run, "prompt.length") == [9] * 4
+    assert values(run, "prompt.length") == [3, 4, 3, 4]
+
+
+@pytest.mark.parametrize("dotted", ["prompt.length", "prompt", "train.seed"])
+def test_an_override_of_what_the_fleet_varies_is_a_contradiction(dotted):
+    fleet = {"grid": {"prompt.length": [3, 4]}, "seeds": [1, 2]}
+    with pytest.raises(UserError, match=f"--set {dotted}: fleet.* which it would undo"):
+        resolve({**BASE, "fleet": fleet}, HERE, [(dotted, {"length": 9} if dotted == "prompt" else 9)])
+
+
+def test_seeds_and_a_grid_of_seeds_are_a_contradiction():
+    with pytest.raises(UserError, match=r"both vary `train\.seed`"):
+        resolve({**BASE, "fleet": {"grid": {"train.seed": [3, 4]}, "seeds": [1]}}, HERE)
 
 
 def test_an_override_may_make_a_fleet():

@@ -40,8 +40,13 @@ def _pair(row: Row) -> tuple[tuple[str, str], ...]:
     return ((row["passage"].replace("@highlight\n", "- "), row["query"].replace(_GAP, row["entity"])),)
 
 
+def _query(row: Row) -> Any:
+    """What the entities of one query share."""
+    return str(row["idx"]), row["passage"], row["query"]
+
+
 def _remember(row: Row) -> tuple[Any, str, Any]:
-    return (str(row["idx"]), row["passage"], row["query"]), row["entity"], row["answers"]
+    return _query(row), row["entity"], row["answers"]
 
 
 def _by_query(notes: Sequence[Any], gold: np.ndarray, outputs: np.ndarray) -> tuple[Any, Any]:
@@ -64,6 +69,7 @@ TASK = Task(
     hub=("aps/super_glue", "record"),
     files=Files(folders=("ReCoRD", "superglue/ReCoRD")),
     expand=_entities,
+    example=_query,
     remember=_remember,
     regroup=_by_query,
 )
