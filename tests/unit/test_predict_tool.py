@@ -38,7 +38,7 @@ def prompts(tmp_path_factory):
         "questions": run_json(
             backbone,
             make_questions(folder / "questions"),
-            task={"kind": "span", "name": "questions"},
+            task={"kind": "span", "name": "questions", "has_null": True},
             data={"stride": 4, "max_length": 20},
         ),
     }
