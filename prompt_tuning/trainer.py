@@ -123,7 +123,7 @@ def _build_member(spec: MemberSpec, backbone: Backbone, data: TaskData, lender: 
         prompt.prefix = lender.prompt.prefix
         borrowed = [(name, p) for name, p in prompt.trained() if name.startswith("prefix.")]
     prompt.to(backbone.grid.device)
-    return Member(spec, task, data.labels, data.splits, prompt, backbone, borrowed)
+    return Member(spec, task.for_labels(data.labels), data.labels, data.splits, prompt, backbone, borrowed)
 
 
 def prove_frozen(fleet: Fleet) -> None:

@@ -77,7 +77,8 @@ def score(
     """Metrics by name, and the mean loss, of a split's outputs."""
     kind = find_kind(task.kind)
     gold, predicted = kind.answers(task, features, outputs, labels)
-    return {name: metric(gold, predicted) for name, metric in task.metrics.items()}, kind.mean_loss(features, outputs)
+    metrics = task.for_labels(labels).metrics
+    return {name: metric(gold, predicted) for name, metric in metrics.items()}, kind.mean_loss(features, outputs)
 
 
 def num_examples(task: Task, features: Features) -> int:

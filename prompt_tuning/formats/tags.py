@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+OUTSIDE = "O"
+"""The tag of a word outside all spans."""
+
 _IOB = {"L": "I", "E": "I", "M": "I", "U": "B", "S": "B"}
 """What BILOU and BIOES write for a span's end and for a span of one word."""
+
+
+def names_span(tag: str) -> bool:
+    """Whether a tag is written in one of the schemes: a prefix (``B-``, ``I-``, ``L-``, ``E-``, ``M-``, ``U-``, ``S-``) and a type."""
+    prefix, dash, name = tag.partition("-")
+    return bool(dash and name) and (prefix in _IOB or prefix in ("B", "I"))
 
 
 def to_iob2(tags: list[str]) -> list[str]:
@@ -15,8 +24,8 @@ def to_iob2(tags: list[str]) -> list[str]:
     result = []
     previous = ""
     for tag in tags:
-        prefix, dash, name = tag.partition("-")
-        if not dash or (prefix not in _IOB and prefix not in ("B", "I")):
+        prefix, _, name = tag.partition("-")
+        if not names_span(tag):
             previous = ""
             result.append(tag)
             continue

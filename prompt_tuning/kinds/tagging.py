@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
-from prompt_tuning.formats.tags import to_iob2
+from prompt_tuning.formats.tags import OUTSIDE, names_span, to_iob2
 from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.tasks.types import Task
@@ -26,8 +26,6 @@ from prompt_tuning.tokens.rows import checked_text, located_rows, sequences, tem
 from prompt_tuning.tokens.tokenise import check_room, flatten, word_lead
 
 logger = logging.getLogger(__name__)
-
-OUTSIDE = "O"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def encode(
         for i, words in enumerate(firsts)
     ]
     first_tokens = [np.where(own >= 0, own + base, -1) for own, base in zip(starts, offsets[:-1], strict=True)]
-    gold = [_gold_tags(task, where, row, len(words)) for (where, row), words in zip(located, firsts, strict=True)]
+    written = [_gold_tags(task, where, row, len(words)) for (where, row), words in zip(located, firsts, strict=True)]
+    gold = _as_labels(task, located, written, labels)
     tags, unknown = _token_tags(len(tokens), located, gold, first_tokens, labels, task)
     lost = sum(int((own < 0).sum()) for own in first_tokens)
     if lost:
@@ -112,7 +111,7 @@ def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list
 
 
 def _gold_tags(task: Task, where: str, row: dict[str, Any], count: int | None = None) -> list[str] | None:
-    """Tags in IOB2, one for each of ``count`` words; None: not labelled."""
+    """Tags as they are written, one for each of ``count`` words; None: not labelled."""
     tags = row.get(task.label_column)
     if tags is None:
         return None
@@ -120,7 +119,31 @@ def _gold_tags(task: Task, where: str, row: dict[str, Any], count: int | None = 
         raise UserError(f"{where}: column `{task.label_column}` is {show(tags)}, not a list of tags")
     if count is not None and len(tags) != count:
         raise UserError(f"{where}: {count} words but {len(tags)} tags; give one tag a word")
-    return to_iob2(tags)
+    return tags
+
+
+def _as_labels(
+    task: Task, rows: list[LocatedRow], written: list[list[str] | None], labels: tuple[str, ...]
+) -> list[list[str] | None]:
+    """Tags in IOB2 where the labels name spans, else as they are written. Raises :class:`UserError` for a tag in between."""
+    if not all(label == OUTSIDE or names_span(label) for label in labels):
+        return written
+    if task.labels is None and task.selects_by not in task.plain_metrics:
+        for (where, _), sentence in zip(rows, written, strict=True):
+            plain = _plain_tag(sentence)
+            if plain is not None:
+                raise _no_span(task, where, plain)
+    return [None if sentence is None else to_iob2(sentence) for sentence in written]
+
+
+def _plain_tag(sentence: list[str] | None) -> str | None:
+    """The first tag that is neither outside nor names a span."""
+    return next((tag for tag in sentence or () if tag != OUTSIDE and not names_span(tag)), None)
+
+
+def _no_span(task: Task, where: str, tag: str) -> UserError:
+    remedy = " or set task.metric to accuracy" if "accuracy" in task.metrics else ""
+    return UserError(f"{where}: tag {show(tag)} is no B-, I- or O, which {task.selects_by} counts; correct it{remedy}")
 
 
 def _token_tags(
@@ -148,15 +171,37 @@ def _token_tags(
 
 
 def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
-    """The tags that occur, "O" first."""
-    found = {OUTSIDE}
-    for where, row in located_rows(task, rows, labelled=True):
-        found.update(_gold_tags(task, where, row) or [])
+    """The tags that occur, "O" first; in IOB2 if they name spans. Raises :class:`UserError` where the task needs that."""
+    located = located_rows(task, rows, labelled=True)
+    sentences = [_gold_tags(task, where, row) or [] for where, row in located]
+    written = {tag for sentence in sentences for tag in sentence}
+    plain = {tag for tag in written if tag != OUTSIDE and not names_span(tag)}
+    if plain:
+        is_mixed = any(names_span(tag) for tag in written)
+        if not task.plain_metrics or (is_mixed and task.selects_by not in task.plain_metrics):
+            where, tag = next(
+                (where, tag)
+                for (where, _), tags in zip(located, sentences, strict=True)
+                for tag in tags
+                if tag in plain
+            )
+            raise _no_span(task, where, tag)
+        if task.selects_by not in task.plain_metrics:
+            logger.info(
+                "task %r: tags such as %r name no spans (B-, I-, O), so accuracy alone is reported and selects",
+                task.name,
+                min(plain),
+            )
+        found = written
+    else:
+        found = {OUTSIDE, *(tag for sentence in sentences for tag in to_iob2(sentence))}
     if len(found) < 2:
         raise UserError(
-            f"task {task.name!r}: all tags of the training split are {OUTSIDE!r}; there is nothing to learn"
+            f"task {task.name!r}: all tags of the training split are {min(found, default=OUTSIDE)!r};"
+            " there is nothing to learn"
         )
-    return (OUTSIDE, *sorted(found - {OUTSIDE}, key=lambda tag: (tag.partition("-")[2], tag)))
+    outside = (OUTSIDE,) if OUTSIDE in found else ()
+    return (*outside, *sorted(found - {OUTSIDE}, key=lambda tag: (tag.partition("-")[2], tag)))
 
 
 def loss(logits: Tensor, targets: Targets) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prompt_tuning.formats.tags import spans, to_iob2
+from prompt_tuning.formats.tags import OUTSIDE, names_span, spans, to_iob2
 
 Sentences = list[list[str]]
 
@@ -11,7 +11,7 @@ def entity_f1(gold: Sentences, predicted: Sentences) -> float:
     """Micro F1 of whole spans, as conlleval and seqeval's default read tags: leniently."""
     from seqeval.metrics import f1_score
 
-    return float(f1_score(gold, predicted, zero_division=0))
+    return float(f1_score(_spans_only(gold), _spans_only(predicted), zero_division=0))
 
 
 def strict_entity_f1(gold: Sentences, predicted: Sentences) -> float:
@@ -19,7 +19,12 @@ def strict_entity_f1(gold: Sentences, predicted: Sentences) -> float:
     from seqeval.metrics import f1_score
     from seqeval.scheme import IOB2
 
-    return float(f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0))
+    return float(f1_score(_spans_only(gold), _spans_only(predicted), mode="strict", scheme=IOB2, zero_division=0))
+
+
+def _spans_only(sentences: Sentences) -> Sentences:
+    """Tags with "O" for those that name no span, of which seqeval makes types of their first letters or a KeyError."""
+    return [[tag if tag[:2] in ("B-", "I-") and names_span(tag) else OUTSIDE for tag in tags] for tags in sentences]
 
 
 def argument_f1(gold: Sentences, predicted: Sentences) -> float:

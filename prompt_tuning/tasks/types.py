@@ -7,10 +7,11 @@ and ``build(options) -> Task``. Nothing else needs to change to add one. Task fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from prompt_tuning.formats import STEMS, Reader, Row
+from prompt_tuning.formats.tags import OUTSIDE, names_span
 from prompt_tuning.metrics import Metric
 from prompt_tuning.tasks.labels import label_index
 
@@ -79,6 +80,8 @@ class Task:
     regroup: Callable[[Sequence[Any], Any, Any], tuple[Any, Any]] | None = None
     """From what is remembered of the examples, their classes [E] and logits [E, C]: gold and predicted answers, where
     examples belong together."""
+    plain_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """Metrics of a tagging task whose tags name no spans (no B-, I- or O); none: its tags must."""
     has_null: bool = False
     """Whether a question may have no answer."""
     hub_splits: Mapping[str, tuple[str, str | None, str]] = field(default_factory=dict)
@@ -89,6 +92,12 @@ class Task:
     def all_templates(self) -> dict[str, Template]:
         """By name, the published one first."""
         return {**self.templates, **self.cloze}
+
+    def for_labels(self, labels: tuple[str, ...]) -> Task:
+        """This task with the metrics that its labels allow: tags that name no spans have ``plain_metrics`` alone."""
+        if not self.plain_metrics or all(label == OUTSIDE or names_span(label) for label in labels):
+            return self
+        return replace(self, metrics=self.plain_metrics)
 
     @property
     def selects_by(self) -> str:

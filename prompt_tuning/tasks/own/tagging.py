@@ -8,10 +8,12 @@ from itertools import chain
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prompt_tuning.formats import Row
 from prompt_tuning.formats.columns import TABLES_OR_COLUMNS, tag_columns
+from prompt_tuning.formats.tags import OUTSIDE, names_span
+from prompt_tuning.messages import show
 from prompt_tuning.metrics.classes import accuracy
 from prompt_tuning.metrics.spans import entity_f1, strict_entity_f1
 from prompt_tuning.section import FOLDER_NAME, Section
@@ -36,8 +38,22 @@ class Options(Section):
     labels: list[str] | None = Field(
         None, min_length=2, description="All tags in IOB2; None: those of the training split."
     )
-    metric: Literal["f1", "f1_strict", "accuracy"] = Field("f1", description="Metric that selects the best prompt.")
+    metric: Literal["f1", "f1_strict", "accuracy"] | None = Field(
+        None,
+        description="Metric that selects the best prompt; None: f1 where tags name spans (B-, I-, O), else accuracy.",
+    )
     hub_config: str | None = Field(None, description="Configuration of a hub data set.")
+
+    @model_validator(mode="after")
+    def _spans_for_f1(self) -> "Options":
+        tags = [tag for tag in self.labels or () if tag != OUTSIDE]
+        plain = [tag for tag in tags if not names_span(tag)]
+        if plain and (self.metric in ("f1", "f1_strict") or (self.metric is None and len(plain) < len(tags))):
+            raise ValueError(
+                f"labels: tag {show(plain[0])} is no B-, I- or O, which {self.metric or 'f1'} counts;"
+                " correct it or set task.metric to accuracy"
+            )
+        return self
 
 
 def build(options: Options) -> Task:
@@ -51,7 +67,8 @@ def build(options: Options) -> Task:
         name=options.name,
         kind="tagging",
         labels=None if options.labels is None else tuple(options.labels),
-        metrics={name: _METRICS[name] for name in sorted(_METRICS, key=lambda name: name != options.metric)},
+        metrics={name: _METRICS[name] for name in sorted(_METRICS, key=lambda name: name != (options.metric or "f1"))},
+        plain_metrics={"accuracy": _word_accuracy} if options.metric in (None, "accuracy") else {},
         columns=("words",),
         templates={"words": lambda row: ((row["words"], None),)},
         files=Files(patterns=TABLES_OR_COLUMNS, read=tag_columns(options.word_column, options.tag_column)),
