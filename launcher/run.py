@@ -152,8 +152,8 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
             return train_in_folder(run, grid, options, stop, environment)
         except torch.OutOfMemoryError as error:
             raise RankError(
-                f"{hosts[rank]}: {device} has not enough memory ({reason(error)}); set train.activation_checkpointing or a"
-                " smaller train.batch_size, or share the backbone among ranks by parallel.tensor and parallel.zero"
+                f"{hosts[rank]}: {device} has not enough memory ({reason(error)}); lower train.tokens_per_batch, set"
+                " train.activation_checkpointing, or share the backbone among ranks by parallel.tensor and parallel.zero"
             ) from None
         except RankLost as error:
             stop()  # the launcher may be ending the others by now, which is not the reason

@@ -79,12 +79,12 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     described = describe_backbone(shared.backbone)
     data: dict[str, TaskData] = {}
     for spec in run.members:
-        check_lengths(spec.config, described)
         identity = _data_of(spec)
         if identity not in data:
             data[identity] = task_data(spec.config, described.tokenizer)
             for features in data[identity].splits.values():
                 described.check_tokens(int(features.tokens.max()))
+        check_lengths(spec.config, described)
     backbone = load_backbone(
         shared.backbone,
         grid,

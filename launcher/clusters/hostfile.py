@@ -55,7 +55,26 @@ def read_hostfile(path: Path) -> list[Host]:
 def check_host(name: str, where: str) -> None:
     """Raise :class:`UserError` unless ``name`` can only be a host's name, whatever it is handed to."""
     if not _NAME.fullmatch(name) or len(name) > 253:
-        raise UserError(f"{where}: {show(name)} is no host name; use letters, digits, `.`, `_` and `-`")
+        raise UserError(f"{where}: {show(name)} is no host name; use letters, digits, `.`, `_` and `-`{_alias(name)}")
+
+
+def _alias(name: str) -> str:
+    """The remedy for what people write beside a host's name: ssh's own configuration knows all of it."""
+    if not re.fullmatch(r"[A-Za-z0-9._@:\[\]-]+", name):
+        return ""
+    user, at, host = name.rpartition("@")
+    port = host.rpartition(":")[2] if host.count(":") == 1 else ""
+    if host.count(":") > 1:
+        facts = f"HostName {host.strip('[]')}"
+    elif at or port:
+        facts = (
+            f"HostName {host.partition(':')[0]}"
+            + (f", User {user}" if user else "")
+            + (f", Port {port}" if port else "")
+        )
+    else:
+        return ""
+    return f"; give the host a name of its own in ~/.ssh/config (Host NAME with {facts}) on the machine that starts the job, and write that"
 
 
 def select(hosts: list[Host], include: str = "", exclude: str = "") -> list[Host]:

@@ -200,15 +200,19 @@ def print_report(folders: list[Path], title: str) -> None:
     from rich.table import Table
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=170)  # a log file has no width of its own
-    shown = COLUMNS if console.width >= 130 else NARROW
+    shown = COLUMNS if console.width >= 130 or not console.is_terminal else NARROW
+    groups = read_groups(folders)
+    lines = [
+        [cell for column, cell in zip(COLUMNS, cells(row), strict=True) if column in shown] for row in rows(groups)
+    ]
+    # A narrow terminal wraps the lines of a table, which can be read; cells cut inside a word can not.
+    widest = sum(max(map(len, column)) + 3 for column in zip(shown, *lines, strict=True)) + 1
+    console = Console(width=max(widest, console.width if console.is_terminal else 0))
     table = Table(title=f"{title}: mean ± standard deviation over seeds", title_justify="left")
     for column in shown:
-        table.add_column(column, justify="left" if column in TEXTS else "right")
-    groups = read_groups(folders)
-    for row in rows(groups):
-        table.add_row(*(cell for column, cell in zip(COLUMNS, cells(row), strict=True) if column in shown))
+        table.add_column(column, no_wrap=True, justify="left" if column in TEXTS else "right")
+    for line in lines:
+        table.add_row(*line)
     console.print(table)
     if shown is NARROW:
         console.print("A wider terminal shows published numbers and sizes too; `promptfleet report` writes all of it.")

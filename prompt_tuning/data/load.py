@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from model_parallel import rng
 from prompt_tuning.data.read import SPLITS, extra_splits, read_split
 from prompt_tuning.errors import UserError
-from prompt_tuning.formats import LocatedRow
+from prompt_tuning.formats import STEMS, LocatedRow
 from prompt_tuning.formats.tables import TABLES
 from prompt_tuning.kinds import Encoding, find_kind
 from prompt_tuning.settings.schema import DataSection, RunFile
@@ -160,11 +161,22 @@ def _missing(task: Task, path: str | None, split: str, is_absent: bool) -> UserE
     hint = (
         f"give {', '.join(wanted[:-1])}{' or ' if len(wanted) > 1 else ''}{wanted[-1]}" if is_absent else "give it rows"
     )
+    near = _near_misses(path, split) if is_absent and path is not None else []
+    if near:
+        hint += f"; {' and '.join(near)} {'lies' if len(near) == 1 else 'lie'} there and would have to be renamed"
     if is_absent and task.origin is not None:
         hint += f" ({task.origin})"
     return UserError(
         f"task {task.name!r}: the {split} split of {where} is {'missing' if is_absent else 'empty'}; {hint}"
     )
+
+
+def _near_misses(path: str, split: str) -> list[str]:
+    """Names of files in a folder that somebody may have meant as a split, at most three."""
+    folder = Path(path).expanduser()
+    stems = STEMS.get(split, (split,))
+    names = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    return [name for name in names if any(stem in name.lower() for stem in stems)][:3]
 
 
 def _hold_out(task: Task, rows: list[LocatedRow], share: float) -> tuple[list[LocatedRow], list[LocatedRow]]:

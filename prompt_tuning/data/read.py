@@ -12,7 +12,7 @@ from pathlib import Path
 from prompt_tuning.data.hub import read_hub_split
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Reader
-from prompt_tuning.formats.tables import TABLES, undecodable_line
+from prompt_tuning.formats.tables import TABLES, holds_rows, undecodable_line
 from prompt_tuning.storage.atomic import expand
 from prompt_tuning.tasks.types import Task
 
@@ -46,7 +46,9 @@ def _split_files(task: Task, path: str) -> dict[str, Path]:
         for split, patterns in task.files.patterns.items():
             for pattern in patterns:
                 for name, file in _matches(base, pattern if task.files.read else f"{pattern}{{suffix}}"):
-                    here.setdefault(split.format(name=name), []).append(file)
+                    # Another task's folder below the same root is no language of this one.
+                    if "{name}" not in split or not task.hub_splits or split.format(name=name) in task.hub_splits:
+                        here.setdefault(split.format(name=name), []).append(file)
         for split, files in here.items():
             if split in found:
                 continue
@@ -76,11 +78,18 @@ def read_rows(file: Path, task: Task | None = None) -> list[LocatedRow]:
 def stream_rows(file: Path, task: Task | None = None) -> Iterator[LocatedRow]:
     """The rows of :func:`read_rows` one by one; errors are raised where they are met."""
     read: Reader | None = TABLES.get(file.suffix)
-    if task is not None and task.files.read is not None and file.suffix not in (".jsonl", ".csv", ".parquet"):
+    if (
+        task is not None
+        and task.files.read is not None
+        and file.suffix not in (".jsonl", ".ndjson", ".csv", ".parquet")
+    ):
         read = task.files.read
     if read is None:
         raise UserError(f"{file}: unknown kind of file; give {', '.join(TABLES)}")
     try:
+        # Questions come in SQuAD's layout or as rows; any other reader of a task's own is for columns of text.
+        if file.suffix == ".json" and (task is None or task.kind != "span" or holds_rows(file)):
+            read = TABLES[".json"]
         yield from read(file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None

@@ -6,12 +6,16 @@ and a predicate ``predicate``, a list of its words.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import STEMS, LocatedRow, Reader, Row
 from prompt_tuning.formats.tags import brackets_to_iob2, to_iob2
+
+logger = logging.getLogger(__name__)
 
 Cells = list[tuple[int, list[str]]]
 """Line number and columns of each word."""
@@ -30,25 +34,46 @@ def tag_columns(word: int | None = None, tag: int = -1) -> Reader:
     """
 
     def read(file: Path) -> Iterator[LocatedRow]:
-        for sentence in _sentences(file):
+        sentences = list(_sentences(file))
+        is_counted = word is None and _is_counted(sentences)
+        if is_counted:
+            sentences = _without_extra_rows(file, sentences)
+        for sentence in sentences:
             line, width = sentence[0][0], len(sentence[0][1])
             if width < 2:
                 raise UserError(
                     f"{file}:{line}: one column only; a line holds a word and its tag, parted by tab or space"
                 )
             _check_width(file, sentence, max((word or 0) + 1, tag + 1, -tag))
-            column = word
-            if column is None:
-                is_counted = width > 2 and [cells[0] for _, cells in sentence] in _counts(len(sentence))
-                column = 1 if is_counted else 0
+            column = int(is_counted) if word is None else word
             words = [cells[column] for _, cells in sentence]
             yield f"{file}:{line}", {"words": words, "tags": to_iob2([cells[tag] for _, cells in sentence])}
 
     return read
 
 
-def _counts(size: int) -> list[list[str]]:
-    return [[str(start + i) for i in range(size)] for start in (0, 1)]
+_EXTRA = re.compile(r"[0-9]+[-.][0-9]+")
+"""How CoNLL-U counts a row that is no word: several words written as one (1-2), or a word that is not written (8.1)."""
+
+
+def _is_counted(sentences: list[Cells]) -> bool:
+    """Whether the first of three or more columns counts the words, in every sentence of a file."""
+    for sentence in sentences:
+        numbers = [cells[0] for _, cells in sentence if not _EXTRA.fullmatch(cells[0])]
+        if len(sentence[0][1]) < 3 or numbers not in [
+            [str(first + i) for i in range(len(numbers))] for first in (0, 1)
+        ]:
+            return False
+    return bool(sentences)
+
+
+def _without_extra_rows(file: Path, sentences: list[Cells]) -> list[Cells]:
+    """Sentences of the words alone; says how many rows are left out."""
+    kept = [[row for row in sentence if not _EXTRA.fullmatch(row[1][0])] for sentence in sentences]
+    left = sum(map(len, sentences)) - sum(map(len, kept))
+    if left:
+        logger.info("%s: %d rows are no words of their own (such as 1-2 or 8.1) and are left out", file, left)
+    return [sentence for sentence in kept if sentence]
 
 
 def words_and_tags(row: Row) -> Iterator[Row]:
@@ -124,8 +149,8 @@ def _sentences(file: Path) -> Iterator[Cells]:
     for number, line in _lines(file):
         cells = line.split("\t") if "\t" in line else line.split(" ")
         cells = [cell for cell in cells if cell]
-        is_comment = (
-            line.startswith("#") and ("\t" not in line) and (" = " in line or line.startswith(("#begin ", "#end ")))
+        is_comment = line.startswith("#") and (
+            cells[0].startswith("# ") if "\t" in line else " = " in line or line.startswith(("#begin ", "#end "))
         )
         if not cells or cells[0] == "-DOCSTART-" or is_comment or line.startswith("#end document"):
             if sentence:

@@ -49,9 +49,10 @@ def _csv(file: Path, **dialect: Any) -> Iterator[LocatedRow]:
             for row in reader:
                 if None in row or None in row.values():
                     have = len(reader.fieldnames or [])
-                    raise UserError(
-                        f"{file}:{reader.line_num}: not {have} fields, as the header has; quote commas in texts"
-                    )
+                    remedy = "a text with commas stands in quotes"
+                    if dialect:
+                        remedy = "columns are parted by tabs, so a text has none; quotes mean nothing there"
+                    raise UserError(f"{file}:{reader.line_num}: not {have} fields, as the header has; {remedy}")
                 yield f"{file}:{reader.line_num}", row
         except csv.Error as error:
             raise UserError(f"{file}:{reader.reader.line_num}: not CSV: {error}") from None
@@ -80,4 +81,56 @@ def _parquet(file: Path) -> Iterator[LocatedRow]:
         yield f"{file}:row {number}", row
 
 
-TABLES = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+def _json(file: Path) -> Iterator[LocatedRow]:
+    """Rows of a ``.json`` file, as its content says: one object a line, or one list of objects (also under ``data``)."""
+    with file.open(encoding="utf-8-sig") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    try:
+        is_lines = isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        is_lines = False
+    content: Any = None
+    if not is_lines or first.lstrip().startswith("["):
+        content = _document(file)
+    elif "data" in json.loads(first):
+        try:
+            content = _document(file)
+        except UserError:
+            content = None  # more lines follow, so it is a row that has such a column
+    items = content.get("data") if isinstance(content, dict) else content
+    if is_lines and not isinstance(items, list):
+        yield from _jsonl(file)
+        return
+    if not isinstance(items, list):
+        raise UserError(f"{file}: holds {show(content)}; give one object a line, or one list of objects")
+    for number, row in enumerate(items):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: entry {number} of the list is {show(row)}, not an object")
+        yield f"{file}[{number}]", row
+
+
+def holds_rows(file: Path) -> bool:
+    """Whether a ``.json`` file is a list, or an object a line, rather than one object in a layout of its own."""
+    with file.open(encoding="utf-8-sig") as lines:
+        first = next((line for line in lines if line.strip()), "").strip()
+    if first.startswith("["):
+        return True
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and "data" not in row
+
+
+def _document(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{file}: JSON nested too deeply") from None
+    except ValueError:
+        raise UserError(f"{file}: a number has too many digits; write it as a text") from None
+
+
+TABLES = {".jsonl": _jsonl, ".json": _json, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}

@@ -25,7 +25,7 @@ from prompt_tuning.metrics.texts import SpanAnswer
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.rows import checked_text, located_rows, sequences, template_of
-from prompt_tuning.tokens.tokenise import check_room, flatten
+from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def encode(
     labels: tuple[str, ...],
 ) -> Features:
     """Windows over the context, ``stride`` tokens shared by neighbours; an example is a window."""
+    check_offsets(tokenizer, "span tasks")
     located = located_rows(task, rows)
     build = template_of(task, encoding.template)
     questions: list[str] = []

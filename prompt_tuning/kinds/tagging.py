@@ -23,7 +23,7 @@ from prompt_tuning.messages import show
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import NO_TAG, Features
 from prompt_tuning.tokens.rows import checked_text, located_rows, sequences, template_of
-from prompt_tuning.tokens.tokenise import check_room, flatten, word_lead
+from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten, word_lead
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def encode(
     labels: tuple[str, ...],
 ) -> Features:
     """Word lists (and a second list behind them, which is not asked), the words cut to what fits."""
+    check_offsets(tokenizer, "tagging tasks")
     located = located_rows(task, rows)
     build = template_of(task, encoding.template)
     firsts: list[list[str]] = []

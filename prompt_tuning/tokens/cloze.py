@@ -10,13 +10,14 @@ from prompt_tuning.formats import LocatedRow
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import NO_TAG
 from prompt_tuning.tokens.rows import checked_text, sequences, template_of
-from prompt_tuning.tokens.tokenise import check_room, flatten, say_cut, word_lead
+from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten, say_cut, word_lead
 
 
 def encode_gaps(
     task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[LocatedRow], max_length: int, template: str | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int, np.ndarray]:
     """Tokens, types, offsets, sequences a row, and wanted tokens of cloze sequences; contexts cut to ``max_length``."""
+    check_offsets(tokenizer, "cloze templates")
     build = template_of(task, template)
     lead = word_lead(tokenizer)
     contexts: list[str] = []

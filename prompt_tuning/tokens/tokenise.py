@@ -29,6 +29,15 @@ def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) 
     return special
 
 
+def check_offsets(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Raise :class:`UserError` where a tokenizer does not tell where in the text its tokens stand, as those in Python do not."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the backbone's tokenizer ({type(tokenizer).__name__}) tells no character offsets, which {what} need;"
+            " choose a backbone that has a tokenizer.json"
+        )
+
+
 def flatten(encoded: Any, count: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Tokens, token types and offsets of ``count`` encoded sequences, end to end."""
     lengths = np.fromiter(map(len, encoded["input_ids"]), np.int64, count)

@@ -322,7 +322,10 @@ def test_bad_tables_are_named(raw, tmp_path, capsys, name, content, expected):
 def test_missing_splits(raw, tmp_path, capsys):
     (tmp_path / "data" / "dev.jsonl").unlink()
     message = failure(capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "out")
-    assert "the dev split of" in message and "is missing; give dev.jsonl, dev.csv, dev.tsv or dev.parquet" in message
+    assert (
+        "the dev split of" in message
+        and "is missing; give dev.jsonl, dev.json, dev.ndjson, dev.csv, dev.tsv or dev.parquet" in message
+    )
 
 
 def test_missing_data_folder(raw, tmp_path, capsys):

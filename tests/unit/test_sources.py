@@ -81,7 +81,9 @@ def test_relative_folders_are_found(tmp_path, monkeypatch):
 
 
 def test_other_kinds_of_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"unknown kind of file; give \.jsonl, \.csv, \.tsv, \.parquet"):
+    with pytest.raises(
+        UserError, match=r"unknown kind of file; give \.jsonl, \.json, \.ndjson, \.csv, \.tsv, \.parquet"
+    ):
         read_rows(tmp_path / "rows.txt")
     with pytest.raises(UserError, match="no such file"):
         read_rows(tmp_path / "rows.jsonl")
