@@ -28,8 +28,8 @@ def test_memory_that_is_not_there_is_a_sentence_with_remedies(config, monkeypatc
     assert worker.main(config) == 1
     said = capsys.readouterr().err
     assert (
-        "has not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.); set train.activation_checkpointing or"
-        in said
+        "has not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB.); lower train.tokens_per_batch, "
+        "set train.activation_checkpointing, or" in said
     )
     assert "Traceback" not in said
 
