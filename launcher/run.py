@@ -17,12 +17,12 @@ if __name__ == "__main__":
 import argparse
 import json
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from launcher.ranks.environment import (
     Process,
-    RankError,
     find_process,
     name_local_rank,
     quiet_libraries,
@@ -93,16 +93,15 @@ def _main(options: argparse.Namespace, stop: StopRequest) -> int:
     try:
         process = find_process(options.local_rank)
         start_logging(process)
-        run = load_run(options.config, options.set, options.output)
+        with alike_on_a_host(process):
+            run = load_run(options.config, options.set, options.output)
         if options.print_config:
             if process.rank == 0:
                 print(json.dumps(run.to_json(), indent=2))
             return 0
         return work(run, process, options, stop)
     except UserError as error:
-        # All ranks meet the same mistake; one of each host names it.
-        if process.local_rank == 0 or isinstance(error, RankError):
-            logger.error("error: %s", error)
+        logger.error("error: %s", error)
     except OSError as error:
         logger.error("error: %s: %s", error.filename or options.output or "the run folder", error.strerror or error)
     except Stopped as request:
@@ -115,6 +114,17 @@ def _main(options: argparse.Namespace, stop: StopRequest) -> int:
         # Not the user's mistake, so the whole story; the record's prefix names rank and host.
         logger.exception("failed; the same command continues from the last checkpoint")
     return 1
+
+
+@contextmanager
+def alike_on_a_host(process: Process) -> Iterator[None]:
+    """Before the ranks have met: a mistake that all ranks of a host make, which the first of them says."""
+    try:
+        yield
+    except UserError:
+        if process.local_rank > 0:
+            sys.exit(1)
+        raise
 
 
 def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequest) -> int:
@@ -133,10 +143,11 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
     torch.set_num_threads(num_threads)
     rank, size, limit = process.rank, process.world_size, run.shared.launch.timeout_seconds
     tensor, zero = run.shared.parallel.tensor, run.shared.parallel.zero
-    try:
-        check_ranks(size, tensor)
-    except TopologyError as error:
-        raise UserError(str(error)) from None
+    with alike_on_a_host(process):
+        try:
+            check_ranks(size, tensor)
+        except TopologyError as error:
+            raise UserError(str(error)) from None
     device = local_device(process.local_rank)
     store = open_store(meet(process), rank, limit) if size > 1 else dist.HashStore()
     hosts = gather_ranks(store, rank, size, limit)
@@ -150,15 +161,19 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
             grid = make_grid(rank, size, device, tensor)
             environment = {**record(process, num_threads, hosts), "tensor": grid.tensor, "zero": zero}
             return train_in_folder(run, grid, options, stop, environment)
-        except torch.OutOfMemoryError as error:
-            raise RankError(
-                f"{hosts[rank]}: {device} has not enough memory ({reason(error)}); lower train.tokens_per_batch, set"
-                " train.activation_checkpointing, or share the backbone among ranks by parallel.tensor and parallel.zero"
-            ) from None
         except RankLost as error:
             stop()  # the launcher may be ending the others by now, which is not the reason
             watch.explain_loss(str(error))
             return 1
+        except Exception as error:
+            if not watch.says_first(f"{type(error).__name__}: {error}"):
+                sys.exit(1)
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(
+                f"{device} has not enough memory ({reason(error)}); lower train.tokens_per_batch, set"
+                " train.activation_checkpointing, or share the backbone among ranks by parallel.tensor and parallel.zero"
+            ) from None
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()

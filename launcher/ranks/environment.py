@@ -109,10 +109,6 @@ def read_number(environment: Mapping[str, str], name: str, otherwise: int = 0) -
     return int(value)
 
 
-class RankError(UserError):
-    """What one rank may meet and the others not, so that it has to speak for itself."""
-
-
 def variables(names: list[str]) -> dict[str, str]:
     """Values of the environment variables that a submission takes along. Raises :class:`UserError` for one that is not set."""
     missing = [name for name in names if name not in os.environ]

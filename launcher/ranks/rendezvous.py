@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.clusters.hostfile import expand_nodes
-from launcher.ranks.environment import VARIABLES, Process, RankError, read_number
+from launcher.ranks.environment import VARIABLES, Process, read_number
 from prompt_tuning.errors import UserError
 
 
@@ -60,17 +60,19 @@ class Meeting:
     host: str
     port: int
     is_kept_by_launcher: bool
+    attempt: int = 0
+    """How often the launcher has started the ranks anew."""
 
 
 def meet(process: Process) -> Meeting:
-    """Tell torch where the ranks meet, whatever started them. Raises :class:`RankError` where that place has no address."""
+    """Tell torch where the ranks meet, whatever started them. Raises :class:`UserError` where that place has no address."""
     VARIABLES.update(rendezvous(process))
     host = VARIABLES["MASTER_ADDR"]
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
-        raise RankError(
+        raise UserError(
             f"the ranks cannot meet on {host!r} (MASTER_ADDR): {error}; set MASTER_ADDR to a host that all reach"
         ) from None
-    port = read_number(VARIABLES, "MASTER_PORT")
-    return Meeting(host, port, VARIABLES.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+    port, attempt = read_number(VARIABLES, "MASTER_PORT"), read_number(VARIABLES, "TORCHELASTIC_RESTART_COUNT")
+    return Meeting(host, port, VARIABLES.get("TORCHELASTIC_USE_AGENT_STORE") == "True", attempt)

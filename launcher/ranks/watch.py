@@ -7,6 +7,7 @@ grows with the number of ranks and not with its square. Who finds a silent rank 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import socket
@@ -17,11 +18,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, TCPStore
 
-from launcher.ranks.environment import RankError
 from launcher.ranks.rendezvous import Meeting
-from prompt_tuning.errors import reason
+from prompt_tuning.errors import UserError, reason
 
 logger = logging.getLogger("launcher.watch")
 
@@ -30,10 +30,10 @@ _ENDED = b"ended"
 
 
 def open_store(meeting: Meeting, rank: int, limit_seconds: float) -> Any:
-    """A connection to the key-value store of the job. Raises :class:`RankError`."""
+    """A connection to the key-value store of the job. Raises :class:`UserError`."""
     is_keeper = rank == 0 and not meeting.is_kept_by_launcher
     try:
-        return TCPStore(
+        store = TCPStore(
             meeting.host,
             meeting.port,
             is_master=is_keeper,
@@ -41,16 +41,18 @@ def open_store(meeting: Meeting, rank: int, limit_seconds: float) -> Any:
             wait_for_workers=False,
         )
     except RuntimeError as error:
-        raise RankError(
+        raise UserError(
             f"the ranks cannot meet on {meeting.host}:{meeting.port} (MASTER_ADDR, MASTER_PORT): {reason(error)};"
             f" {'they have to be a free port of the host of rank 0' if is_keeper else 'look at what rank 0 prints, and at the network'}"
         ) from None
+    # A store that a launcher keeps outlives an attempt, and what ended that one must not end the next.
+    return PrefixStore(f"attempt {meeting.attempt}/", store)
 
 
 def gather_ranks(store: Any, rank: int, size: int, limit_seconds: float) -> list[str]:
     """Wait for all ranks; the host of each.
 
-    Where some do not come in time the lowest of those that did raises :class:`RankError` with their names, and the
+    Where some do not come in time the lowest of those that did raises :class:`UserError` with their names, and the
     others end.
     """
     store.set(f"beat/{rank}", "0")
@@ -62,14 +64,14 @@ def gather_ranks(store: Any, rank: int, size: int, limit_seconds: float) -> list
         try:
             here = {other: store.get(key).decode() for other, key in enumerate(keys) if store.check([key])}
         except RuntimeError:
-            raise RankError(
+            raise UserError(
                 "rank 0, or its launcher, is gone before all ranks have come; look at what it prints"
             ) from None
         if rank != min(here):
             sys.exit(1)
         away = ", ".join(str(other) for other in range(size) if other not in here)
         places = ", ".join(sorted(set(here.values())))
-        raise RankError(
+        raise UserError(
             f"rank {away} of {size} did not come within {limit_seconds:.0f} s; the others are on {places}; look at what the"
             " missing ones print, or raise launch.timeout_seconds"
         ) from None
@@ -89,11 +91,11 @@ def watching(store: Any, rank: int, hosts: list[str], limit_seconds: float) -> I
             threading.Thread(target=run, daemon=True).start()
     try:
         yield watch
+    except (Exception, SystemExit):
+        watch.end(is_failure=True)
+        raise
     finally:
-        watch.done.set()
-        if len(hosts) > 1 and not watch.has_lost:
-            with contextlib.suppress(Exception):  # the store's keeper may be gone
-                store.set(f"beat/{rank}", _ENDED)
+        watch.end()
 
 
 class Watch:
@@ -148,6 +150,34 @@ class Watch:
             if now - self._talked > self._limit:
                 self._blame_keeper(f"has not answered for {now - self._talked:.0f} s")
                 _end()
+
+    def end(self, is_failure: bool = False) -> None:
+        """Tell the others that this process ends by itself; one that keeps the store and fails stays a moment for theirs."""
+        if self.done.is_set():
+            return
+        self.done.set()
+        if len(self._hosts) == 1 or self.has_lost:
+            return
+        with contextlib.suppress(Exception):  # the store's keeper may be gone
+            self._store.set(f"beat/{self._rank}", _ENDED)
+            deadline = time.monotonic() + 3 * self._interval
+            others = list(range(1, len(self._hosts)))
+            while is_failure and self._rank == 0 and time.monotonic() < deadline:
+                if all(beat == _ENDED for beat in _beats(self._store, others)):
+                    break
+                time.sleep(self._interval / 10)
+
+    def says_first(self, message: str) -> bool:
+        """Whether no other rank has met ``message`` before: what several meet is said once, and what one meets is said too."""
+        if len(self._hosts) == 1:
+            return True
+        mine = str(self._rank)
+        key = f"said/{hashlib.sha256(message.encode(errors='replace')).hexdigest()}"
+        try:
+            is_first: bool = self._store.compare_set(key, "", mine).decode() == mine
+        except Exception:  # the store's keeper is gone; better twice than never
+            return True
+        return is_first
 
     def explain_loss(self, error: str) -> None:
         """Say which rank is the reason that a collective failed with ``error``. One of the ranks that are left does.

@@ -197,3 +197,25 @@ def test_a_second_job_in_one_folder_is_refused_with_the_owners_name(job, tmp_pat
     process.communicate()
     code, output = finish(*command)
     assert code == 0, "a killed job leaves no lock behind\n" + output
+
+
+def test_an_error_that_one_rank_alone_meets_is_said_with_its_name(job, tmp_path):
+    """The second of two ranks of a host has no backbone; the first waits for it in vain. Both without: said once."""
+    raw = json.loads(job[0].read_text())
+    raw["backbone"]["path"] = "./backbone"
+    config = write_run(tmp_path / "run.json", raw)
+    for folder in ("with", "without"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "with" / "backbone").symlink_to(job[0].parent / "backbone")
+    command = ("--config", config, "--output", tmp_path / "run")
+    for places in (("with", "without"), ("without", "without")):
+        ranks = bare_ranks(*command, places=[tmp_path / place for place in places])
+        said = "".join(rank.communicate(timeout=TIMEOUT_SECONDS)[0] for rank in ranks)
+        assert all(rank.returncode == 1 for rank in ranks), said
+        lines = [line for line in said.splitlines() if "no such folder" in line]
+        assert len(lines) == 1 and (
+            places[0] == "without" or f"[rank 1 on {socket.gethostname()}] error:" in lines[0]
+        ), said
+        assert "Traceback" not in said
+        if places[0] == "with":
+            assert f"rank 1 on {socket.gethostname()} ended; the message above or below says why" in said

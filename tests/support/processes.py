@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def start(*command: str | Path, **variables: str) -> subprocess.Popen[str]:
-    """Start a command in the project's root, in a session of its own, output and errors together."""
+def start(*command: str | Path, folder: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
+    """Start a command in a folder, the project's root, in a session of its own, output and errors together."""
     return subprocess.Popen(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=folder,
         env={**environment(), **variables},
         text=True,
         stdout=subprocess.PIPE,
@@ -67,11 +67,21 @@ def deepspeed(*options: str | Path, ranks: int = 2) -> list[str | Path]:
     return [BIN / "deepspeed", "--num_gpus", str(ranks), "--master_port", free_port(), WORKER, *options]
 
 
-def bare_ranks(*options: str | Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
-    """The worker on some ranks that no launcher looks after; the first keeps the store."""
+def bare_ranks(
+    *options: str | Path, ranks: int = 2, places: Sequence[Path] | None = None
+) -> list[subprocess.Popen[str]]:
+    """The worker on some ranks that no launcher looks after, each in its folder of ``places``; the first keeps the store."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(ranks)}
+    command = [sys.executable, ROOT / WORKER, *options]
     return [
-        start(*python(*options), RANK=str(r), LOCAL_RANK=str(r), LOCAL_WORLD_SIZE=str(ranks), **meeting)
+        start(
+            *command,
+            folder=places[r] if places else ROOT,
+            RANK=str(r),
+            LOCAL_RANK=str(r),
+            LOCAL_WORLD_SIZE=str(ranks),
+            **meeting,
+        )
         for r in range(ranks)
     ]
 

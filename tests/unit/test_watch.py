@@ -13,10 +13,10 @@ from torch.distributed import TCPStore
 
 from launcher.ranks import stop as module_stop
 from launcher.ranks import watch as module
-from launcher.ranks.environment import RankError
 from launcher.ranks.rendezvous import Meeting
 from launcher.ranks.stop import DRIVER_SIGNALS, Stopped, StopRequest, ask_to_stop
 from launcher.ranks.watch import gather_ranks, open_store, watching
+from prompt_tuning.errors import UserError
 
 HOSTS = ["a", "b", "c", "d"]
 
@@ -48,7 +48,7 @@ def test_ranks_learn_each_others_hosts(store):
 
 def test_ranks_that_do_not_come_are_named_by_the_lowest_that_did(store):
     store.set("host/1", "gpu7")
-    with pytest.raises(RankError, match=r"rank 2, 3 of 4 did not come within 0 s; the others are on gpu7, "):
+    with pytest.raises(UserError, match=r"rank 2, 3 of 4 did not come within 0 s; the others are on gpu7, "):
         gather_ranks(store, 0, 4, 0.1)
     with pytest.raises(SystemExit):
         gather_ranks(store, 1, 4, 0.1)
@@ -65,7 +65,7 @@ def test_a_store_that_goes_while_ranks_gather_is_said():
         def check(self, keys):
             raise RuntimeError("connection reset")
 
-    with pytest.raises(RankError, match="rank 0, or its launcher, is gone before all ranks have come"):
+    with pytest.raises(UserError, match="rank 0, or its launcher, is gone before all ranks have come"):
         gather_ranks(Gone(), 1, 2, 20)
 
 
@@ -73,9 +73,9 @@ def test_a_meeting_place_where_nobody_listens_is_named():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         place = Meeting("127.0.0.1", probe.getsockname()[1], is_kept_by_launcher=False)
-        with pytest.raises(RankError, match=rf"cannot meet on 127\.0\.0\.1:{place.port} .* look at what rank 0 prints"):
+        with pytest.raises(UserError, match=rf"cannot meet on 127\.0\.0\.1:{place.port} .* look at what rank 0 prints"):
             open_store(place, 1, 0.5)
-        with pytest.raises(RankError, match="have to be a free port of the host of rank 0"):
+        with pytest.raises(UserError, match="have to be a free port of the host of rank 0"):
             open_store(place, 0, 0.5)
 
 
@@ -162,3 +162,16 @@ def test_signals_that_nohup_has_ignored_stay_ignored():
             assert not stop()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_several_ranks_meet_is_said_once_and_what_one_meets_is_said(store):
+    with watching(store, 0, HOSTS[:3], 5.0) as first, watching(store.clone(), 1, HOSTS[:3], 5.0) as second:
+        assert second.says_first("UserError: no such file") and not first.says_first("UserError: no such file")
+        assert first.says_first("UserError: its own")
+
+
+def test_each_attempt_of_a_launcher_begins_with_a_clean_store():
+    keeper = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
+    attempts = [open_store(Meeting("127.0.0.1", keeper.port, True, number), 0, 5.0) for number in (0, 1)]
+    attempts[0].set("verdict", "0: rank 1 died")
+    assert attempts[0].clone().check(["verdict"]) and not attempts[1].check(["verdict"])
