@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from model_parallel.grid import Grid, local_device
+from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.load import encode
@@ -150,6 +151,13 @@ def attach(
         dtype=identity["dtype"],
         attention=identity["attention"],
     )
+    if backbone is None:
+        try:
+            find_folder(section.path, section.revision)
+        except UserError as error:
+            raise UserError(
+                f"{error}; where it lies elsewhere now, say so by --backbone, or attach(..., backbone=)"
+            ) from None
     place = local_device(0) if device is None else torch.device(device)
     language = any(isinstance(exported.prompt.head, LanguageHead) for exported in several)
     return AttachedPrompts(load_backbone(section, Grid(device=place), language=language), several)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.prompt.initialise import start_from_prompt, start_from_text
 from prompt_tuning.report.metrics_log import MetricsLog
 from prompt_tuning.report.progress import Progress, size
+from prompt_tuning.report.rates import Rates
 from prompt_tuning.report.results import finish_member, write_results
 from prompt_tuning.settings.identity import experiment
 from prompt_tuning.settings.members import MemberSpec, Run
@@ -42,26 +42,31 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dic
     prove_frozen(fleet)
     checkpoints = run.output / "checkpoints"
     step = _resume(fleet, checkpoints, run)
-    log = MetricsLog(run, fleet, step)
+    log, rates = MetricsLog(run, fleet, step), Rates(fleet.members)
+    judged = set[int]()  # members evaluated since the last checkpoint
     horizon = max(member.total_steps for member in fleet.members)
     stop()  # what is asked from here on is answered after a step
     with Progress(horizon, step, visible=grid.is_first) as progress:
         while fleet.running():
             step += 1
-            _step(fleet, log)
+            _step(fleet, log, rates)
             due = _due(fleet)
-            is_logged = bool(due) or step % run.shared.train.log_steps == 0 or not fleet.running()
+            is_logged = bool(due) or step % run.shared.train.log_steps == 0
             if is_logged:
                 log.flush()
+                rates.settle()
                 progress.show(step, log.latest)
+            judged.update(due)
             _evaluate(fleet, [index for index in due if fleet.members[index].status == "running"], log, progress)
             _finish(fleet)
             stops = fleet.running() and (is_logged or grid.size == 1) and any_rank(stop(), grid)
-            if _checkpoint_due(run, step, bool(due)) or not fleet.running() or stops:
+            if _checkpoint_due(run, step, judged, fleet) or not fleet.running() or stops:
                 log.flush()
+                rates.settle()
                 if grid.is_first:
                     checkpoint.save(checkpoints, fleet, step, experiment(run), run.shared.train.keep_checkpoints)
                 barrier(grid)
+                judged.clear()
             if stops:
                 logger.warning("asked to stop: step %d is saved, and the same command continues from it", step)
                 log.close()
@@ -174,16 +179,14 @@ def _resume(fleet: Fleet, folder: Path, run: Run) -> int:
     return step
 
 
-def _step(fleet: Fleet, log: MetricsLog) -> None:
-    active = fleet.running()
-    started = time.perf_counter()
-    record: StepRecord = fleet.train_step(active)
-    seconds = time.perf_counter() - started
-    for index in active:
+def _step(fleet: Fleet, log: MetricsLog, rates: Rates) -> None:
+    rates.begin()
+    record: StepRecord = fleet.train_step(fleet.running())
+    rates.count(record.members, record.tokens)
+    for index in record.members:
         member = fleet.members[index]
+        member.examples += len(member.step_examples(member.step))
         member.step += 1
-        member.seconds += seconds
-        member.examples += len(member.step_examples(member.step - 1))
     log.add(record)
 
 
@@ -226,9 +229,10 @@ def _finish(fleet: Fleet) -> None:
             member.status = "finished"
 
 
-def _checkpoint_due(run: Run, step: int, evaluated: bool) -> bool:
+def _checkpoint_due(run: Run, step: int, judged: set[int], fleet: Fleet) -> bool:
+    """Every ``train.checkpoint_steps``, or once all running members were evaluated since the last checkpoint."""
     every = run.shared.train.checkpoint_steps
-    return evaluated if every is None else step % every == 0
+    return bool(judged) and judged >= set(fleet.running()) if every is None else step % every == 0
 
 
 def _results(run: Run, fleet: Fleet) -> dict[str, Any]:
@@ -247,4 +251,4 @@ def _results(run: Run, fleet: Fleet) -> dict[str, Any]:
         for member, found_tests in zip(fleet.members, tests, strict=True):
             results.append(finish_member(run, member, found_tests))
     barrier(fleet.grid)
-    return write_results(run, results) if fleet.grid.is_first else {}
+    return write_results(run, fleet.members, results) if fleet.grid.is_first else {}

@@ -37,6 +37,9 @@ class StepRecord:
     losses: Tensor
     """This rank's share; the sum over the data axis is the mean loss of the step."""
     norms: Tensor
+    tokens: list[int]
+    """[members] Tokens that each brought to the step over all ranks: of its texts and prompt, or one a row for a head whose
+    texts are kept."""
 
 
 class Fleet:
@@ -162,7 +165,15 @@ class Fleet:
         trained = [(Prompt.is_split(name), p) for index in active for name, p in self.members[index].parameters]
         sum_gradients([p for split, p in trained if split], [p for split, p in trained if not split], self.grid)
         norms = torch.stack([self._update(self.members[index]) for index in active])
-        return StepRecord(step, active, losses, norms)
+        tokens = [self._num_tokens(index, examples) for index, examples, _ in parts]
+        return StepRecord(step, active, losses, norms, tokens)
+
+    def _num_tokens(self, index: int, examples: np.ndarray) -> int:
+        features = self.members[index].splits["train"]
+        rows = len(examples) * features.rows_per_example
+        if index in self.frozen:
+            return rows
+        return features.num_tokens(examples) + rows * int(self.prompt_lengths[index])
 
     def _update(self, member: Member) -> Tensor:
         """Clip, set the rate, step. Returns the unclipped norm. Touches this member's tensors only."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from prompt_tuning.fleet.evaluate import majority_metrics
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.prompt.export import write_model, write_prompt
 from prompt_tuning.report.metrics_log import finite
+from prompt_tuning.report.rates import rate
 from prompt_tuning.settings.members import Run
 from prompt_tuning.storage.atomic import write_json
 
@@ -46,7 +48,7 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
         "exported_bytes": exported,
         "steps": member.step,
         "seconds": round(member.seconds, 3),
-        "examples_per_second": round(member.examples / member.seconds, 3) if member.seconds else None,
+        "examples_per_second": rate(member.examples, member.seconds),
     }
     write_json(folder / "result.json", finite(result))
     return result
@@ -60,9 +62,16 @@ def export_member(folder: Path, member: Member, best: dict[str, Any] | None = No
     write_prompt(folder, member.prompt, description, best)
 
 
-def write_results(run: Run, members: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write the run's result.json, its last file. Returns the result."""
-    finished = all(member["status"] in ("finished", "stopped") for member in members)
-    result = {"name": run.name, "status": "finished" if finished else "diverged", "members": members}
+def write_results(run: Run, members: Sequence[Member], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the run's result.json, its last file, with the rate of all members together. Returns the result."""
+    finished = all(result["status"] in ("finished", "stopped") for result in results)
+    seconds = sum(member.seconds for member in members)
+    result = {
+        "name": run.name,
+        "status": "finished" if finished else "diverged",
+        "seconds": round(seconds, 3),
+        "examples_per_second": rate(sum(member.examples for member in members), seconds),
+        "members": results,
+    }
     write_json(run.output / "result.json", json.loads(json.dumps(result), parse_constant=lambda _: None))
     return result

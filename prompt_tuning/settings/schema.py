@@ -86,7 +86,11 @@ class TrainSection(Section):
     eval_steps: int | None = Field(None, gt=0, description="Steps between evaluations on dev; None: once an epoch.")
     patience: int | None = Field(None, gt=0, description="Stop after so many evaluations without a new best.")
     log_steps: int = Field(10, gt=0, description="Steps between lines in metrics.jsonl.")
-    checkpoint_steps: int | None = Field(None, gt=0, description="Steps between checkpoints; None: at evaluations.")
+    checkpoint_steps: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between checkpoints; null: once all running members were evaluated since the last one.",
+    )
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept; every one holds the best prompts too.")
     backbone_dropout: bool | float = Field(
         True, description="true: the backbone's own; false: none; a number: rate of its hidden dropout."

@@ -52,6 +52,11 @@ class Features:
                 found.update(np.ascontiguousarray(array).tobytes())
         return found.hexdigest()
 
+    def num_tokens(self, examples: np.ndarray) -> int:
+        """Tokens of all rows of some examples."""
+        first = examples * self.rows_per_example
+        return int((self.offsets[first + self.rows_per_example] - self.offsets[first]).sum())
+
     def terms(self, examples: np.ndarray) -> int:
         """How many terms the loss of some examples is the mean of: examples, or labelled tokens where a kind counts them."""
         if not getattr(self.notes, "counts_tokens", False):

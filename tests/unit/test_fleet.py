@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer, DynamicCache, get_linear_sche
 from model_parallel.grid import Grid
 from prompt_tuning import trainer
 from prompt_tuning.fleet.schedule import learning_rate_factor
+from prompt_tuning.report import rates
 from prompt_tuning.settings.schema import OptimizerSection
 from prompt_tuning.trainer import build_fleet, prove_frozen, train
 from tests.support.fleets import STEPS, assert_same_course, follow, make_run, open_fleet
@@ -361,3 +363,48 @@ def test_a_diverging_member_is_stopped_without_harm_to_others(
         for key, end in expected.end[name].items():
             moved = (end - expected.start[name][key]).norm()
             assert (last[name][key] - end).norm() < (1e-7 if dtype == "float64" else 1e-3) * moved, f"{name}: {key}"
+
+
+def test_members_share_the_time_of_a_step_by_their_tokens(places, tmp_path, monkeypatch):
+    """On a clock that a second passes on at each look; the run's own rate is that of all its members together."""
+    ticks = itertools.count()
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: float(next(ticks)))
+    members = [
+        {"name": "deep", "prompt": {"length": 5}},
+        {"name": "short", "prompt": {"length": 1}, "train": {"batch_size": 4}},
+        {"name": "head", "method": "head"},
+    ]
+    raw = run_json(
+        places["backbone"],
+        places["texts"],
+        train={"max_steps": 6, "log_steps": 3, "batch_size": 8, "backbone_dropout": False},
+        fleet={"members": members},
+    )
+    run = make_run(raw, tmp_path / "run")
+    fleet = build_fleet(run, Grid())
+    expected, count = np.zeros(3), 0
+    for step in range(6):
+        for index, member in enumerate(fleet.members):
+            features, examples = member.splits["train"], member.step_examples(step)
+            count += len(examples)
+            texts = sum(int(np.diff(features.offsets)[example]) for example in examples)
+            expected[index] += [texts + 5 * len(examples), texts + len(examples), len(examples)][index]
+    expected *= 2 / expected.sum()  # two looks of a second each: steps 1 to 3, and 4 to 6
+    result = train(run, Grid())
+    found = [member["seconds"] for member in result["members"]]
+    assert result["seconds"] == 2.0 and sum(found) == pytest.approx(2, abs=0.002)
+    assert found == pytest.approx(expected.tolist(), rel=0.2)  # shares of each three steps
+    assert result["examples_per_second"] == count / 2 and found[2] < found[0] / 5
+
+
+def test_a_checkpoint_waits_until_all_running_members_were_evaluated(places, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(trainer.checkpoint, "save", lambda folder, fleet, step, *_: saved.append(step))
+    members = [
+        {"name": "often", "train": {"eval_steps": 2}},
+        {"name": "seldom", "train": {"eval_steps": 5}},
+        {"name": "short", "train": {"max_steps": 3, "eval_steps": 3}},
+    ]
+    raw = run_json(places["backbone"], places["texts"], train={"max_steps": 12}, fleet={"members": members})
+    train(make_run(raw, tmp_path / "run"), Grid())
+    assert saved == [5, 10, 12]  # not 2, 3, 4, 5, 6, 8, 10, 12

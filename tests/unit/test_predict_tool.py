@@ -14,7 +14,8 @@ from launcher.verbs import predict as verb
 from model_parallel.grid import Grid
 from prompt_tuning.data.stream import open_source
 from prompt_tuning.errors import UserError
-from prompt_tuning.predict import AttachedPrompts
+from prompt_tuning.predict import AttachedPrompts, attach
+from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.report.results import export_member
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.storage.lines import find_target, json_line
@@ -276,3 +277,10 @@ def test_every_row_has_a_list_of_predictions_where_one_needs_it():
 def test_a_descriptor_that_is_not_open_is_refused():
     with pytest.raises(UserError, match="no open file of this number"):
         find_target("/dev/fd/987")
+
+
+def test_a_backbone_that_is_elsewhere_now_is_asked_for(prompts, tmp_path, monkeypatch):
+    exported = load_prompt(prompts / "texts")
+    monkeypatch.setitem(exported.manifest["backbone"], "path", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=r"gone: no such folder; .* say so by --backbone, or attach\(..., backbone=\)"):
+        attach(exported)
