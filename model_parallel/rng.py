@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -40,11 +41,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def bits(keys: Tensor | int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """``count`` 64-bit words per key: int64 [*keys.shape, count]."""
+def bits(keys: Tensor | int, count: int, device: torch.device | str = "cpu", first: int = 0) -> Tensor:
+    """``count`` 64-bit words per key, counted from ``first``: int64 [*keys.shape, count]."""
     if isinstance(keys, int):
         keys = torch.tensor(keys, device=device)
-    counters = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
+    counters = torch.arange(first + 1, first + count + 1, device=keys.device) * _GOLDEN
     return _mix(_mix(keys)[..., None] + counters)
 
 
@@ -69,6 +70,48 @@ def normal(key_: int, *shape: int, std: float = 1.0) -> Tensor:
 def permutation(key_: int, count: int) -> Tensor:
     """A random order of ``range(count)``: int64 [count] on the CPU."""
     return torch.argsort(bits(key_, count), stable=True)
+
+
+class Order:
+    """The order of :func:`permutation`, of which a window is in memory at a time.
+
+    Places are found by counting: the upper 16 bits of the words tell in which of 65,536 bins each falls, the bins' counts
+    which bins a window needs, and those alone are sorted.
+    """
+
+    def __init__(self, key_: int, count: int, window: int = 1 << 18) -> None:
+        self.key, self.count, self.window = key_, count, window
+        self._first = 0
+        self._order = permutation(key_, count) if count <= window else torch.empty(0, dtype=torch.int64)
+        self._ends: Tensor | None = None
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """The elements at places from ``start`` up to, not including, ``stop``: int64 [stop - start]."""
+        stop = min(stop, self.count)
+        if start < self._first or stop > self._first + len(self._order):
+            self._load(start, stop)
+        return self._order[start - self._first : stop - self._first]
+
+    def _load(self, start: int, stop: int) -> None:
+        if self._ends is None:
+            counts = torch.zeros(1 << 16, dtype=torch.int64)
+            for _, words in self._blocks():
+                counts += torch.bincount((words >> 48) + (1 << 15), minlength=1 << 16)
+            self._ends = counts.cumsum(0)
+        stop = min(self.count, max(stop, start + self.window))
+        low, high = torch.searchsorted(self._ends, torch.tensor([start, stop - 1]), right=True).tolist()
+        indices, words_in = [], []
+        for first, words in self._blocks():
+            bins = (words >> 48) + (1 << 15)
+            chosen = torch.nonzero((bins >= low) & (bins <= high))[:, 0]
+            indices.append(first + chosen)
+            words_in.append(words[chosen])
+        self._order = torch.cat(indices)[torch.argsort(torch.cat(words_in), stable=True)]
+        self._first = int(self._ends[low - 1]) if low else 0
+
+    def _blocks(self, size: int = 1 << 18) -> Iterator[tuple[int, Tensor]]:
+        for first in range(0, self.count, size):
+            yield first, bits(self.key, min(size, self.count - first), first=first)
 
 
 def keep_mask(keys: Tensor, count: int, rates: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from model_parallel.grid import Grid, local_device
 from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone, load_backbone
-from prompt_tuning.data.load import encode
+from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import empty_outputs, place_outputs
 from prompt_tuning.fleet.step import targets
@@ -23,7 +23,7 @@ from prompt_tuning.forward.plan import default_budget, plan
 from prompt_tuning.forward.run import member_logits
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.prompt.export import ExportedPrompt
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.rows import Example, check_columns, expanded

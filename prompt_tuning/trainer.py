@@ -88,7 +88,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         if identity not in data:
             data[identity] = task_data(spec.config, described.tokenizer)
             for features in data[identity].splits.values():
-                described.check_tokens(int(features.tokens.max()))
+                described.check_tokens(features.largest_token)
         check_lengths(spec.config, described)
     backbone = load_backbone(
         shared.backbone,

@@ -15,10 +15,11 @@ from typing import Any
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
+from prompt_tuning.settings.changes import without
 from prompt_tuning.settings.identity import load_recorded_run
 from prompt_tuning.settings.members import SAME_FOR_ALL, SHARED, MemberSpec, load_run
 from prompt_tuning.settings.merge import Json
-from prompt_tuning.settings.schema import BOOKKEEPING, FOR_PEOPLE
+from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.storage.atomic import write_json
 
 BASELINE = "head"
@@ -34,9 +35,7 @@ class Job:
     @property
     def identity(self) -> str:
         """Of what changes the numbers: equal jobs need to run once."""
-        config = {key: value for key, value in self.config.items() if key not in (*FOR_PEOPLE, *SHARED)}
-        train = {key: value for key, value in self.config["train"].items() if key not in BOOKKEEPING}
-        return _digest({**config, "train": train, "backbone": self.config["backbone"]})
+        return _digest(without(self.config, RunFile, "parallel", "launch", "people"))
 
     @property
     def fleet_key(self) -> str:

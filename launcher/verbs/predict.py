@@ -81,7 +81,7 @@ def look_through(source: Source, encoding: Encoding) -> Survey:
 
 def _write(model: AttachedPrompts, source: Source, lines: Lines, target: Target, survey: Survey) -> None:
     """Write the lines that are not there yet, in chunks, with a bar on a terminal."""
-    from prompt_tuning.report.progress import RowsBar
+    from prompt_tuning.bars import RowsBar
     from prompt_tuning.storage.lines import json_line
 
     if lines.count:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from prompt_tuning.backbone.families import Family, find_family
 from prompt_tuning.errors import UserError, reason
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import expand
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")

@@ -18,12 +18,11 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from model_parallel.loading import StoredTensor
-from prompt_tuning.storage.atomic import write_json
+from prompt_tuning.storage.digests import recall, remember
+from prompt_tuning.tokens.tokenise import tokenizer_digest
 
 _SAMPLE = 4096
 """Bytes of every tensor that entered the fingerprint of version 0.1.0."""
-_LARGE = 100_000_000
-"""Bytes of a file from which on its digests are kept between runs."""
 _NO_NUMBERS = (
     "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "finetuning_task", "id2label", "initializer_range",
     "keys_to_ignore_at_inference", "label2id", "num_labels", "output_attentions", "output_hidden_states", "problem_type",
@@ -75,7 +74,7 @@ class Identity:
 
 def identify(stored: dict[str, StoredTensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> Identity:
     """The marks of a backbone; reads all its weights once, in the time of a copy."""
-    return Identity(_weights(stored), config_values(config), _tokenizer(tokenizer), _sampled(stored, config))
+    return Identity(_weights(stored), config_values(config), tokenizer_digest(tokenizer), _sampled(stored, config))
 
 
 def config_values(config: Any) -> dict[str, Any]:
@@ -86,26 +85,6 @@ def config_values(config: Any) -> dict[str, Any]:
         for name, value in sorted(values.items())
         if name not in _NO_NUMBERS and not name.startswith("_") and "dropout" not in name and not name.endswith("pdrop")
     }
-
-
-def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        plain = {key: value for key, value in tokenizer.init_kwargs.items() if isinstance(value, (bool, int, str))}
-        paths = {
-            key for key, value in plain.items() if "file" in key or key == "name_or_path" or str(value).startswith("/")
-        }
-        content: Any = [
-            type(tokenizer).__name__,
-            sorted(tokenizer.get_vocab().items()),
-            sorted((key, value) for key, value in plain.items() if key not in paths),
-        ]
-    else:
-        content = json.loads(backend.to_str())
-        # Both change with every call of a tokenizer and are not its own.
-        content.pop("padding", None)
-        content.pop("truncation", None)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _weights(stored: dict[str, StoredTensor]) -> str:
@@ -123,14 +102,9 @@ def _weights(stored: dict[str, StoredTensor]) -> str:
 
 def _file_digests(file: Path, names: set[str]) -> dict[str, str]:
     """SHA-256 of type, shape and bytes of some tensors of a file; large files are read once and then remembered."""
-    remembered = _remembered(file)
-    if remembered is not None and remembered.is_file():
-        try:
-            known = json.loads(remembered.read_text(encoding="utf-8"))
-            if isinstance(known, dict) and names <= set(known):
-                return known
-        except (OSError, ValueError):
-            pass  # damaged: read the weights again
+    known = recall(file, "weights")
+    if known is not None and names <= set(known):
+        return known
     found = {}
     with safe_open(file, framework="pt") as tensors:
         for name in sorted(names):
@@ -139,26 +113,8 @@ def _file_digests(file: Path, names: set[str]) -> dict[str, str]:
             if tensor.numel():
                 content.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
             found[name] = content.hexdigest()
-    if remembered is not None:
-        try:
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            write_json(remembered, found)
-        except OSError:
-            pass  # no room or no right to write there: the next start reads the weights again
+    remember(file, "weights", found)
     return found
-
-
-def _remembered(file: Path) -> Path | None:
-    """Where the digests of a file are kept, named by what changes when its content does; None: not worth it."""
-    facts = file.resolve().stat()
-    if facts.st_size < _LARGE:
-        return None
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    marks = f"{file.resolve()} {facts.st_dev} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
-    return home / ".cache" / "promptfleet" / "weights" / f"{hashlib.sha256(marks.encode()).hexdigest()}.json"
 
 
 def _sampled(stored: dict[str, StoredTensor], config: Any) -> str:

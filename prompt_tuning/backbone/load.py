@@ -24,7 +24,7 @@ from prompt_tuning.backbone.find import Description, describe_backbone, pickle_h
 from prompt_tuning.backbone.fingerprint import Identity, identify
 from prompt_tuning.backbone.language_head import load_language_head
 from prompt_tuning.errors import UserError, reason
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.formats import STEMS, LocatedRow
 from prompt_tuning.tasks.types import Task
 
 
-def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | None) -> list[LocatedRow] | None:
+def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | None) -> Rows | None:
+    """Rows of a split of a hub data set, as :func:`prompt_tuning.data.read.read_split` gives them."""
     from datasets import get_dataset_split_names, load_dataset
 
     repository, configuration = (path, hub_config) if path is not None else (task.hub or (None, None))
@@ -37,7 +40,12 @@ def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | N
             f"{what} not to be had from the hub ({reason(error)});"
             " check the id and the network, or set data.path to a local folder"
         ) from None
-    return [(f"{repository}:{name} row {number}", _named(row, rows.features)) for number, row in enumerate(rows, 1)]
+
+    def read() -> Iterator[LocatedRow]:
+        for number, row in enumerate(rows, 1):
+            yield f"{repository}:{name} row {number}", _named(row, rows.features)
+
+    return Rows(read, lambda: str(rows._fingerprint))
 
 
 def _named(row: dict[str, Any], features: Any) -> dict[str, Any]:

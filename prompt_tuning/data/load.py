@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from model_parallel import rng
-from prompt_tuning.data.read import SPLITS, extra_splits, read_split
+from prompt_tuning.bars import RowsBar
+from prompt_tuning.data.cache import Cache, default_folder, describe
+from prompt_tuning.data.encode import Recipe, encode, encoded, no_example, num_processes
+from prompt_tuning.data.parts import Parts
+from prompt_tuning.data.rows import Rows
+from prompt_tuning.data.splits import Limits, choose_rows, first_of, first_unlabelled, open_splits
 from prompt_tuning.errors import UserError
-from prompt_tuning.formats import STEMS, LocatedRow
-from prompt_tuning.formats.tables import TABLES
+from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import Encoding, find_kind
-from prompt_tuning.settings.schema import DataSection, RunFile
+from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.settings.sections import DataSection
+from prompt_tuning.storage.atomic import expand, new_folder
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import expanded, first_examples, located_rows
-from prompt_tuning.tokens.tokenise import class_labels
+from prompt_tuning.tokens.rows import own_rows
+from prompt_tuning.tokens.tokenise import class_labels, tokenizer_digest
 
 logger = logging.getLogger(__name__)
+
+SMALL = 8000
+"""Rows of a split up to which every rank tokenises them for itself, in a second or two."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +44,44 @@ class TaskData:
 
 
 def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-    """The data of a member, read and tokenised as its settings say. Raises :class:`UserError`."""
-    return load_task_data(
-        find_task(config.task),
-        tokenizer,
-        config.data.path,
-        Encoding(config.data.max_length, config.data.template, config.data.stride),
-        limits_of(config.data),
-        hub_config(config.task),
-        held_out=config.data.held_out,
-    )
+    """The data of a member, read and tokenised as its settings say. Raises :class:`UserError`.
+
+    Large data are tokenised once on a host and kept: its other ranks and later starts map them.
+    """
+    task, data, limits = find_task(config.task), config.data, limits_of(config.data)
+    sources = open_splits(task, data.path, hub_config(config.task))
+    if _are_small(task, sources, limits):
+        return tokenise(
+            task, tokenizer, choose_rows(task, data.path, sources, limits, data.held_out), encoding_of(data)
+        )
+    cache = _cache(config, tokenizer, sources)
+    try:
+        with cache.alone():
+            found = cache.find(find_kind(task.kind))
+            if found is not None:
+                logger.info("task %r: tokenised before, and kept in %s", task.name, cache.path)
+            else:
+                rows = choose_rows(task, data.path, sources, limits, data.held_out)
+                labels = _labels(task, rows)
+                with new_folder(cache.path) as folder:
+                    _write(folder, task, tokenizer, rows, encoding_of(data), labels)
+                found = cache.find(find_kind(task.kind))
+    except OSError as error:
+        raise UserError(
+            f"data.cache={cache.path.parent}: tokenised data cannot be kept there: {error.strerror}; name another folder"
+        ) from None
+    assert found is not None
+    _say(task, found[1])
+    return TaskData(*found)
 
 
-def limits_of(data: DataSection) -> dict[str, int | None]:
-    """Most rows of each split."""
+def encoding_of(data: DataSection) -> Encoding:
+    """How a run file's rows become tokens."""
+    return Encoding(data.max_length, data.template, data.stride)
+
+
+def limits_of(data: DataSection) -> Limits:
+    """Most examples of each split."""
     return {"train": data.max_train_examples, "dev": data.max_eval_examples, "test": data.max_eval_examples}
 
 
@@ -61,7 +95,7 @@ def load_task_data(
     tokenizer: PreTrainedTokenizerBase,
     path: str | None,
     encoding: Encoding,
-    limits: dict[str, int | None] | None = None,
+    limits: Limits | None = None,
     hub_config: str | None = None,
     splits: tuple[str, ...] | None = None,
     labels: tuple[str, ...] | None = None,
@@ -75,47 +109,106 @@ def load_task_data(
         labels: names in the order of the logits, where they are known already.
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
     """
-    rows = read_splits(task, path, limits, hub_config, splits, held_out)
-    known = labels or task.labels or find_kind(task.kind).collect_labels(task, rows.get("train", []))
-    features = {split: encode(task, tokenizer, found, encoding, known) for split, found in rows.items()}
-    for split, encoded in features.items():
-        if not encoded.is_labelled:
-            raise UserError(
-                f"{_first_unlabelled(task, rows[split])}: no label in column `{task.label_column}`;"
-                f" every row of the {split} split needs one"
-            )
-    return TaskData(known, features)
+    sources = open_splits(task, path, hub_config, splits)
+    return tokenise(task, tokenizer, choose_rows(task, path, sources, limits or {}, held_out), encoding, labels)
 
 
-def read_splits(
+def tokenise(
     task: Task,
-    path: str | None,
-    limits: dict[str, int | None] | None = None,
-    hub_config: str | None = None,
-    splits: tuple[str, ...] | None = None,
-    held_out: float = 0.0,
-) -> dict[str, list[LocatedRow]]:
-    """Rows by split, as :func:`load_task_data` takes them; test splits without any label are left out.
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Mapping[str, Rows],
+    encoding: Encoding,
+    labels: tuple[str, ...] | None = None,
+) -> TaskData:
+    """The splits of some rows, in memory. Raises :class:`UserError`."""
+    recipe = Recipe(task, tokenizer, encoding, labels or _labels(task, rows))
+    features = {}
+    for split, own in rows.items():
+        parts = Parts()
+        _fill(parts, recipe, split, own)
+        features[split] = parts.joined(find_kind(task.kind))
+        _check_labelled(task, split, own, features[split])
+    _say(task, features)
+    return TaskData(recipe.labels, features)
 
-    Raises :class:`UserError` where a split that is needed is missing or empty.
-    """
-    rows: dict[str, list[LocatedRow]] = {}
-    for split in splits or (*SPLITS, *extra_splits(task, path)):
-        found = read_split(task, path, split, hub_config)
-        if found is None and split.startswith("test"):
-            continue
-        if not found:
-            raise _missing(task, path, split, found is None)
-        limit = split.partition("/")[0]
-        found = first_examples(task, found, (limits or {}).get(limit))
-        if split.startswith("test") and not _has_label(task, found):
-            logger.info("task %r: the %s split has no labels and is not used", task.name, split)
-            continue
-        rows[split] = found
-    if held_out and "train" in rows and "dev" in rows:
-        rows["test/dev"] = rows["dev"]
-        rows["train"], rows["dev"] = _hold_out(task, rows["train"], held_out)
-    return rows
+
+def _write(
+    folder: Path,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Mapping[str, Rows],
+    encoding: Encoding,
+    labels: tuple[str, ...],
+) -> None:
+    """The splits of some rows, in files of a folder. Raises :class:`UserError`."""
+    described = {}
+    for number, (split, own) in enumerate(rows.items()):
+        parts = Parts(folder / str(number))
+        _fill(parts, Recipe(task, tokenizer, encoding, labels), split, own)
+        described[split] = parts.written(find_kind(task.kind))
+        _check_labelled(task, split, own, parts.mapped(find_kind(task.kind), described[split]))
+    describe(folder, labels, described)
+
+
+def _fill(parts: Parts, recipe: Recipe, split: str, rows: Rows) -> None:
+    """Tokenise the rows of a split, large ones in several processes."""
+    processes = num_processes() if rows.count(SMALL + 1) > SMALL else 1
+    started, name = time.monotonic(), f"{recipe.task.name} {split}"
+    with RowsBar(None, title=f"tokenising {name}") as bar:
+        for features in encoded(recipe, rows, processes):
+            parts.add(features)
+            bar.show(parts.num_examples)
+    if not parts.num_examples:
+        raise no_example(recipe.task, rows)
+    if processes > 1:
+        logger.info(
+            "task %r: %d examples of %s tokenised in %.0f s by %d processes",
+            recipe.task.name,
+            parts.num_examples,
+            split,
+            time.monotonic() - started,
+            processes,
+        )
+
+
+def _labels(task: Task, rows: Mapping[str, Rows]) -> tuple[str, ...]:
+    return task.labels or find_kind(task.kind).collect_labels(task, rows.get("train", ()))
+
+
+def _are_small(task: Task, sources: Mapping[str, Rows], limits: Limits) -> bool:
+    return all(first_of(task, rows, split, limits).count(SMALL + 1) <= SMALL for split, rows in sources.items())
+
+
+def _cache(config: RunFile, tokenizer: PreTrainedTokenizerBase, sources: Mapping[str, Rows]) -> Cache:
+    """The place of a member's tokenised data. Raises :class:`UserError` where there is none."""
+    data = config.data
+    folder = expand(data.cache) if data.cache else default_folder()
+    if folder is None:
+        raise UserError("this user has no home for tokenised data; set data.cache to a folder")
+    facts = {
+        "task": config.task,
+        "encoding": asdict(encoding_of(data)),
+        "limits": dict(limits_of(data)),
+        "held_out": data.held_out,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "sources": {split: rows.mark() for split, rows in sources.items()},
+    }
+    return Cache(folder, facts)
+
+
+def _check_labelled(task: Task, split: str, rows: Rows, features: Features) -> None:
+    if not features.is_labelled:
+        raise UserError(
+            f"{first_unlabelled(task, rows)}: no label in column `{task.label_column}`;"
+            f" every row of the {split} split needs one"
+        )
+
+
+def _say(task: Task, splits: Mapping[str, Features]) -> None:
+    for features in splits.values():
+        for remark, numbers in features.remarks.items():
+            if numbers[0]:
+                logger.info(f"task %r: {remark}", task.name, *numbers)
 
 
 def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -124,91 +217,21 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
     Returns what is there, for people. Raises :class:`UserError` as training would.
     """
     task, data = find_task(config.task), config.data
-    kind = find_kind(task.kind)
-    rows = read_splits(task, data.path, limits_of(data), hub_config(config.task), held_out=data.held_out)
-    labels = task.labels or kind.collect_labels(task, rows["train"])
-    encoding = Encoding(data.max_length, data.template, data.stride)
+    sources = open_splits(task, data.path, hub_config(config.task))
+    rows = choose_rows(task, data.path, sources, limits_of(data), data.held_out)
+    labels = _labels(task, rows)
+    counts = []
     for split, found in rows.items():
-        ends = found if len(found) < 3 else [found[0], found[-1]]
-        encode(task, tokenizer, ends, encoding, labels)
-        own = located_rows(task, found)
-        if kind.asks_classes:
-            class_labels(task, own, labels)
-        for where, row in own:
+        count, ends = 0, list[LocatedRow]()
+        for located in found:
+            count, ends = count + 1, [*ends[:1], located]
+        encode(task, tokenizer, ends, encoding_of(data), labels)
+        if find_kind(task.kind).asks_classes:
+            class_labels(task, list(own_rows(task, found)), labels)
+        for where, row in own_rows(task, found):
             if row.get(task.label_column) in (None, ""):
                 raise UserError(
                     f"{where}: no label in column `{task.label_column}`; every row of the {split} split needs one"
                 )
-    counts = ", ".join(f"{split} {len(found)} rows" for split, found in rows.items())
-    return f"{counts}; labels {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
-
-
-def _has_label(task: Task, rows: list[LocatedRow]) -> bool:
-    """Whether any row is labelled."""
-    none = (None, "", -1, "-1")
-    return any(
-        isinstance(value, (list, dict)) or value not in none
-        for where, raw in rows
-        for row in expanded(task, where, raw)
-        for value in (row.get(task.label_column),)
-    )
-
-
-def _missing(task: Task, path: str | None, split: str, is_absent: bool) -> UserError:
-    where = path or (task.hub or ("the hub",))[0]
-    patterns = task.files.patterns.get(split, (split,))
-    wanted = patterns if task.files.read else tuple(f"{patterns[0]}{suffix}" for suffix in TABLES)
-    hint = (
-        f"give {', '.join(wanted[:-1])}{' or ' if len(wanted) > 1 else ''}{wanted[-1]}" if is_absent else "give it rows"
-    )
-    near = _near_misses(path, split) if is_absent and path is not None else []
-    if near:
-        hint += f"; {' and '.join(near)} {'lies' if len(near) == 1 else 'lie'} there and would have to be renamed"
-    if is_absent and task.origin is not None:
-        hint += f" ({task.origin})"
-    return UserError(
-        f"task {task.name!r}: the {split} split of {where} is {'missing' if is_absent else 'empty'}; {hint}"
-    )
-
-
-def _near_misses(path: str, split: str) -> list[str]:
-    """Names of files in a folder that somebody may have meant as a split, at most three."""
-    folder = Path(path).expanduser()
-    stems = STEMS.get(split, (split,))
-    names = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
-    return [name for name in names if any(stem in name.lower() for stem in stems)][:3]
-
-
-def _hold_out(task: Task, rows: list[LocatedRow], share: float) -> tuple[list[LocatedRow], list[LocatedRow]]:
-    """Training rows in two parts, the second a random ``share`` of them, the same in every run."""
-    count = round(share * len(rows))
-    if not 0 < count < len(rows):
-        raise UserError(
-            f"data.held_out={share} of {len(rows)} training rows leaves nothing on one side; choose another share"
-        )
-    order = rng.permutation(rng.key(0, "held out"), len(rows)).numpy()
-    chosen = set(order[:count].tolist())
-    parts = [[row for i, row in enumerate(rows) if (i in chosen) == held] for held in (False, True)]
-    logger.info(
-        "task %r: %d of %d training rows are held out to select on; dev is only reported", task.name, count, len(rows)
-    )
-    return parts[0], parts[1]
-
-
-def _first_unlabelled(task: Task, rows: list[LocatedRow]) -> str:
-    for where, raw in rows:
-        for row in expanded(task, where, raw):
-            if row.get(task.label_column) in (None, "", -1):
-                return where
-    return rows[0][0]
-
-
-def encode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[LocatedRow],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> Features:
-    """Tokenise rows as the task's kind does."""
-    return find_kind(task.kind).encode(task=task, tokenizer=tokenizer, rows=rows, encoding=encoding, labels=labels)
+        counts.append(f"{split} {count} rows")
+    return f"{', '.join(counts)}; labels {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from prompt_tuning.data.hub import read_hub_split
+from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Reader
 from prompt_tuning.formats.tables import TABLES, holds_rows, undecodable_line
 from prompt_tuning.storage.atomic import expand
+from prompt_tuning.storage.digests import content_digest
 from prompt_tuning.tasks.types import Task
 
 SPLITS = ("train", "dev", "test")
 
 
-def read_split(task: Task, path: str | None, split: str, hub_config: str | None = None) -> list[LocatedRow] | None:
+def read_split(task: Task, path: str | None, split: str, hub_config: str | None = None) -> Rows | None:
     """Rows of one split, or ``None`` where the source has no such split. Raises :class:`UserError`."""
     if path is None or not (Path(path).exists() or path.startswith((".", "/", "~"))):
         return read_hub_split(task, path, split, hub_config)
     file = _split_files(task, path).get(split)
-    return None if file is None else read_rows(file, task)
+    return None if file is None else Rows(partial(stream_rows, file, task), partial(content_digest, file))
 
 
 def extra_splits(task: Task, path: str | None) -> list[str]:

@@ -56,7 +56,7 @@ def place_outputs(result: np.ndarray, features: Features, examples: np.ndarray, 
     if kept.ndim == 2:
         result[examples] = kept
         return
-    starts, lengths = features.offsets[examples], np.diff(features.offsets)[examples]
+    starts, lengths = features.offsets[examples], features.lengths(examples)
     column = np.arange(kept.shape[1])
     real = column < lengths[:, None]
     result[(starts[:, None] + column)[real]] = kept[real]

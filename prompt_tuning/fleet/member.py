@@ -55,7 +55,7 @@ class Member:
     kind: Kind = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
     parameters: list[tuple[str, nn.Parameter]] = field(init=False)
-    _order: tuple[int, np.ndarray] | None = None
+    _order: tuple[int, rng.Order] | None = None
 
     def __post_init__(self) -> None:
         settings = self.spec.config.optimizer
@@ -107,10 +107,9 @@ class Member:
         """Indices of the training examples of a step, over all ranks; the last batch of an epoch may be short."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            count = len(self.splits["train"])
-            self._order = (epoch, rng.permutation(rng.key(self.seed, "order", epoch), count).numpy())
+            self._order = (epoch, rng.Order(rng.key(self.seed, "order", epoch), len(self.splits["train"])))
         size = self.spec.config.train.batch_size
-        return self._order[1][place * size : (place + 1) * size]
+        return self._order[1].take(place * size, (place + 1) * size).numpy()
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies of all trained tensors, those that another member trains included."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prompt_tuning.settings.schema import OptimizerSection
+from prompt_tuning.settings.sections import OptimizerSection
 
 
 def learning_rate_factor(settings: OptimizerSection, step: int, total_steps: int, steps_per_epoch: int) -> float:

@@ -74,11 +74,13 @@ def _parquet(file: Path) -> Iterator[LocatedRow]:
     import pyarrow.parquet as parquet
 
     try:
-        rows = parquet.read_table(file).to_pylist()
+        number = 0
+        for batch in parquet.ParquetFile(file).iter_batches(1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file}:row {number}", row
     except (arrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not Parquet: {error}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{file}:row {number}", row
 
 
 def _json(file: Path) -> Iterator[LocatedRow]:

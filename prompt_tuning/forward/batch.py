@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tuning.tokens.features import NO_TAG, Features
+from prompt_tuning.tokens.features import Features
 
 
 @dataclass(frozen=True)
@@ -51,31 +52,32 @@ class Batch:
 
 
 class Pool:
-    """The features of several members in one set of arrays, so that a batch is gathered in a few vectorised reads."""
+    """The features of several members, each data set once, from which a batch is gathered in a few vectorised reads.
+
+    Nothing is copied: arrays that are mapped from files stay there until a batch asks for some of their rows.
+    """
 
     def __init__(self, features: list[Features]) -> None:
-        distinct = list(dict.fromkeys(features))
-        row_base = np.cumsum([0, *[len(f.offsets) - 1 for f in distinct]])
-        token_base = np.cumsum([0, *[len(f.tokens) for f in distinct]])
-        self.tokens = np.concatenate([f.tokens for f in distinct])
-        self.token_types = (
-            np.concatenate([f.token_types for f in distinct if f.token_types is not None])
-            if all(f.token_types is not None for f in distinct)
-            else None
-        )
-        self.starts = np.concatenate([f.offsets[:-1] + base for f, base in zip(distinct, token_base, strict=False)])
-        self.lengths = np.concatenate([np.diff(f.offsets) for f in distinct])
-        place = {id(f): i for i, f in enumerate(distinct)}
-        self.first_row = np.array([row_base[place[id(f)]] for f in features])
-        example_base = np.cumsum([0, *[len(f) for f in distinct]])
-        self.first_example = np.array([example_base[place[id(f)]] for f in features])
-        self.labels = np.concatenate([f.labels for f in distinct])
-        self.tags = None
-        if any(f.tags is not None for f in distinct):
-            none = [np.full(len(f.tokens), NO_TAG, np.int32) if f.tags is None else f.tags for f in distinct]
-            self.tags = np.concatenate(none)
-        self.rows_per_example = np.array([f.rows_per_example for f in features])
-        self.example_lengths = [np.diff(f.offsets).reshape(-1, f.rows_per_example).max(1) for f in features]
+        self.sources = list(dict.fromkeys(features))
+        place = {id(source): i for i, source in enumerate(self.sources)}
+        self.source_of = np.array([place[id(own)] for own in features])
+        """[members] Which of the sources a member reads."""
+        self.rows_per_example = np.array([own.rows_per_example for own in features])
+        self.has_types = all(source.token_types is not None for source in self.sources)
+        self.has_tags = any(source.tags is not None for source in self.sources)
+
+    def by_source(self, members: np.ndarray) -> Iterator[tuple[Features, np.ndarray]]:
+        """Each source that some members read, and the places [some] of those in ``members``."""
+        sources = self.source_of[members]
+        for number in np.unique(sources):
+            yield self.sources[number], np.flatnonzero(sources == number)
+
+    def longest(self, members: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """Tokens of the longest row of each example."""
+        found = np.empty(len(examples), np.int64)
+        for source, places in self.by_source(members):
+            found[places] = source.longest(examples[places])
+        return found
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,33 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
     row_examples = np.repeat(items.examples * per_example, per_example)
     row_ends = np.cumsum(per_example)
     row_examples += np.arange(row_ends[-1]) - np.repeat(row_ends - per_example, per_example)
-    rows = np.repeat(pool.first_row[items.members], per_example) + row_examples
-    lengths = pool.lengths[rows]
-    column = np.arange(lengths.max())
-    real = column < lengths[:, None]
-    index = np.where(real, pool.starts[rows][:, None] + column, 0)
-    input_ids = np.where(real, pool.tokens[index], pad_token).astype(np.int64)
-    token_types = None if pool.token_types is None else np.where(real, pool.token_types[index], 0).astype(np.int64)
-    tags = None if pool.tags is None else np.where(real, pool.tags[index], NO_TAG).astype(np.int64)
+    row_members = np.repeat(items.members, per_example)
+    lengths = np.empty(len(row_examples), np.int64)
+    for source, rows in pool.by_source(row_members):
+        lengths[rows] = source.lengths(row_examples[rows])
+    shape = len(lengths), int(lengths.max())
+    input_ids = np.full(shape, pad_token, np.int64)
+    token_types = np.zeros(shape, np.int64) if pool.has_types else None
+    tags = np.full(shape, NO_TAG, np.int64) if pool.has_tags else None
+    labels = np.empty(len(items), np.result_type(*(source.labels for source in pool.sources)))
+    for source, rows in pool.by_source(row_members):
+        real = np.arange(shape[1]) < lengths[rows][:, None]
+        place, column = np.nonzero(real)
+        row = rows[place]
+        token = source.offsets[row_examples[row]] + column
+        input_ids[row, column] = source.tokens[token]
+        if token_types is not None and source.token_types is not None:
+            token_types[row, column] = source.token_types[token]
+        if tags is not None and source.tags is not None:
+            tags[row, column] = source.tags[token]
+    for source, examples in pool.by_source(items.members):
+        labels[examples] = source.labels[items.examples[examples]]
     example_ends = np.searchsorted(member_of_example, np.arange(len(members)), side="right")
     spans, example_start, row_start = [], 0, 0
     for end in example_ends.tolist():
         row_end = int(row_ends[end - 1])
         spans.append((slice(example_start, end), slice(row_start, row_end)))
         example_start, row_start = end, row_end
-    labels = pool.labels[pool.first_example[items.members] + items.examples]
 
     return Batch(
         input_ids=torch.from_numpy(input_ids),

@@ -26,10 +26,7 @@ def plan(pool: Pool, items: Items, prompt_lengths: np.ndarray, budget: int, rank
     ``prompt_lengths`` [members] are the prompt tokens that each row of a member brings; a batch pads texts and prompts to
     its longest of each. An example longer than the budget runs alone.
     """
-    texts = np.empty(len(items), np.int64)
-    for member in np.unique(items.members):
-        mine = items.members == member
-        texts[mine] = pool.example_lengths[member][items.examples[mine]]
+    texts = pool.longest(items.members, items.examples)
     prompts, rows = prompt_lengths[items.members], pool.rows_per_example[items.members]
     order = np.argsort(-(texts + prompts), kind="stable")
     shares = [order[other::ranks] for other in range(ranks)]

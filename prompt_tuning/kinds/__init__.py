@@ -8,7 +8,7 @@ sees every token, an example is one row, and logits are [R, L, C].
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class Kind:
     """The mechanism of a kind of task. ``outputs`` in numpy are float64, [E, C] or, per token, [tokens of the split, k]."""
 
     encode: Encode
-    collect_labels: Callable[[Task, list[LocatedRow]], tuple[str, ...]]
+    collect_labels: Callable[[Task, Iterable[LocatedRow]], tuple[str, ...]]
     """Labels in the order of the logits, from the training split."""
     num_outputs: Callable[[int], int]
     """Outputs of the head for so many labels."""
@@ -73,6 +73,8 @@ class Kind:
     """What an evaluation keeps of the logits of a batch: [E, C], or [R, L, k] per token."""
     count: Callable[[Task, Features], int] = lambda task, features: len(features)
     """How many examples, as the task counts them, a split holds."""
+    notes: type[Any] | None = None
+    """Record of what scoring needs beside the arrays of :class:`Features`; None: nothing."""
     per_token: bool = False
     asks_classes: bool = False
     """Whether an example's label is one of the task's labels."""

@@ -19,7 +19,7 @@ from prompt_tuning.formats import LocatedRow, Row
 from prompt_tuning.kinds import Encoding, Targets, classification
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import NO_TAG, Features
-from prompt_tuning.tokens.rows import located_rows, sequences, template_of
+from prompt_tuning.tokens.rows import sequences, template_of
 
 ABSENT = 1
 """Tag of the tokens of a choice that is not there."""
@@ -36,9 +36,8 @@ def encode(
     if encoding.template in task.cloze:
         return classification.encode(task, tokenizer, rows, encoding, labels)
     build, most = template_of(task, encoding.template), len(labels)
-    located = located_rows(task, rows)
-    counts = np.array([len(sequences(task, where, build, row)) for where, row in located])
-    for (where, _), count in zip(located, counts, strict=True):
+    counts = np.array([len(sequences(task, where, build, row)) for where, row in rows])
+    for (where, _), count in zip(rows, counts, strict=True):
         if not 2 <= count <= most:
             raise UserError(f"{where}: {count} choice(s); a row has from 2 to {most} (the task's `most_choices`)")
     if (counts == most).all():
@@ -52,7 +51,7 @@ def encode(
     features = classification.encode(
         replace(task, templates={**task.templates, name: padded}), tokenizer, rows, encoding, labels
     )
-    wrong = [where for (where, _), count, label in zip(located, counts, features.labels, strict=True) if label >= count]
+    wrong = [where for (where, _), count, label in zip(rows, counts, features.labels, strict=True) if label >= count]
     if wrong:
         raise UserError(f"{wrong[0]}: the label names a choice that the row does not have; numbers count from 0")
     absent = (np.arange(most) >= counts[:, None]).reshape(-1)

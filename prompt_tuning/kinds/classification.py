@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.tasks.labels import label_name, near_equal, one_spelling
 from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.arrays import Values
 from prompt_tuning.tokens.cloze import encode_gaps
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import located_rows
+from prompt_tuning.tokens.rows import own_rows
 from prompt_tuning.tokens.tokenise import class_labels, encode_texts
 
 logger = logging.getLogger(__name__)
@@ -33,24 +35,25 @@ def encode(
     labels: tuple[str, ...],
 ) -> Features:
     """Texts or pairs; ``notes`` holds what the task remembers of each row."""
-    located = located_rows(task, rows)
-    notes = [task.remember(row) for _, row in located] if task.remember else None
-    indices = class_labels(task, located, labels)
+    notes = Values.of(task.remember(row) for _, row in rows) if task.remember else None
+    indices = class_labels(task, rows, labels)
     if encoding.template in task.cloze:
-        tokens, types, offsets, per_example, wanted = encode_gaps(
-            task, tokenizer, located, encoding.max_length, encoding.template
+        tokens, types, offsets, per_example, wanted, remarks = encode_gaps(
+            task, tokenizer, rows, encoding.max_length, encoding.template
         )
-        return Features(tokens, types, offsets, per_example, indices, wanted, notes)
-    tokens, types, offsets, per_example = encode_texts(task, tokenizer, located, encoding.max_length, encoding.template)
-    return Features(tokens, types, offsets, per_example, indices, notes=notes)
+        return Features(tokens, types, offsets, per_example, indices, wanted, notes, remarks)
+    tokens, types, offsets, per_example, remarks = encode_texts(
+        task, tokenizer, rows, encoding.max_length, encoding.template
+    )
+    return Features(tokens, types, offsets, per_example, indices, None, notes, remarks)
 
 
-def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
+def collect_labels(task: Task, rows: Iterable[LocatedRow]) -> tuple[str, ...]:
     """The labels that occur, sorted as numbers if all are, else as names; says how they are read."""
     counts: Counter[str] = Counter()
     spellings: dict[str, set[str]] = {}
     has_text = False
-    for where, row in located_rows(task, rows, labelled=True):
+    for where, row in own_rows(task, rows, labelled=True):
         value = row[task.label_column]
         if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not value.is_integer()):
             raise UserError(f"{where}: label {show(value)} is neither a text nor a whole number")
@@ -129,5 +132,6 @@ KIND = Kind(
     constant=constant,
     describe=describe,
     asks_classes=True,
+    notes=Values,
     count=count,
 )

@@ -15,7 +15,6 @@ from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import located_rows
 from prompt_tuning.tokens.tokenise import encode_texts
 
 
@@ -27,10 +26,11 @@ def encode(
     labels: tuple[str, ...],
 ) -> Features:
     """Texts or pairs with a value; NaN where there is none."""
-    located = located_rows(task, rows)
-    tokens, types, offsets, per_example = encode_texts(task, tokenizer, located, encoding.max_length, encoding.template)
-    values = [_value(where, row.get(task.label_column)) for where, row in located]
-    return Features(tokens, types, offsets, per_example, np.asarray(values, np.float64))
+    tokens, types, offsets, per_example, remarks = encode_texts(
+        task, tokenizer, rows, encoding.max_length, encoding.template
+    )
+    values = [_value(where, row.get(task.label_column)) for where, row in rows]
+    return Features(tokens, types, offsets, per_example, np.asarray(values, np.float64), remarks=remarks)
 
 
 def _value(where: str, value: Any) -> float:

@@ -7,7 +7,6 @@ the metrics.
 from __future__ import annotations
 
 import bisect
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +22,13 @@ from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.metrics.texts import SpanAnswer
 from prompt_tuning.tasks.types import Task
-from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.rows import checked_text, located_rows, sequences, template_of
+from prompt_tuning.tokens.arrays import Values, ends_of
+from prompt_tuning.tokens.features import Features, Remarks
+from prompt_tuning.tokens.rows import checked_text, sequences, template_of
 from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten
-
-logger = logging.getLogger(__name__)
 
 START, END = 1, 2
 """Bits of a token's tag."""
-CHUNK = 2000
-"""Questions tokenised at once: the tokenizer's own answer takes a hundred times the room of ours."""
 N_BEST = 20
 MAX_ANSWER_TOKENS = 30
 
@@ -41,13 +37,12 @@ MAX_ANSWER_TOKENS = 30
 class Questions:
     """What scoring needs: contexts and gold answers of each question, its windows, and where tokens stand in the context."""
 
-    contexts: list[str]
-    answers: list[list[str] | None]
+    contexts: Values
+    answers: Values
     first_window: np.ndarray
     """[questions + 1] Windows of question ``i`` are ``first_window[i]:first_window[i + 1]``."""
     characters: np.ndarray
     """[tokens, 2] First character and the one after the last, -1 for tokens outside the context."""
-    counts_tokens: bool = False
 
 
 def encode(
@@ -59,12 +54,11 @@ def encode(
 ) -> Features:
     """Windows over the context, ``stride`` tokens shared by neighbours; an example is a window."""
     check_offsets(tokenizer, "span tasks")
-    located = located_rows(task, rows)
     build = template_of(task, encoding.template)
     questions: list[str] = []
     contexts: list[str] = []
     gold: list[list[tuple[str, int]] | None] = []
-    for where, row in located:
+    for where, row in rows:
         ((question, context),) = sequences(task, where, build, row)
         questions.append(checked_text(where, question).lstrip())
         contexts.append(checked_text(where, context))
@@ -73,50 +67,7 @@ def encode(
             raise UserError(
                 f'{where}: a question without answer; set task.has_null to true (SQuAD 2.0), or task "squad2", or remove it'
             )
-    questions = _fit_questions(task, tokenizer, questions, encoding)
-    parts = [
-        _windows(tokenizer, questions[at : at + CHUNK], contexts[at : at + CHUNK], gold[at : at + CHUNK], encoding)
-        for at in range(0, len(questions), CHUNK)
-    ]
-    counts = np.concatenate([part.windows for part in parts])
-    is_labelled = np.repeat([-1 if answers is None else 0 for answers in gold], counts)
-    types = [part.types for part in parts if part.types is not None]
-    return Features(
-        tokens=np.concatenate([part.tokens for part in parts]),
-        token_types=np.concatenate(types) if types else None,
-        offsets=np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))]),
-        rows_per_example=1,
-        labels=is_labelled,
-        tags=np.concatenate([part.tags for part in parts]),
-        notes=Questions(
-            contexts,
-            [None if answers is None else [text for text, _ in answers] for answers in gold],
-            np.concatenate([[0], np.cumsum(counts)]),
-            np.concatenate([part.characters for part in parts]),
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """Windows of some questions, their tokens end to end."""
-
-    tokens: np.ndarray
-    types: np.ndarray | None
-    lengths: np.ndarray
-    characters: np.ndarray
-    tags: np.ndarray
-    windows: np.ndarray
-    """[questions] How many each has."""
-
-
-def _windows(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[str],
-    contexts: list[str],
-    gold: list[list[tuple[str, int]] | None],
-    encoding: Encoding,
-) -> _Windows:
+    questions, remarks = _fit_questions(tokenizer, questions, encoding)
     encoded = tokenizer(
         questions,
         contexts,
@@ -132,21 +83,30 @@ def _windows(
     characters = np.full((len(tokens), 2), -1, np.int32)
     tags = np.zeros(len(tokens), np.int32)
     for window, question in enumerate(question_of.tolist()):
-        rows = slice(offsets[window], offsets[window + 1])
+        here = slice(offsets[window], offsets[window + 1])
         own = np.array([place == 1 for place in encoded.sequence_ids(window)])
-        characters[rows][own] = np.asarray(encoded["offset_mapping"][window], np.int32)[own]
-        start, end = _mark(gold[question], characters[rows])
-        tags[rows][start] |= START
-        tags[rows][end] |= END
-    return _Windows(
-        tokens, types, np.diff(offsets), characters, tags, np.bincount(question_of, minlength=len(questions))
+        characters[here][own] = np.asarray(encoded["offset_mapping"][window], np.int32)[own]
+        start, end = _mark(gold[question], characters[here])
+        tags[here][start] |= START
+        tags[here][end] |= END
+    answers = Values.of(None if found is None else [text for text, _ in found] for found in gold)
+    first_window = ends_of(np.bincount(question_of, minlength=len(questions)))
+    return Features(
+        tokens=tokens,
+        token_types=types,
+        offsets=offsets,
+        rows_per_example=1,
+        labels=np.array([-1 if answers is None else 0 for answers in gold])[question_of],
+        tags=tags,
+        notes=Questions(Values.of(contexts), answers, first_window, characters),
+        remarks=remarks,
     )
 
 
 def _fit_questions(
-    task: Task, tokenizer: PreTrainedTokenizerBase, questions: list[str], encoding: Encoding
-) -> list[str]:
-    """Questions that leave the context at least half of the room; says how many were cut."""
+    tokenizer: PreTrainedTokenizerBase, questions: list[str], encoding: Encoding
+) -> tuple[list[str], Remarks]:
+    """Questions that leave the context at least half of the room, and how many were cut."""
     special = check_room(tokenizer, encoding.max_length, True)
     room = (encoding.max_length - special) // 2
     encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
@@ -155,9 +115,7 @@ def _fit_questions(
         question if length <= room else question[: encoded["offset_mapping"][i][room - 1][1]]
         for i, (question, length) in enumerate(zip(questions, lengths, strict=True))
     ]
-    cut = sum(length > room for length in lengths)
-    if cut:
-        logger.info("task %r: %d of %d questions are cut to %d tokens", task.name, cut, len(questions), room)
+    remarks = {f"%d of %d questions are cut to {room} tokens": (sum(n > room for n in lengths), len(questions))}
     # A cut question may be a token longer than counted where the cut splits a word.
     left = encoding.max_length - special - min(max(lengths, default=0), room + 2)
     if encoding.stride >= left:
@@ -165,7 +123,7 @@ def _fit_questions(
             f"data.stride={encoding.stride} leaves no new text in a window: beside the longest question there is room for"
             f" {left} tokens; lower data.stride or raise data.max_length"
         )
-    return kept
+    return kept, remarks
 
 
 def _gold_answers(where: str, value: Any, context: str) -> list[tuple[str, int]] | None:
@@ -238,7 +196,7 @@ def mean_loss(features: Features, outputs: np.ndarray) -> float:
 
 def answers(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> tuple[Any, Any]:
     """Gold texts of each question, and its answer found."""
-    return features.notes.answers, [found[0] for found in _n_best(features, outputs, 1)]
+    return list(features.notes.answers), [found[0] for found in _n_best(features, outputs, 1)]
 
 
 def _n_best(features: Features, outputs: np.ndarray, count: int) -> list[list[SpanAnswer]]:
@@ -312,6 +270,7 @@ KIND = Kind(
     constant=constant,
     describe=describe,
     count=lambda task, features: len(features.notes.contexts),
+    notes=Questions,
     per_token=True,
     drops_hidden=False,
     trains_bias=False,

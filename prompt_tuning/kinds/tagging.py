@@ -6,6 +6,7 @@ Words beyond ``max_length`` or without a token of their own are answered "O" and
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ from prompt_tuning.formats.tags import OUTSIDE, names_span, to_iob2
 from prompt_tuning.kinds import Encoding, Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.arrays import Ragged, Values
 from prompt_tuning.tokens.features import NO_TAG, Features
-from prompt_tuning.tokens.rows import checked_text, located_rows, sequences, template_of
+from prompt_tuning.tokens.rows import checked_text, own_rows, sequences, template_of
 from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten, word_lead
 
 logger = logging.getLogger(__name__)
@@ -32,11 +34,11 @@ logger = logging.getLogger(__name__)
 class Sentences:
     """What scoring needs: for each row its words' tags (IOB2) and the tokens at which they are asked, -1 for none."""
 
-    tags: list[list[str] | None]
-    first_tokens: list[np.ndarray]
-    """Indices into the split's tokens."""
+    tags: Values
+    first_tokens: Ragged
+    """Places in the row."""
     num_labels: np.ndarray
-    counts_tokens: bool = True
+    """[rows] Labelled tokens, each a term of the loss."""
 
 
 def encode(
@@ -48,11 +50,10 @@ def encode(
 ) -> Features:
     """Word lists (and a second list behind them, which is not asked), the words cut to what fits."""
     check_offsets(tokenizer, "tagging tasks")
-    located = located_rows(task, rows)
     build = template_of(task, encoding.template)
     firsts: list[list[str]] = []
     seconds: list[str] = []
-    for where, row in located:
+    for where, row in rows:
         ((words, second),) = sequences(task, where, build, row)
         if not words:
             raise UserError(f"{where}: the sentence has no words")
@@ -74,27 +75,21 @@ def encode(
         _first_tokens(words, len(lead), np.asarray(encoded["offset_mapping"][i]), encoded.sequence_ids(i))
         for i, words in enumerate(firsts)
     ]
-    first_tokens = [np.where(own >= 0, own + base, -1) for own, base in zip(starts, offsets[:-1], strict=True)]
-    written = [_gold_tags(task, where, row, len(words)) for (where, row), words in zip(located, firsts, strict=True)]
-    gold = _as_labels(task, located, written, labels)
-    tags, unknown = _token_tags(len(tokens), located, gold, first_tokens, labels, task)
-    lost = sum(int((own < 0).sum()) for own in first_tokens)
-    if lost:
-        logger.info(
-            "task %r: %d of %d words have no token within data.max_length=%d; they are answered %r",
-            task.name,
-            lost,
-            sum(map(len, firsts)),
-            encoding.max_length,
-            OUTSIDE,
-        )
-    if unknown:
-        logger.warning(
-            "task %r: %d words have tags that the training split lacks; they count as missed", task.name, unknown
-        )
+    written = [_gold_tags(task, where, row, len(words)) for (where, row), words in zip(rows, firsts, strict=True)]
+    gold = _as_labels(task, rows, written, labels)
+    tags, unknown = _token_tags(offsets, rows, gold, starts, labels, task)
+    num_words = sum(map(len, firsts))
+    remarks = {
+        f"%d of %d words have no token within data.max_length={encoding.max_length}; they are answered {OUTSIDE!r}": (
+            sum(int((own < 0).sum()) for own in starts),
+            num_words,
+        ),
+        "%d of %d words have tags that the training split lacks; they count as missed": (unknown, num_words),
+    }
     counts = np.add.reduceat(tags >= 0, offsets[:-1], dtype=np.int64)
     has_tags = np.array([0 if sentence is not None else -1 for sentence in gold], np.int64)
-    return Features(tokens, types, offsets, 1, has_tags, tags, Sentences(gold, first_tokens, counts))
+    notes = Sentences(Values.of(gold), Ragged.of(starts), counts)
+    return Features(tokens, types, offsets, 1, has_tags, tags, notes, remarks)
 
 
 def _first_tokens(words: list[str], lead: int, spans: np.ndarray, sequence: list[int | None]) -> np.ndarray:
@@ -148,18 +143,18 @@ def _no_span(task: Task, where: str, tag: str) -> UserError:
 
 
 def _token_tags(
-    size: int,
+    offsets: np.ndarray,
     rows: list[LocatedRow],
     gold: list[list[str] | None],
     first_tokens: list[np.ndarray],
     labels: tuple[str, ...],
     task: Task,
 ) -> tuple[np.ndarray, int]:
-    """Tag indices of all tokens [size], and how many tags are no label."""
+    """Tag indices of all tokens, and how many tags are no label."""
     index = {name: i for i, name in enumerate(labels)}
-    tags = np.full(size, NO_TAG, np.int32)
+    tags = np.full(int(offsets[-1]), NO_TAG, np.int32)
     unknown = 0
-    for (where, _), sentence, tokens in zip(rows, gold, first_tokens, strict=True):
+    for (where, _), sentence, tokens, base in zip(rows, gold, first_tokens, offsets[:-1], strict=True):
         if sentence is None:
             continue
         strange = [tag for tag in sentence if tag not in index]
@@ -167,26 +162,26 @@ def _token_tags(
             raise UserError(f"{where}: tag {show(strange[0])} is none of {', '.join(labels)}")
         unknown += len(strange)
         values = np.array([index.get(tag, NO_TAG) for tag in sentence])
-        tags[tokens[tokens >= 0]] = values[tokens >= 0]
+        tags[base + tokens[tokens >= 0]] = values[tokens >= 0]
     return tags, unknown
 
 
-def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
+def collect_labels(task: Task, rows: Iterable[LocatedRow]) -> tuple[str, ...]:
     """The tags that occur, "O" first; in IOB2 if they name spans. Raises :class:`UserError` where the task needs that."""
-    located = located_rows(task, rows, labelled=True)
-    sentences = [_gold_tags(task, where, row) or [] for where, row in located]
-    written = {tag for sentence in sentences for tag in sentence}
+    written: set[str] = set()
+    in_iob2 = {OUTSIDE}
+    first_plain: tuple[str, str] | None = None
+    for where, row in own_rows(task, rows, labelled=True):
+        sentence = _gold_tags(task, where, row) or []
+        written.update(sentence)
+        in_iob2.update(to_iob2(sentence))
+        if first_plain is None and (tag := _plain_tag(sentence)) is not None:
+            first_plain = (where, tag)
     plain = {tag for tag in written if tag != OUTSIDE and not names_span(tag)}
-    if plain:
+    if first_plain is not None:
         is_mixed = any(names_span(tag) for tag in written)
         if not task.plain_metrics or (is_mixed and task.selects_by not in task.plain_metrics):
-            where, tag = next(
-                (where, tag)
-                for (where, _), tags in zip(located, sentences, strict=True)
-                for tag in tags
-                if tag in plain
-            )
-            raise _no_span(task, where, tag)
+            raise _no_span(task, *first_plain)
         if task.selects_by not in task.plain_metrics:
             logger.info(
                 "task %r: tags such as %r name no spans (B-, I-, O), so accuracy alone is reported and selects",
@@ -195,7 +190,7 @@ def collect_labels(task: Task, rows: list[LocatedRow]) -> tuple[str, ...]:
             )
         found = written
     else:
-        found = {OUTSIDE, *(tag for sentence in sentences for tag in to_iob2(sentence))}
+        found = in_iob2
     if len(found) < 2:
         raise UserError(
             f"task {task.name!r}: all tags of the training split are {min(found, default=OUTSIDE)!r};"
@@ -221,14 +216,14 @@ def keep(logits: Tensor, targets: Targets) -> Tensor:
 
 def answers(task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> tuple[Any, Any]:
     """Tags of every sentence: two lists of lists."""
-    return features.notes.tags, _predicted(features, outputs, labels)
+    return [sentence and list(sentence) for sentence in features.notes.tags], _predicted(features, outputs, labels)
 
 
 def _predicted(features: Features, outputs: np.ndarray, labels: tuple[str, ...]) -> list[list[str]]:
     chosen = outputs[:, 0].astype(np.int64)
     return [
-        [labels[chosen[token]] if token >= 0 else OUTSIDE for token in tokens.tolist()]
-        for tokens in features.notes.first_tokens
+        [labels[chosen[base + token]] if token >= 0 else OUTSIDE for token in tokens.tolist()]
+        for base, tokens in zip(features.offsets[:-1].tolist(), features.notes.first_tokens, strict=True)
     ]
 
 
@@ -255,5 +250,6 @@ KIND = Kind(
     constant=constant,
     describe=describe,
     keep=keep,
+    notes=Sentences,
     per_token=True,
 )

@@ -27,7 +27,8 @@ from prompt_tuning.kinds import Encoding
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
-from prompt_tuning.settings.schema import BackboneSection, RunFile
+from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task

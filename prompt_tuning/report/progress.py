@@ -56,30 +56,3 @@ class Progress:
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         mark = " (best)" if member.best is not None and member.best.step == member.step else ""
         logger.info("%s: step %d of %d, dev %s%s", member.name, member.step, member.total_steps, numbers, mark)
-
-
-class RowsBar:
-    """How many rows of a file are done, where standard error is a terminal; ``is_hidden``: the rows go to one too."""
-
-    def __init__(self, total: int, start: int, is_hidden: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("rows"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-        is_hidden = is_hidden or sys.stderr is None or not sys.stderr.isatty()
-        self.bar = Bar(*columns, console=Console(stderr=True), disable=is_hidden)
-        self.bar.add_task("rows", total=total, completed=start)
-
-    def __enter__(self) -> RowsBar:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def show(self, done: int) -> None:
-        """Report how many rows are done."""
-        self.bar.update(self.bar.task_ids[0], completed=done)

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import difference, sentences
+from prompt_tuning.settings.changes import without
 from prompt_tuning.settings.members import MemberSpec, Run
 from prompt_tuning.settings.merge import Json, read_json
-from prompt_tuning.settings.schema import BOOKKEEPING, NO_EXPERIMENT, RunFile
+from prompt_tuning.settings.schema import RunFile
 
 
 def load_recorded_run(folder: Path) -> Run:
@@ -39,11 +40,7 @@ def experiment(run: Run) -> Json:
 def _experiment(record: Json) -> Json:
     members = copy.deepcopy(record["members"])
     for member in members:
-        config = member["config"]
-        for key in NO_EXPERIMENT:
-            config.pop(key, None)
-        for key in BOOKKEEPING:
-            config["train"].pop(key, None)
+        member["config"] = without(member["config"], RunFile, "parallel", "launch", "people")
     return {"members": members, "shared_prompt": record["shared_prompt"]}
 
 

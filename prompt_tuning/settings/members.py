@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import MISSING, sentences, show
+from prompt_tuning.settings.changes import keys_that_change, without
 from prompt_tuning.settings.merge import Json, extend, merge, parse_set, put, read_json
-from prompt_tuning.settings.schema import BOOKKEEPING, FOR_PEOPLE, NO_EXPERIMENT, RunFile
+from prompt_tuning.settings.schema import RunFile
 
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 
@@ -166,7 +167,7 @@ def _members(
                         put(merged, dotted, value, f"{where}: --set {dotted}")
                 _forget_published(merged, sets)
                 changed = [f"{dotted.rpartition('.')[2]}={value}" for dotted, value in point.items()]
-                recorded = {k: v for k, v in merge(base, overrides).items() if k not in FOR_PEOPLE}
+                recorded = without(merge(base, overrides), RunFile, "people")
                 yield where, (name, *changed, *(["seed"] if len(seeds) > 1 else [])), recorded, merged
         except UserError as error:
             text = str(error).removeprefix(f"{path}: ")
@@ -192,8 +193,8 @@ def _contradictions(grid: Json, seeds: list[int], sets: list[str]) -> list[str]:
 
 def _forget_published(settings: Json, sets: list[tuple[str, Any]]) -> None:
     """Drop the published results of settings that ``--set`` has changed: they are of other numbers then."""
-    same = {"data.path", "train.seed", "fleet.seeds", "published", *(f"train.{key}" for key in BOOKKEEPING)}
-    changed = [dotted for dotted, _ in sets if dotted not in same and dotted.partition(".")[0] not in NO_EXPERIMENT]
+    same = {"data.path", "train.seed", "fleet.seeds", *keys_that_change(RunFile, "parallel", "launch", "people")}
+    changed = [dotted for dotted, _ in sets if not {dotted, dotted.partition(".")[0]} & same]
     if changed and isinstance(settings.get("published"), list):
         settings["published"] = False
 

@@ -1,4 +1,4 @@
-"""The run file: its sections, their defaults, and how overrides and fleets resolve to members.
+"""The run file as a whole.
 
 Importing this module does not import torch, so a file is checked in milliseconds.
 """
@@ -12,183 +12,19 @@ from pydantic import Field, field_validator, model_validator
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
 from prompt_tuning.section import FOLDER_NAME, Section
-
-
-class BackboneSection(Section):
-    path: str = Field(min_length=1, description="Folder, hub id, or package://module/path of an installed package.")
-    revision: str | None = Field(None, description="Hub revision (branch, tag or commit); only for hub ids.")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the frozen weights.")
-    attention: Literal["sdpa", "eager"] = Field("sdpa", description="Stock attention kernel that the prefix enters.")
-    trust_remote_code: bool = Field(False, description="Run Python code that ships with the backbone.")
-
-
-class DataSection(Section):
-    path: str | None = Field(
-        None, min_length=1, description="Folder of the task's files, or a hub id; None: the task's own hub id."
-    )
-    max_length: int = Field(128, gt=0, description="Tokens kept of a text (pair), special tokens included.")
-    stride: int = Field(128, ge=0, description="Tokens that neighbouring windows of a long context share (span tasks).")
-    template: str | None = Field(None, description="Name of one of the task's templates; None: the task's first.")
-    max_train_examples: int | None = Field(None, gt=0, description="Use only the first so many training examples.")
-    max_eval_examples: int | None = Field(None, gt=0, description="Use only the first so many of dev and of test.")
-    held_out: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the training rows held out to select on, so that dev is only reported, as test/dev.",
-    )
-
-
-class PromptSection(Section):
-    length: int = Field(20, gt=0, le=65536, description="Prompt tokens P in front of every layer's attention.")
-    positions: Literal["after_prefix", "from_zero"] = Field(
-        "after_prefix", description="Position of the first text token: P (as the reference) or 0."
-    )
-    layers: list[int] | None = Field(None, min_length=1, description="Layers (from 0) that get a prefix; None: all.")
-    init: Literal["normal", "zero", "text"] = Field(
-        "normal",
-        description="normal: N(0, 0.02); zero; text: the backbone's own keys and values of training text.",
-    )
-    init_from: str | None = Field(None, min_length=1, description="Folder of an exported prompt to start from.")
-    reparameterisation: Literal["none", "mlp"] = Field(
-        "none", description="mlp: table -> Linear -> tanh -> Linear; folded to a plain table on export."
-    )
-    projection_width: int = Field(512, gt=0, le=65536, description="Inner width of the reparameterisation.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Per-example dropout on prompts and on the head's input.")
-
-
-class HeadSection(Section):
-    pooling: Literal["pooler", "first", "mean", "last"] | None = Field(
-        None, description="What the head sees of a text; None: the family's own. Tagging and span tasks see all tokens."
-    )
-
-
-class OptimizerSection(Section):
-    lr: float = Field(5e-3, gt=0, description="AdamW learning rate of the prefix (of everything, for method full).")
-    head_lr: float | None = Field(None, gt=0, description="Learning rate of the head; None: the same as lr.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW second-moment decay.")
-    eps: float = Field(1e-8, gt=0, description="AdamW denominator term.")
-    clip_norm: float = Field(1.0, ge=0, description="Largest L2 norm of one member's gradient; 0: no clipping.")
-    schedule: Literal["linear", "constant", "exponential"] = Field(
-        "linear", description="linear: to 0 at the last step; exponential: times `gamma` once an epoch."
-    )
-    gamma: float = Field(0.95, gt=0, le=1, description="Decay factor of one epoch for the exponential schedule.")
-    warmup: float = Field(0.0, ge=0, lt=1, description="Share of all steps over which the rate rises from 0.")
-
-
-class TrainSection(Section):
-    epochs: int = Field(10, gt=0, description="Passes over the training examples.")
-    max_steps: int | None = Field(None, gt=0, description="Last step and horizon of the schedule, instead of epochs.")
-    batch_size: int = Field(32, gt=0, description="Examples of one member in a step, over all ranks.")
-    seed: int = Field(11, ge=0, lt=2**63, description="Seed of initial values, data order and prompt dropout.")
-    eval_steps: int | None = Field(None, gt=0, description="Steps between evaluations on dev; None: once an epoch.")
-    patience: int | None = Field(None, gt=0, description="Stop after so many evaluations without a new best.")
-    log_steps: int = Field(10, gt=0, description="Steps between lines in metrics.jsonl.")
-    checkpoint_steps: int | None = Field(
-        None,
-        gt=0,
-        description="Steps between checkpoints; null: once all running members were evaluated since the last one.",
-    )
-    keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints kept; every one holds the best prompts too.")
-    backbone_dropout: bool | float = Field(
-        True, description="true: the backbone's own; false: none; a number: rate of its hidden dropout."
-    )
-    activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
-    tokens_per_batch: int | None = Field(
-        None,
-        gt=0,
-        description="Most tokens, padding and prompts included, of one forward on one rank; None: 1024 on CPU, 16384 on GPU.",
-    )
-
-    tensorboard: bool = Field(False, description="Write TensorBoard events too (extra `tensorboard`).")
-
-    @field_validator("backbone_dropout", mode="before")
-    @classmethod
-    def _rate(cls, value: Any) -> Any:
-        if not isinstance(value, (bool, int, float)) or not (isinstance(value, bool) or 0 <= value < 1):
-            raise ValueError(f"{show(value)} is no rate; give true, false or a number from 0 up to, not including, 1")
-        return value
-
-
-class ParallelSection(Section):
-    tensor: int = Field(1, gt=0, description="Neighbouring ranks that share every layer (tensor parallelism).")
-    zero: bool = Field(False, description="Split the frozen backbone over the other ranks too (ZeRO-3 by DeepSpeed).")
-
-
-class OffloadSection(Section):
-    device: Literal["cpu", "nvme"] = Field(description="Where each rank keeps its part of the backbone.")
-    nvme_path: str | None = Field(None, min_length=1, description="Folder for device `nvme`.")
-    pin_memory: bool = Field(False, description="Keep it in page-locked memory, for faster copies to a GPU.")
-    buffer_count: int = Field(5, gt=0, description="Buffers for device `nvme`.")
-    buffer_size: int = Field(100_000_000, gt=0, description="Numbers in each of these buffers.")
-
-    @model_validator(mode="after")
-    def _has_path(self) -> OffloadSection:
-        if self.device == "nvme" and self.nvme_path is None:
-            raise ValueError("nvme_path is missing; name a folder on the NVMe disk")
-        return self
-
-
-class DeepSpeedSection(Section):
-    """Settings of ZeRO-3 in DeepSpeed's own names; only with ``parallel.zero``."""
-
-    offload_param: OffloadSection | None = Field(None, description="Keep the parts off the GPU; None: on it.")
-    zero_hpz_partition_size: int = Field(
-        1, gt=0, description="hpZ: ranks (of one host) that together keep a second copy, from which they gather."
-    )
-    zero_quantized_weights: bool = Field(False, description="Gather weights as int8; GPU only, changes the numbers.")
-    zero_quantized_nontrainable_weights: bool = Field(
-        False, description="Keep and gather frozen weights as int8; GPU only, changes the numbers."
-    )
-    stage3_prefetch_bucket_size: int = Field(50_000_000, ge=0, description="Numbers gathered ahead of their use.")
-    stage3_max_live_parameters: int = Field(
-        1_000_000_000, ge=0, description="Nothing is gathered ahead beyond so many gathered numbers."
-    )
-    stage3_max_reuse_distance: int = Field(
-        0, ge=0, description="Weights stay gathered if they are used again within so many numbers; 0: never."
-    )
-
-
-class LaunchSection(Section):
-    timeout_seconds: float = Field(
-        300.0, gt=0, description="A rank that has not answered for so many seconds ends the job, named with its host."
-    )
-
-
-class FleetSection(Section):
-    seeds: list[int] | None = Field(None, description="One member per seed (times members, times grid).")
-    members: list[dict[str, Any]] | None = Field(
-        None, description="Overrides, one object a member; each may have `name` and may extend a run file."
-    )
-    grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
-    shared_prompt: bool = Field(
-        False, description="Members train one prefix together, each with its own data and head (MPT-2 of P-tuning v2)."
-    )
-
-    @model_validator(mode="after")
-    def _sensible(self) -> FleetSection:
-        problems = []
-        for name in ("seeds", "members", "grid"):
-            if getattr(self, name) == ([] if name != "grid" else {}):
-                problems.append(f"`{name}` is empty; give at least one entry or leave it out")
-        lists: dict[str, list[Any]] = {
-            "seeds": self.seeds or [],
-            **{f"grid.{k}": v for k, v in (self.grid or {}).items()},
-        }
-        for name, values in lists.items():
-            if name != "seeds" and not values:
-                problems.append(f"`{name}` is an empty list; give at least one value or leave it out")
-            texts = [repr(value) for value in values]
-            twice = [value for i, value in enumerate(values) if texts[i] in texts[:i]]
-            if twice:
-                problems.append(
-                    f"`{name}` has {show(twice[0])} twice; members that are the same would count as several"
-                )
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+from prompt_tuning.settings.changes import LAUNCH, PARALLEL, PEOPLE
+from prompt_tuning.settings.sections import (
+    BackboneSection,
+    DataSection,
+    DeepSpeedSection,
+    FleetSection,
+    HeadSection,
+    LaunchSection,
+    OptimizerSection,
+    ParallelSection,
+    PromptSection,
+    TrainSection,
+)
 
 
 class Published(Section):
@@ -202,13 +38,19 @@ class Published(Section):
 class RunFile(Section):
     """One run: an experiment (what changes the numbers), where it is parallel, and where results go."""
 
-    schema_: str | None = Field(None, alias="$schema", description="Path of the JSON Schema, for editors.")
-    name: str | None = Field(
-        None, pattern=FOLDER_NAME, max_length=100, description="Name of the run; None: the file's name."
+    schema_: str | None = Field(
+        None, alias="$schema", description="Path of the JSON Schema, for editors.", json_schema_extra=PEOPLE
     )
-    description: str | None = Field(None, description="One line for people.")
+    name: str | None = Field(
+        None,
+        pattern=FOLDER_NAME,
+        max_length=100,
+        description="Name of the run; None: the file's name.",
+        json_schema_extra=LAUNCH,
+    )
+    description: str | None = Field(None, description="One line for people.", json_schema_extra=PEOPLE)
     published: Literal[False] | list[Published] | None = Field(
-        None, description="Published results of these settings; false: settings of our own."
+        None, description="Published results of these settings; false: settings of our own.", json_schema_extra=PEOPLE
     )
     task: str | dict[str, Any] = Field(description="Name of a task, or an object with `kind` for one's own data.")
     method: Literal["deep_prompt", "shallow_prompt", "head", "full"] = Field(
@@ -220,11 +62,15 @@ class RunFile(Section):
     head: HeadSection = HeadSection()
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
-    parallel: ParallelSection = ParallelSection()
-    deepspeed: DeepSpeedSection = DeepSpeedSection()
-    launch: LaunchSection = LaunchSection()
-    fleet: FleetSection | None = Field(None, description="Several members trained together; None: one.")
-    output: str | None = Field(None, min_length=1, description="Run folder; None: runs/<name>.")
+    parallel: ParallelSection = Field(ParallelSection(), json_schema_extra=PARALLEL)
+    deepspeed: DeepSpeedSection = Field(DeepSpeedSection(), json_schema_extra=PARALLEL)
+    launch: LaunchSection = Field(LaunchSection(), json_schema_extra=LAUNCH)
+    fleet: FleetSection | None = Field(
+        None, description="Several members trained together; None: one.", json_schema_extra=LAUNCH
+    )
+    output: str | None = Field(
+        None, min_length=1, description="Run folder; None: runs/<name>.", json_schema_extra=LAUNCH
+    )
 
     @property
     def is_cloze(self) -> bool:
@@ -304,8 +150,3 @@ class RunFile(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-FOR_PEOPLE = ("description", "published")
-NO_EXPERIMENT = ("$schema", "name", *FOR_PEOPLE, "parallel", "deepspeed", "launch", "fleet", "output")
-BOOKKEEPING = ("checkpoint_steps", "keep_checkpoints", "log_steps", "tensorboard")

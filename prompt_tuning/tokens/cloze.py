@@ -8,15 +8,15 @@ from transformers import PreTrainedTokenizerBase
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.tasks.types import Task
-from prompt_tuning.tokens.features import NO_TAG
+from prompt_tuning.tokens.features import NO_TAG, Remarks
 from prompt_tuning.tokens.rows import checked_text, sequences, template_of
-from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten, say_cut, word_lead
+from prompt_tuning.tokens.tokenise import check_offsets, check_room, cut_texts, flatten, word_lead
 
 
 def encode_gaps(
     task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[LocatedRow], max_length: int, template: str | None
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int, np.ndarray]:
-    """Tokens, types, offsets, sequences a row, and wanted tokens of cloze sequences; contexts cut to ``max_length``."""
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int, np.ndarray, Remarks]:
+    """Tokens, types, offsets, sequences a row, wanted tokens and remarks of cloze sequences; contexts cut to ``max_length``."""
     check_offsets(tokenizer, "cloze templates")
     build = template_of(task, template)
     lead = word_lead(tokenizer)
@@ -59,5 +59,5 @@ def encode_gaps(
         else:
             wanted[held] = tokens[held]
             tokens[held] = tokenizer.mask_token_id
-    say_cut(task, int((np.diff(offsets) == max_length).sum()), len(texts), max_length)
-    return tokens, types, offsets, len(texts) // max(1, len(rows)), wanted
+    remarks = cut_texts(np.diff(offsets), max_length)
+    return tokens, types, offsets, len(texts) // max(1, len(rows)), wanted, remarks

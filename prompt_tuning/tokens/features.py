@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,9 @@ import numpy as np
 NO_TAG = -100
 """Tag of a token that has none."""
 
+Remarks = Mapping[str, tuple[int, int]]
+"""What to say of a split: a text with two ``%d``, and the two numbers; parts of a split add theirs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -19,7 +23,8 @@ class Features:
 
     Row ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` [examples] is a class index or a value, -1 or NaN where
     there is none; where every token is asked, it only says whether the example is labelled, and ``tags`` [tokens] has the
-    labels, negative where a token has none. ``notes`` is what the task's kind needs for scoring beside them.
+    labels, negative where a token has none. ``notes`` is what the task's kind needs for scoring beside them, a record of
+    :mod:`prompt_tuning.tokens.arrays`. All arrays may be mapped from files.
     """
 
     tokens: np.ndarray
@@ -29,6 +34,9 @@ class Features:
     labels: np.ndarray
     tags: np.ndarray | None = None
     notes: Any = None
+    remarks: Remarks = field(default_factory=dict)
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """What was computed of mapped arrays when they were written."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,12 +53,31 @@ class Features:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over all tokens, labels and tags, as hex digits: equal where training would see the same."""
+        if "digest" in self.known:
+            return str(self.known["digest"])
         found = hashlib.sha256(str(self.rows_per_example).encode())
         for array in (self.tokens, self.token_types, self.offsets, self.labels, self.tags):
             if array is not None:
                 found.update(f"{array.dtype} {array.shape} ".encode())
-                found.update(np.ascontiguousarray(array).tobytes())
+                found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
+
+    @cached_property
+    def largest_token(self) -> int:
+        """The highest token number; -1 where there is none."""
+        return int(self.known.get("largest_token", self.tokens.max(initial=-1)))
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of some rows."""
+        return np.asarray(self.offsets[rows + 1] - self.offsets[rows])
+
+    def longest(self, examples: np.ndarray) -> np.ndarray:
+        """Tokens of the longest row of some examples."""
+        first = examples * self.rows_per_example
+        found = self.lengths(first)
+        for choice in range(1, self.rows_per_example):
+            np.maximum(found, self.lengths(first + choice), out=found)
+        return found
 
     def num_tokens(self, examples: np.ndarray) -> int:
         """Tokens of all rows of some examples."""
@@ -59,6 +86,5 @@ class Features:
 
     def terms(self, examples: np.ndarray) -> int:
         """How many terms the loss of some examples is the mean of: examples, or labelled tokens where a kind counts them."""
-        if not getattr(self.notes, "counts_tokens", False):
-            return len(examples)
-        return int(self.notes.num_labels[examples].sum())
+        num_labels = getattr(self.notes, "num_labels", None)
+        return len(examples) if num_labels is None else int(num_labels[examples].sum())

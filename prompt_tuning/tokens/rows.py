@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prompt_tuning.errors import UserError
@@ -48,11 +49,14 @@ def expanded(task: Task, where: str, raw: Row) -> list[Row]:
         raise _misfit(task, where, error) from None
 
 
-def first_examples(task: Task, rows: list[LocatedRow], limit: int | None) -> list[LocatedRow]:
-    """The rows of a file that hold the first ``limit`` examples of the task; the last one is cut where it holds more."""
+def first_examples(task: Task, rows: Iterable[LocatedRow], limit: int | None) -> Iterator[LocatedRow]:
+    """The rows of a file that hold the first ``limit`` examples of the task; the last one is cut where it holds more.
+
+    What is behind them is not read.
+    """
     if limit is None:
-        return rows
-    found: list[LocatedRow] = []
+        yield from rows
+        return
     count, latest = 0, None
     for where, raw in rows:
         own = expanded(task, where, raw)
@@ -64,26 +68,19 @@ def first_examples(task: Task, rows: list[LocatedRow], limit: int | None) -> lis
                 break
             latest, fitting = example, fitting + 1
         if fitting == len(own):
-            found.append((where, raw))
+            yield where, raw
         else:
-            found += [(where, Example(row)) for row in own[:fitting]]
+            yield from ((where, Example(row)) for row in own[:fitting])
         if count >= limit:
             break
-    return found
 
 
-def located_rows(task: Task, rows: list[LocatedRow], labelled: bool = False) -> list[LocatedRow]:
+def own_rows(task: Task, rows: Iterable[LocatedRow], labelled: bool = False) -> Iterator[LocatedRow]:
     """The task's own rows, checked; ``labelled``: each must have a label."""
-    found = []
     for where, raw in rows:
         for row in expanded(task, where, raw):
             check_columns(task, where, row, labelled=labelled)
-            found.append((where, dict(row)))
-    if rows and not found:
-        raise UserError(
-            f"{rows[0][0]}: neither this row nor any other holds an example of task {task.name!r}; fill or remove them"
-        )
-    return found
+            yield where, dict(row)
 
 
 def sequences(task: Task, where: str, build: Template, row: Row) -> tuple[Any, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,29 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.tasks.labels import label_name, why_unknown
 from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import Remarks
 from prompt_tuning.tokens.rows import checked_text, sequences, template_of
 
-logger = logging.getLogger(__name__)
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what a tokenizer does, padding and truncation apart, as hex digits."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        plain = {key: value for key, value in tokenizer.init_kwargs.items() if isinstance(value, (bool, int, str))}
+        paths = {
+            key for key, value in plain.items() if "file" in key or key == "name_or_path" or str(value).startswith("/")
+        }
+        content: Any = [
+            type(tokenizer).__name__,
+            sorted(tokenizer.get_vocab().items()),
+            sorted((key, value) for key, value in plain.items() if key not in paths),
+        ]
+    else:
+        content = json.loads(backend.to_str())
+        # Both change with every call of a tokenizer and are not its own.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, pair: bool) -> int:
@@ -51,8 +72,8 @@ def flatten(encoded: Any, count: int) -> tuple[np.ndarray, np.ndarray | None, np
 
 def encode_texts(
     task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[LocatedRow], max_length: int, template: str | None
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int]:
-    """Tokens, types, offsets and sequences a row of texts or pairs, truncated longest first to ``max_length`` tokens."""
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Remarks]:
+    """Tokens, types, offsets, sequences a row and remarks of texts or pairs, truncated longest first to ``max_length``."""
     build = template_of(task, template)
     firsts: list[str] = []
     seconds: list[str] = []
@@ -68,8 +89,7 @@ def encode_texts(
     lengths = np.diff(offsets)
     if len(lengths) and lengths.min() == 0:
         raise UserError(f"{rows[int(lengths.argmin()) // per_example][0]}: the text has no tokens")
-    say_cut(task, int((lengths == max_length).sum()), len(firsts), max_length)
-    return tokens, types, offsets, per_example
+    return tokens, types, offsets, per_example, cut_texts(lengths, max_length)
 
 
 def word_lead(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -80,17 +100,10 @@ def word_lead(tokenizer: PreTrainedTokenizerBase) -> str:
     return " " if both == first + spaced != first + plain else ""
 
 
-def say_cut(task: Task, cut: int, count: int, max_length: int, what: str = "texts") -> None:
-    """Log how many texts the length limit cuts, if any."""
-    if cut:
-        logger.info(
-            "task %r: %d of %d %s fill data.max_length=%d tokens; what is beyond is cut",
-            task.name,
-            cut,
-            count,
-            what,
-            max_length,
-        )
+def cut_texts(lengths: np.ndarray, max_length: int) -> Remarks:
+    """How many texts the length limit cuts."""
+    remark = f"%d of %d texts fill data.max_length={max_length} tokens; what is beyond is cut"
+    return {remark: (int((lengths == max_length).sum()), len(lengths))}
 
 
 def class_labels(task: Task, rows: Sequence[LocatedRow], labels: tuple[str, ...]) -> np.ndarray:

@@ -77,7 +77,7 @@ def test_words_of_real_sentences_get_the_tokens_that_robertas_tokenizer_gives_th
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from prompt_tuning.data.load import encode
+    from prompt_tuning.data.encode import encode
     from prompt_tuning.data.read import read_split
     from prompt_tuning.kinds import Encoding
     from prompt_tuning.tasks.find import find_task

@@ -17,7 +17,7 @@ from prompt_tuning.forward.run import hidden_states
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tokens.features import Features
 from tests.support.tiny import CONFIGS, make_backbone
 

@@ -12,7 +12,7 @@ from model_parallel.plan import matches
 from prompt_tuning.backbone.families import families, find_family
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone
 from tests.support.topologies import in_topologies, local_tensors, one_pass, open_sharded

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from prompt_tuning.data.load import encode
+from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import score
 from prompt_tuning.kinds import Encoding, find_kind
@@ -97,7 +97,7 @@ def test_every_wrong_answer_lowers_some_metric(name):
     for example in range(len(features)):
         wrong = right.copy()
         if KINDS[name] == "tagging":
-            tokens = features.notes.first_tokens[example]
+            tokens = features.notes.first_tokens[example] + features.offsets[example]
             wrong[tokens, 0] = np.where(wrong[tokens, 0] > 0, 0, 1)
         elif KINDS[name] == "span":
             rows = slice(features.offsets[example], features.offsets[example + 1])

@@ -9,7 +9,7 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone.families import families
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.forward.run import hidden_states
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 from tests.contracts.test_families import (
     BOUNDS,
     assert_equal,

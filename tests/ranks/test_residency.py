@@ -13,7 +13,7 @@ from model_parallel.memory import resident_numel
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import evaluate
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 from tests.support.fleets import open_fleet
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_texts, run_json

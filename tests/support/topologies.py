@@ -15,7 +15,7 @@ from model_parallel.collectives import gather_over_data_ranks, sum_gradients
 from model_parallel.grid import Grid, make_grid
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.forward.run import hidden_states
-from prompt_tuning.settings.schema import BackboneSection, DeepSpeedSection
+from prompt_tuning.settings.sections import BackboneSection, DeepSpeedSection
 from tests.contracts.test_families import make_batch, make_prompt, prefix_gradients, ramp_loss
 
 QUIET = DeepSpeedSection(stage3_prefetch_bucket_size=0).model_dump(exclude_none=True)

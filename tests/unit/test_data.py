@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.data.load import encode, load_task_data
+from prompt_tuning.data.encode import encode
+from prompt_tuning.data.load import load_task_data
 from prompt_tuning.data.read import read_rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.kinds import Encoding

@@ -10,6 +10,7 @@ import pytest
 from launcher import cli
 from model_parallel.grid import Grid
 from prompt_tuning.data.load import load_task_data
+from prompt_tuning.data.rows import Rows
 from prompt_tuning.fleet.evaluate import num_examples
 from prompt_tuning.kinds import Encoding
 from prompt_tuning.report.results import export_member
@@ -66,7 +67,7 @@ def test_limits_are_the_same_for_rows_of_files_and_of_the_hub():
 
 def test_a_bad_row_behind_the_limit_is_not_looked_at():
     rows = [("file:1", record(1)[0]), ("file:2", {"passage": None})]
-    assert first_examples(find_task("record"), rows, 2) == rows[:1]
+    assert list(first_examples(find_task("record"), rows, 2)) == rows[:1]
 
 
 def exported(folder, raw, capsys):
@@ -99,7 +100,7 @@ def test_evaluate_reads_the_prompts_own_configuration_of_a_hub_data_set(tmp_path
 
     def read_hub_split(task, path, split, hub_config):
         seen.append((path, split, hub_config))
-        return [("hub row 1", {"text": "w1", "label": "class0"})]
+        return Rows(lambda: [("hub row 1", {"text": "w1", "label": "class0"})], str)
 
     monkeypatch.setattr("prompt_tuning.data.read.read_hub_split", read_hub_split)
     assert cli.main(["evaluate", "--prompt", prompt, "--data", "someone/texts"]) == 0

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prompt_tuning.prompt.head import Head
-from prompt_tuning.settings.schema import HeadSection
+from prompt_tuning.settings.sections import HeadSection
 
 ROWS, LENGTH, HIDDEN, CLASSES = 4, 6, 8, 3
 LENGTHS = torch.tensor([6, 1, 3, 2])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from prompt_tuning.data.load import encode
+from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.batch import Items, Pool
 from prompt_tuning.forward.layout import lay_out
@@ -74,7 +74,7 @@ def test_words_beyond_the_limit_are_answered_and_counted(caplog):
     rows = [{"words": [f"w{i}" for i in range(9)], "tags": ["B-X"] + ["O"] * 7 + ["B-X"]}]
     caplog.set_level("INFO")
     features = encode(TAGS, WORDS, locate(rows), Encoding(6), LABELS)
-    assert "5 of 9 words have no token within data.max_length=6" in caplog.text
+    assert features.remarks["%d of %d words have no token within data.max_length=6; they are answered 'O'"] == (5, 9)
     outputs = np.stack([features.tags, np.zeros(len(features.tags))], axis=1)
     gold, predicted = find_kind("tagging").answers(TAGS, features, outputs, LABELS)
     assert predicted == [["B-X"] + ["O"] * 8] and gold[0][-1] == "B-X"
@@ -151,7 +151,7 @@ def test_questions_that_are_too_long_are_cut_and_counted(caplog):
     caplog.set_level("INFO")
     row = {**question(CONTEXT, "w30"), "question": " ".join(["w3"] * 40)}
     features = encode(SPANS, WORDS, locate([row]), Encoding(21, stride=2), ())
-    assert "1 of 1 questions are cut to 9 tokens" in caplog.text
+    assert features.remarks == {"%d of %d questions are cut to 9 tokens": (1, 1)}
     assert max(np.diff(features.offsets)) <= 21
     with pytest.raises(UserError, match=r"data\.stride=8 leaves no new text in a window"):
         encode(SPANS, WORDS, locate([row]), Encoding(21, stride=8), ())
@@ -232,14 +232,3 @@ def test_an_unlabelled_row_is_known_as_such():
         (VALUES, {"text": "w1"}),
     ):
         assert not encode(task, WORDS, locate([row]), Encoding(12, stride=1), LABELS).is_labelled
-
-
-def test_questions_are_the_same_in_chunks(monkeypatch):
-    rows = locate([question(CONTEXT, "w20"), question("w3 w4", None), question(CONTEXT, "w12"), question("w5", "w5")])
-    whole = encode(SPANS, WORDS, rows, Encoding(15, stride=3), ())
-    monkeypatch.setattr(span, "CHUNK", 3)
-    parts = encode(SPANS, WORDS, rows, Encoding(15, stride=3), ())
-    for name in ("tokens", "token_types", "offsets", "labels", "tags"):
-        assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
-    assert np.array_equal(parts.notes.first_window, whole.notes.first_window)
-    assert np.array_equal(parts.notes.characters, whole.notes.characters)

@@ -12,7 +12,7 @@ from model_parallel.grid import Grid
 from model_parallel.loading import stored_tensors
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
-from prompt_tuning.settings.schema import BackboneSection
+from prompt_tuning.settings.sections import BackboneSection
 from tests.support.tiny import make_backbone
 
 

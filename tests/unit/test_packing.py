@@ -144,8 +144,7 @@ def test_members_with_the_same_data_share_its_arrays():
     features = make_features([3, 4, 5])
     other = make_features([2, 2])
     pool = Pool([features, other, features])
-    assert len(pool.tokens) == len(features.tokens) + len(other.tokens)
-    assert pool.first_row.tolist() == [0, 3, 0]
+    assert pool.sources == [features, other] and pool.source_of.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("with_types", [True, False])

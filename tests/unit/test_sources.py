@@ -58,7 +58,7 @@ def test_a_csv_field_may_be_large(tmp_path):
 @pytest.mark.parametrize("name", ["dev", "val", "valid", "validation"])
 def test_the_dev_split_has_many_names(tmp_path, name):
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(ROWS[0]))
-    assert len(read_split(TEXTS, str(tmp_path), "dev")) == 1
+    assert len(list(read_split(TEXTS, str(tmp_path), "dev"))) == 1
     assert read_split(TEXTS, str(tmp_path), "train") is None
     assert read_split(TEXTS, str(tmp_path), "test") is None
 
@@ -66,10 +66,10 @@ def test_the_dev_split_has_many_names(tmp_path, name):
 def test_a_tasks_own_folder_comes_first(tmp_path):
     boolq = find_task("boolq")
     (tmp_path / "train.jsonl").write_text('{"question": "outer"}')
-    assert read_split(boolq, str(tmp_path), "train")[0][1] == {"question": "outer"}
+    assert next(iter(read_split(boolq, str(tmp_path), "train")))[1] == {"question": "outer"}
     (tmp_path / "BoolQ").mkdir()
     (tmp_path / "BoolQ" / "train.jsonl").write_text('{"question": "inner"}')
-    assert read_split(boolq, str(tmp_path), "train")[0][1] == {"question": "inner"}
+    assert next(iter(read_split(boolq, str(tmp_path), "train")))[1] == {"question": "inner"}
 
 
 def test_relative_folders_are_found(tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_relative_folders_are_found(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps(ROWS[0]))
     for path in ("data", "./data"):
-        assert len(read_split(TEXTS, path, "train")) == 1
+        assert len(list(read_split(TEXTS, path, "train"))) == 1
 
 
 def test_other_kinds_of_file_are_refused(tmp_path):

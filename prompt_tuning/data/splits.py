@@ -1,0 +1,130 @@
+"""Which rows a run trains and is judged on: the splits of a source, cut to limits, parted, test splits without labels left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from model_parallel import rng
+from prompt_tuning.data.read import SPLITS, extra_splits, read_split
+from prompt_tuning.data.rows import Rows
+from prompt_tuning.errors import UserError
+from prompt_tuning.formats import STEMS, LocatedRow
+from prompt_tuning.formats.tables import TABLES
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.rows import expanded
+
+logger = logging.getLogger(__name__)
+
+Limits = Mapping[str, int | None]
+"""Most examples of a split, as the task counts them; that of ``test`` holds for extra test splits too."""
+
+
+def open_splits(
+    task: Task, path: str | None, hub_config: str | None = None, splits: tuple[str, ...] | None = None
+) -> dict[str, Rows]:
+    """The rows of each split of a task's source; ``splits`` None: all there are. None is read yet.
+
+    Raises :class:`UserError` where a split that is needed is missing; test splits may be.
+    """
+    found = {}
+    for split in splits or (*SPLITS, *extra_splits(task, path)):
+        rows = read_split(task, path, split, hub_config)
+        if rows is not None:
+            found[split] = rows
+        elif not split.startswith("test"):
+            raise _missing(task, path, split, is_absent=True)
+    return found
+
+
+def first_of(task: Task, rows: Rows, split: str, limits: Limits) -> Rows:
+    """The rows of a split within its limit."""
+    return rows.first(task, limits.get(split.partition("/")[0]))
+
+
+def choose_rows(
+    task: Task, path: str | None, sources: Mapping[str, Rows], limits: Limits, held_out: float = 0.0
+) -> dict[str, Rows]:
+    """The rows of :func:`open_splits` that are used. Raises :class:`UserError` where a split is empty.
+
+    Args:
+        held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
+    """
+    found = {}
+    for split, source in sources.items():
+        rows = first_of(task, source, split, limits)
+        if not rows.count(1):
+            raise _missing(task, path, split, is_absent=False)
+        if split.startswith("test") and not _has_label(task, rows):
+            logger.info("task %r: the %s split has no labels and is not used", task.name, split)
+            continue
+        found[split] = rows
+    if held_out and "train" in found and "dev" in found:
+        found["test/dev"] = found["dev"]
+        found["train"], found["dev"] = _hold_out(task, found["train"], held_out)
+    return found
+
+
+def _has_label(task: Task, rows: Iterable[LocatedRow]) -> bool:
+    """Whether any row is labelled."""
+    none = (None, "", -1, "-1")
+    return any(
+        isinstance(value, (list, dict)) or value not in none
+        for where, raw in rows
+        for row in expanded(task, where, raw)
+        for value in (row.get(task.label_column),)
+    )
+
+
+def _missing(task: Task, path: str | None, split: str, is_absent: bool) -> UserError:
+    where = path or (task.hub or ("the hub",))[0]
+    patterns = task.files.patterns.get(split, (split,))
+    wanted = patterns if task.files.read else tuple(f"{patterns[0]}{suffix}" for suffix in TABLES)
+    hint = (
+        f"give {', '.join(wanted[:-1])}{' or ' if len(wanted) > 1 else ''}{wanted[-1]}" if is_absent else "give it rows"
+    )
+    near = _near_misses(path, split) if is_absent and path is not None else []
+    if near:
+        hint += f"; {' and '.join(near)} {'lies' if len(near) == 1 else 'lie'} there and would have to be renamed"
+    if is_absent and task.origin is not None:
+        hint += f" ({task.origin})"
+    return UserError(
+        f"task {task.name!r}: the {split} split of {where} is {'missing' if is_absent else 'empty'}; {hint}"
+    )
+
+
+def _near_misses(path: str, split: str) -> list[str]:
+    """Names of files in a folder that somebody may have meant as a split, at most three."""
+    folder = Path(path).expanduser()
+    stems = STEMS.get(split, (split,))
+    names = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    return [name for name in names if any(stem in name.lower() for stem in stems)][:3]
+
+
+def _hold_out(task: Task, rows: Rows, share: float) -> tuple[Rows, Rows]:
+    """Training rows in two parts, the second a random ``share`` of them, the same in every run."""
+    total = rows.count()
+    count = round(share * total)
+    if not 0 < count < total:
+        raise UserError(
+            f"data.held_out={share} of {total} training rows leaves nothing on one side; choose another share"
+        )
+    is_held = np.zeros(total, bool)
+    is_held[rng.permutation(rng.key(0, "held out"), total)[:count].numpy()] = True
+    logger.info(
+        "task %r: %d of %d training rows are held out to select on; dev is only reported", task.name, count, total
+    )
+    return rows.where(~is_held), rows.where(is_held)
+
+
+def first_unlabelled(task: Task, rows: Iterable[LocatedRow]) -> str:
+    """Where the first row without a label stands."""
+    return next(
+        where
+        for where, raw in rows
+        for row in expanded(task, where, raw)
+        if row.get(task.label_column) in (None, "", -1)
+    )
