@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from prompt_tuning.tasks.types import Task
 
 def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | None) -> Rows | None:
     """Rows of a split of a hub data set, as :func:`prompt_tuning.data.read.read_split` gives them."""
-    from datasets import get_dataset_split_names, load_dataset
+    from datasets import disable_progress_bars, load_dataset, load_dataset_builder
 
     repository, configuration = (path, hub_config) if path is not None else (task.hub or (None, None))
     wanted = STEMS.get(split, ())
@@ -26,14 +27,19 @@ def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | N
                 f"task {task.name!r} has no data set on the hub: {task.origin}; then set data.path to its folder"
             )
         raise UserError(f"task {task.name!r} has no data set of its own: set data.path to a folder or a hub id")
-    # Script-based repositories no longer load; the hub keeps Parquet copies of them under this revision.
-    revision = "refs/convert/parquet" if path is None else None
+    place: dict[str, Any] = {"name": configuration}
+    if path is None:
+        # Script-based repositories no longer load. The hub keeps Parquet copies of them under this revision, a folder for
+        # each configuration, which it does not list as configurations there.
+        place = {"revision": "refs/convert/parquet", "data_dir": configuration or "default"}
+    if sys.stderr is None or not sys.stderr.isatty():
+        disable_progress_bars()
     try:
-        names = get_dataset_split_names(repository, configuration, revision=revision)
-        name = next((n for n in names if n in wanted), None)
+        names = load_dataset_builder(repository, **place).config.data_files or {}
+        name = next((str(n) for n in names if n in wanted), None)
         if name is None:
             return None
-        rows = load_dataset(repository, configuration, split=name, revision=revision)
+        rows = load_dataset(repository, split=name, **place)
     except Exception as error:  # the hub client raises dozens of kinds; each means that it is not to be had
         what = f"data set {repository!r} is" if path is None else f"data.path={path}: no such folder, and"
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -37,12 +38,18 @@ def start(*command: str | Path, folder: Path = ROOT, **variables: str) -> subpro
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )
 
 
-def finish(*command: str | Path) -> tuple[int, str]:
+def _heed_interrupts() -> None:
+    """Shells start what they put in the background deaf to interrupts, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def finish(*command: str | Path, **variables: str) -> tuple[int, str]:
     """Exit code and output of a command."""
-    process = start(*command)
+    process = start(*command, **variables)
     try:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
