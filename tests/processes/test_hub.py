@@ -60,15 +60,11 @@ def test_a_run_of_hub_ids_trains_and_again_without_the_hub(on_hub, hub, tmp_path
     code, output = on_hub()
     assert code == 0 and "Traceback" not in output and "examples [" not in output, output
     assert not [path for path in hub.asked if ".bin" in path], "a pickle was fetched"
-    first = (tmp_path / "run" / "members" / "texts-deep_prompt" / "result.json").read_bytes()
+    first = member_files(tmp_path / "run")
     hub.asked.clear()
     code, output = on_hub(offline=True)
     assert code == 0, output
-    assert (
-        not hub.asked
-        and json.loads(first)["best"]
-        == json.loads((tmp_path / "run" / "members" / "texts-deep_prompt" / "result.json").read_bytes())["best"]
-    )
+    assert not hub.asked and first == member_files(tmp_path / "run")
 
 
 def test_a_revision_is_another_backbone(on_hub, tmp_path):
