@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.support.hub import open_hub
-from tests.support.processes import BIN, finish, python
+from tests.support.processes import BIN, finish, member_files, python
 from tests.support.tiny import make_backbone, make_tags, make_texts, run_json
 
 pytestmark = pytest.mark.processes
