@@ -35,7 +35,8 @@ def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | N
     if sys.stderr is None or not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        names = load_dataset_builder(repository, **place).config.data_files or {}
+        builder = load_dataset_builder(repository, **place)
+        names = builder.config.data_files or builder.info.splits or {}  # the latter in a copy of an earlier start
         name = next((str(n) for n in names if n in wanted), None)
         if name is None:
             return None

@@ -24,15 +24,20 @@ SPLITS = ("train", "dev", "test")
 
 def read_split(task: Task, path: str | None, split: str, hub_config: str | None = None) -> Rows | None:
     """Rows of one split, or ``None`` where the source has no such split. Raises :class:`UserError`."""
-    if path is None or not (Path(path).exists() or path.startswith((".", "/", "~"))):
+    if path is None or not is_local(path):
         return read_hub_split(task, path, split, hub_config)
     file = _split_files(task, path).get(split)
     return None if file is None else Rows(partial(stream_rows, file, task), partial(content_digest, file))
 
 
+def is_local(path: str | None) -> bool:
+    """Whether ``data.path`` means a folder of this machine, there or not, and no hub id."""
+    return path is not None and (Path(path).exists() or path.startswith((".", "/", "~")))
+
+
 def extra_splits(task: Task, path: str | None) -> list[str]:
     """Names ``test/...`` of the splits beside train, dev and test, sorted."""
-    if path is not None and (Path(path).exists() or path.startswith((".", "/", "~"))):
+    if path is not None and is_local(path):
         return sorted(set(_split_files(task, path)) - set(SPLITS))
     return sorted(task.hub_splits if path is None else ())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from model_parallel import rng
-from prompt_tuning.data.read import SPLITS, extra_splits, read_split
+from prompt_tuning.data.read import SPLITS, extra_splits, is_local, read_split
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import STEMS, LocatedRow
@@ -86,6 +86,8 @@ def _missing(task: Task, path: str | None, split: str, is_absent: bool) -> UserE
     hint = (
         f"give {', '.join(wanted[:-1])}{' or ' if len(wanted) > 1 else ''}{wanted[-1]}" if is_absent else "give it rows"
     )
+    if is_absent and not is_local(path):
+        hint = f"it needs one that is called {' or '.join(STEMS.get(split, (split,)))}"
     near = _near_misses(path, split) if is_absent and path is not None else []
     if near:
         hint += f"; {' and '.join(near)} {'lies' if len(near) == 1 else 'lie'} there and would have to be renamed"
