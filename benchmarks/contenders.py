@@ -21,10 +21,10 @@ from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.forward.batch import Items, Pool
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import member_logits
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.prompt.build import build_prompt
 from prompt_tuning.settings.members import MemberSpec, Run, RunFile
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
 from prompt_tuning.trainer import build_fleet
 
 MAX_LENGTH = 128
@@ -193,7 +193,7 @@ def copy_prompt(fleet: Fleet, model: Any) -> None:
 def first_batch_differences(fleet: Fleet, model: Any, batch: dict[str, Tensor]) -> dict[str, float]:
     """Difference of the first batch's loss, and of its prefix gradient (relative L2), before anything has moved."""
     member = fleet.members[0]
-    (rows,) = fleet.batches("train", [(0, member.step_examples(0), 1.0)])
+    (rows,) = fleet.loops["train"].batches([(0, member.step_examples(0), 1.0)])
     (logits,) = member_logits(fleet.backbone, [member.prompt], rows)
     ours = nn.functional.cross_entropy(logits, rows.labels)
     theirs = model(**batch).loss

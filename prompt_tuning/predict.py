@@ -14,18 +14,15 @@ from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
-from prompt_tuning.fleet.evaluate import empty_outputs, place_outputs
-from prompt_tuning.fleet.step import targets
 from prompt_tuning.formats import LocatedRow, Row
-from prompt_tuning.forward.batch import Items, Pool
-from prompt_tuning.forward.layout import lay_out
-from prompt_tuning.forward.plan import default_budget, plan
-from prompt_tuning.forward.run import member_logits
+from prompt_tuning.forward.loop import Loop
+from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.prompt.export import ExportedPrompt
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import Example, check_columns, expanded
 
 
@@ -98,36 +95,19 @@ class AttachedPrompts:
 
     def _encode(self, prompt: int, rows: list[LocatedRow]) -> Features:
         exported = self.prompts[prompt]
-        return encode(exported.task, self.backbone.tokenizer, rows, exported.encoding, exported.labels)
+        recipe = Recipe(exported.task, self.backbone.tokenizer, exported.encoding, exported.labels)
+        return encode(recipe, rows)
 
-    @torch.no_grad()
     def outputs(self, prompts: list[int], features: list[Features]) -> list[np.ndarray]:
         """What the kinds of some of the prompts keep of the logits of tokenised examples, all in common batches.
 
         float64 [examples, outputs], or [tokens, k] where a kind asks every token.
         """
-        pool = Pool(features)
-        items = Items.of(
-            [(i, np.arange(len(f)), 1.0) for i, f in enumerate(features) if len(f)] or [(0, np.arange(0), 1.0)]
-        )
-        kinds = [find_kind(self.prompts[p].task.kind) for p in prompts]
-        found: list[np.ndarray | None] = [None for _ in prompts]
-        lengths = np.array([self.prompts[p].prompt.length for p in prompts])
-        for chosen in plan(pool, items, lengths, self.budget, 0, 1) if len(items) else ():
-            batch = lay_out(pool, chosen, self.backbone.description.pad_token, self.device)
-            modules = [self.prompts[prompts[m]].prompt for m in batch.members]
-            for place, (m, logits) in enumerate(
-                zip(batch.members, member_logits(self.backbone, modules, batch), strict=True)
-            ):
-                kept = kinds[m].keep(logits, targets(batch, place)).double().cpu().numpy()
-                room = found[m]
-                if room is None:
-                    room = found[m] = empty_outputs(kinds[m], features[m], kept.shape[-1])
-                place_outputs(room, features[m], batch.examples[batch.spans[place][0]].cpu().numpy(), kept)
-        return [
-            empty_outputs(kind, own, kind.num_outputs(len(self.prompts[p].labels))) if room is None else room
-            for kind, own, p, room in zip(kinds, features, prompts, found, strict=True)
-        ]
+        chosen = [self.prompts[p] for p in prompts]
+        kinds = [find_kind(exported.task.kind) for exported in chosen]
+        loop = Loop(self.backbone, [exported.prompt for exported in chosen], kinds, features, self.budget)
+        found = loop.outputs(range(len(chosen)))
+        return [found[i] for i in range(len(chosen))]
 
 
 def attach(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.load import TaskData, task_data
 from prompt_tuning.fleet import checkpoint
+from prompt_tuning.fleet.divergence import Pending
+from prompt_tuning.fleet.divergence import stop as stop_diverged
 from prompt_tuning.fleet.evaluate import evaluate
 from prompt_tuning.fleet.member import Best, Member
 from prompt_tuning.fleet.step import Fleet, StepRecord
@@ -42,18 +45,18 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dic
     prove_frozen(fleet)
     checkpoints = run.output / "checkpoints"
     step = _resume(fleet, checkpoints, run)
-    log, rates = MetricsLog(run, fleet, step), Rates(fleet.members)
+    log, pending, rates = MetricsLog(run, fleet, step), Pending(fleet), Rates(fleet.members)
     judged = set[int]()  # members evaluated since the last checkpoint
     horizon = max(member.total_steps for member in fleet.members)
     stop()  # what is asked from here on is answered after a step
     with Progress(horizon, step, visible=grid.is_first) as progress:
         while fleet.running():
             step += 1
-            _step(fleet, log, rates)
+            _step(fleet, pending, rates)
             due = _due(fleet)
             is_logged = bool(due) or step % run.shared.train.log_steps == 0
             if is_logged:
-                log.flush()
+                log.steps(pending.read())
                 rates.settle()
                 progress.show(step, log.latest)
             judged.update(due)
@@ -61,7 +64,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dic
             _finish(fleet)
             stops = fleet.running() and (is_logged or grid.size == 1) and any_rank(stop(), grid)
             if _checkpoint_due(run, step, judged, fleet) or not fleet.running() or stops:
-                log.flush()
+                log.steps(pending.read())
                 rates.settle()
                 if grid.is_first:
                     checkpoint.save(checkpoints, fleet, step, experiment(run), run.shared.train.keep_checkpoints)
@@ -179,7 +182,7 @@ def _resume(fleet: Fleet, folder: Path, run: Run) -> int:
     return step
 
 
-def _step(fleet: Fleet, log: MetricsLog, rates: Rates) -> None:
+def _step(fleet: Fleet, pending: Pending, rates: Rates) -> None:
     rates.begin()
     record: StepRecord = fleet.train_step(fleet.running())
     rates.count(record.members, record.tokens)
@@ -187,7 +190,7 @@ def _step(fleet: Fleet, log: MetricsLog, rates: Rates) -> None:
         member = fleet.members[index]
         member.examples += len(member.step_examples(member.step))
         member.step += 1
-    log.add(record)
+    pending.add(record)
 
 
 def _due(fleet: Fleet) -> list[int]:
@@ -208,7 +211,8 @@ def _evaluate(fleet: Fleet, due: list[int], log: MetricsLog, progress: Progress)
     for index, (metrics, loss) in evaluate(fleet, due, "dev").items():
         member = fleet.members[index]
         log.evaluation(index, metrics, loss)
-        if member.status == "diverged":
+        if not math.isfinite(loss):
+            stop_diverged(member, member.step, fleet.grid.is_first)
             continue
         key = member.task.selects_by
         if member.best is None or metrics[key] > member.best.metrics[key]:

@@ -15,9 +15,9 @@ from prompt_tuning.errors import UserError
 if TYPE_CHECKING:
     from prompt_tuning.data.stream import Source
     from prompt_tuning.formats import LocatedRow
-    from prompt_tuning.kinds import Encoding
     from prompt_tuning.predict import AttachedPrompts
     from prompt_tuning.storage.lines import Lines, Target
+    from prompt_tuning.tokens.recipe import Encoding
 
 CHUNK = 1000
 """Rows in memory at once: enough to fill batches of like lengths."""

@@ -11,41 +11,24 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
-from prompt_tuning.kinds import Encoding, find_kind
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import own_rows
 
 CHUNK = 1000
 """Rows of a file tokenised at once: the tokenizer's own answer takes a hundred times the room of ours."""
 
 
-class Recipe(NamedTuple):
-    """How the rows of a split become tokens: everything but the rows."""
-
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    encoding: Encoding
-    labels: tuple[str, ...]
-    """In the order of the logits."""
-
-
-def encode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[LocatedRow],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> Features:
+def encode(recipe: Recipe, rows: Iterable[LocatedRow]) -> Features:
     """Tokenise rows at once, as the task's kind does. Raises :class:`UserError`."""
     rows = list(rows)
-    features = _encode(Recipe(task, tokenizer, encoding, labels), rows)
+    features = _encode(recipe, rows)
     if features is None:
-        raise no_example(task, rows)
+        raise no_example(recipe.task, rows)
     return features
 
 
@@ -77,9 +60,7 @@ def _encode(recipe: Recipe, rows: list[LocatedRow]) -> Features | None:
     own = list(own_rows(recipe.task, rows))
     if not own:
         return None
-    return find_kind(recipe.task.kind).encode(
-        task=recipe.task, tokenizer=recipe.tokenizer, rows=own, encoding=recipe.encoding, labels=recipe.labels
-    )
+    return find_kind(recipe.task.kind).encode(recipe, own)
 
 
 def _chunks(rows: Iterable[LocatedRow]) -> Iterator[tuple[int, list[LocatedRow]]]:

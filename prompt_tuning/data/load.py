@@ -13,19 +13,20 @@ from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.bars import RowsBar
 from prompt_tuning.data.cache import Cache, default_folder, describe
-from prompt_tuning.data.encode import Recipe, encode, encoded, no_example, num_processes
+from prompt_tuning.data.encode import encode, encoded, no_example, num_processes
 from prompt_tuning.data.parts import Parts
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.data.splits import Limits, choose_rows, first_of, first_unlabelled, open_splits
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
-from prompt_tuning.kinds import Encoding, find_kind
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.sections import DataSection
 from prompt_tuning.storage.atomic import expand, new_folder
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.recipe import Encoding, Recipe
 from prompt_tuning.tokens.rows import own_rows
 from prompt_tuning.tokens.tokenise import class_labels, tokenizer_digest
 
@@ -51,9 +52,8 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
     task, data, limits = find_task(config.task), config.data, limits_of(config.data)
     sources = open_splits(task, data.path, hub_config(config.task))
     if _are_small(task, sources, limits):
-        return tokenise(
-            task, tokenizer, choose_rows(task, data.path, sources, limits, data.held_out), encoding_of(data)
-        )
+        rows = choose_rows(task, data.path, sources, limits, data.held_out)
+        return _tokenise(Recipe(task, tokenizer, encoding_of(data), _labels(task, rows)), rows)
     cache = _cache(config, tokenizer, sources)
     try:
         with cache.alone():
@@ -62,9 +62,9 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
                 logger.info("task %r: tokenised before, and kept in %s", task.name, cache.path)
             else:
                 rows = choose_rows(task, data.path, sources, limits, data.held_out)
-                labels = _labels(task, rows)
+                recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows))
                 with new_folder(cache.path) as folder:
-                    _write(folder, task, tokenizer, rows, encoding_of(data), labels)
+                    _write(folder, recipe, rows)
                 found = cache.find(find_kind(task.kind))
     except OSError as error:
         raise UserError(
@@ -110,44 +110,31 @@ def load_task_data(
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
     """
     sources = open_splits(task, path, hub_config, splits)
-    return tokenise(task, tokenizer, choose_rows(task, path, sources, limits or {}, held_out), encoding, labels)
+    rows = choose_rows(task, path, sources, limits or {}, held_out)
+    return _tokenise(Recipe(task, tokenizer, encoding, labels or _labels(task, rows)), rows)
 
 
-def tokenise(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Mapping[str, Rows],
-    encoding: Encoding,
-    labels: tuple[str, ...] | None = None,
-) -> TaskData:
+def _tokenise(recipe: Recipe, rows: Mapping[str, Rows]) -> TaskData:
     """The splits of some rows, in memory. Raises :class:`UserError`."""
-    recipe = Recipe(task, tokenizer, encoding, labels or _labels(task, rows))
-    features = {}
+    kind, features = find_kind(recipe.task.kind), {}
     for split, own in rows.items():
         parts = Parts()
         _fill(parts, recipe, split, own)
-        features[split] = parts.joined(find_kind(task.kind))
-        _check_labelled(task, split, own, features[split])
-    _say(task, features)
+        features[split] = parts.joined(kind)
+        _check_labelled(recipe.task, split, own, features[split])
+    _say(recipe.task, features)
     return TaskData(recipe.labels, features)
 
 
-def _write(
-    folder: Path,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Mapping[str, Rows],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> None:
+def _write(folder: Path, recipe: Recipe, rows: Mapping[str, Rows]) -> None:
     """The splits of some rows, in files of a folder. Raises :class:`UserError`."""
-    described = {}
+    kind, described = find_kind(recipe.task.kind), {}
     for number, (split, own) in enumerate(rows.items()):
         parts = Parts(folder / str(number))
-        _fill(parts, Recipe(task, tokenizer, encoding, labels), split, own)
-        described[split] = parts.written(find_kind(task.kind))
-        _check_labelled(task, split, own, parts.mapped(find_kind(task.kind), described[split]))
-    describe(folder, labels, described)
+        _fill(parts, recipe, split, own)
+        described[split] = parts.written(kind)
+        _check_labelled(recipe.task, split, own, parts.mapped(kind, described[split]))
+    describe(folder, recipe.labels, described)
 
 
 def _fill(parts: Parts, recipe: Recipe, split: str, rows: Rows) -> None:
@@ -225,7 +212,7 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
         count, ends = 0, list[LocatedRow]()
         for located in found:
             count, ends = count + 1, [*ends[:1], located]
-        encode(task, tokenizer, ends, encoding_of(data), labels)
+        encode(Recipe(task, tokenizer, encoding_of(data), labels), ends)
         if find_kind(task.kind).asks_classes:
             class_labels(task, list(own_rows(task, found)), labels)
         for where, row in own_rows(task, found):

@@ -10,24 +10,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How rows become tokens: most tokens of a sequence, name of a template, tokens that neighbouring windows share."""
-
-    max_length: int
-    template: str | None = None
-    stride: int = 128
+from prompt_tuning.tokens.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -40,22 +31,12 @@ class Targets:
     tags: Tensor | None
 
 
-class Encode(Protocol):
-    def __call__(
-        self,
-        task: Task,
-        tokenizer: PreTrainedTokenizerBase,
-        rows: list[LocatedRow],
-        encoding: Encoding,
-        labels: tuple[str, ...],
-    ) -> Features: ...
-
-
 @dataclass(frozen=True)
 class Kind:
     """The mechanism of a kind of task. ``outputs`` in numpy are float64, [E, C] or, per token, [tokens of the split, k]."""
 
-    encode: Encode
+    encode: Callable[[Recipe, list[LocatedRow]], Features]
+    """Tokens, labels and notes of some of the task's own rows."""
     collect_labels: Callable[[Task, Iterable[LocatedRow]], tuple[str, ...]]
     """Labels in the order of the logits, from the training split."""
     num_outputs: Callable[[int], int]

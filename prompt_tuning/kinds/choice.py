@@ -12,45 +12,38 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Row
-from prompt_tuning.kinds import Encoding, Targets, classification
-from prompt_tuning.tasks.types import Task
+from prompt_tuning.kinds import Targets, classification
 from prompt_tuning.tokens.features import NO_TAG, Features
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import sequences, template_of
 
 ABSENT = 1
 """Tag of the tokens of a choice that is not there."""
 
 
-def encode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[LocatedRow],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> Features:
+def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """As classification's; the tokens of stand-ins are tagged :data:`ABSENT` where any row has fewer choices."""
+    task, _, encoding, labels = recipe
     if encoding.template in task.cloze:
-        return classification.encode(task, tokenizer, rows, encoding, labels)
+        return classification.encode(recipe, rows)
     build, most = template_of(task, encoding.template), len(labels)
     counts = np.array([len(sequences(task, where, build, row)) for where, row in rows])
     for (where, _), count in zip(rows, counts, strict=True):
         if not 2 <= count <= most:
             raise UserError(f"{where}: {count} choice(s); a row has from 2 to {most} (the task's `most_choices`)")
     if (counts == most).all():
-        return classification.encode(task, tokenizer, rows, encoding, labels)
+        return classification.encode(recipe, rows)
 
     def padded(row: Row) -> tuple[Any, ...]:
         found = tuple(build(row))
         return found + tuple((".", "." if found[0][1] is not None else None) for _ in range(most - len(found)))
 
     name = encoding.template or next(iter(task.templates))
-    features = classification.encode(
-        replace(task, templates={**task.templates, name: padded}), tokenizer, rows, encoding, labels
-    )
+    full = replace(task, templates={**task.templates, name: padded})
+    features = classification.encode(recipe._replace(task=full), rows)
     wrong = [where for (where, _), count, label in zip(rows, counts, features.labels, strict=True) if label >= count]
     if wrong:
         raise UserError(f"{wrong[0]}: the label names a choice that the row does not have; numbers count from 0")

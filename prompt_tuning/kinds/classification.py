@@ -10,41 +10,32 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
-from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.kinds import Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.tasks.labels import label_name, near_equal, one_spelling
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.arrays import Values
 from prompt_tuning.tokens.cloze import encode_gaps
 from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import own_rows
 from prompt_tuning.tokens.tokenise import class_labels, encode_texts
 
 logger = logging.getLogger(__name__)
 
 
-def encode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[LocatedRow],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> Features:
+def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Texts or pairs; ``notes`` holds what the task remembers of each row."""
+    task, _, encoding, labels = recipe
     notes = Values.of(task.remember(row) for _, row in rows) if task.remember else None
     indices = class_labels(task, rows, labels)
     if encoding.template in task.cloze:
-        tokens, types, offsets, per_example, wanted, remarks = encode_gaps(
-            task, tokenizer, rows, encoding.max_length, encoding.template
-        )
+        tokens, types, offsets, per_example, wanted, remarks = encode_gaps(recipe, rows)
         return Features(tokens, types, offsets, per_example, indices, wanted, notes, remarks)
-    tokens, types, offsets, per_example, remarks = encode_texts(
-        task, tokenizer, rows, encoding.max_length, encoding.template
-    )
+    tokens, types, offsets, per_example, remarks = encode_texts(recipe, rows)
     return Features(tokens, types, offsets, per_example, indices, None, notes, remarks)
 
 

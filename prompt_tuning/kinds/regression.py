@@ -7,29 +7,21 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
-from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.kinds import Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.tokenise import encode_texts
 
 
-def encode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[LocatedRow],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> Features:
+def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Texts or pairs with a value; NaN where there is none."""
-    tokens, types, offsets, per_example, remarks = encode_texts(
-        task, tokenizer, rows, encoding.max_length, encoding.template
-    )
-    values = [_value(where, row.get(task.label_column)) for where, row in rows]
+    tokens, types, offsets, per_example, remarks = encode_texts(recipe, rows)
+    values = [_value(where, row.get(recipe.task.label_column)) for where, row in rows]
     return Features(tokens, types, offsets, per_example, np.asarray(values, np.float64), remarks=remarks)
 
 

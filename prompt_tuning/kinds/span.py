@@ -18,12 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
-from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.kinds import Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.metrics.texts import SpanAnswer
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.arrays import Values, ends_of
 from prompt_tuning.tokens.features import Features, Remarks
+from prompt_tuning.tokens.recipe import Encoding, Recipe
 from prompt_tuning.tokens.rows import checked_text, sequences, template_of
 from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten
 
@@ -45,14 +46,9 @@ class Questions:
     """[tokens, 2] First character and the one after the last, -1 for tokens outside the context."""
 
 
-def encode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[LocatedRow],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> Features:
+def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Windows over the context, ``stride`` tokens shared by neighbours; an example is a window."""
+    task, tokenizer, encoding, _ = recipe
     check_offsets(tokenizer, "span tasks")
     build = template_of(task, encoding.template)
     questions: list[str] = []

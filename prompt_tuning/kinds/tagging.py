@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.formats.tags import OUTSIDE, names_span, to_iob2
-from prompt_tuning.kinds import Encoding, Kind, Targets
+from prompt_tuning.kinds import Kind, Targets
 from prompt_tuning.messages import show
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.arrays import Ragged, Values
 from prompt_tuning.tokens.features import NO_TAG, Features
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import checked_text, own_rows, sequences, template_of
 from prompt_tuning.tokens.tokenise import check_offsets, check_room, flatten, word_lead
 
@@ -41,14 +41,9 @@ class Sentences:
     """[rows] Labelled tokens, each a term of the loss."""
 
 
-def encode(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[LocatedRow],
-    encoding: Encoding,
-    labels: tuple[str, ...],
-) -> Features:
+def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Word lists (and a second list behind them, which is not asked), the words cut to what fits."""
+    task, tokenizer, encoding, labels = recipe
     check_offsets(tokenizer, "tagging tasks")
     build = template_of(task, encoding.template)
     firsts: list[list[str]] = []

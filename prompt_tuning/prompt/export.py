@@ -23,7 +23,6 @@ from prompt_tuning.backbone.fingerprint import identify
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
@@ -32,6 +31,7 @@ from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.recipe import Encoding
 
 FORMAT = 2
 Manifest = dict[str, Any]

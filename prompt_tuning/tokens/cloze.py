@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
-from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import NO_TAG, Remarks
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import checked_text, sequences, template_of
 from prompt_tuning.tokens.tokenise import check_offsets, check_room, cut_texts, flatten, word_lead
 
 
 def encode_gaps(
-    task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[LocatedRow], max_length: int, template: str | None
+    recipe: Recipe, rows: list[LocatedRow]
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int, np.ndarray, Remarks]:
     """Tokens, types, offsets, sequences a row, wanted tokens and remarks of cloze sequences; contexts cut to ``max_length``."""
+    task, tokenizer, max_length = recipe.task, recipe.tokenizer, recipe.encoding.max_length
     check_offsets(tokenizer, "cloze templates")
-    build = template_of(task, template)
+    build = template_of(task, recipe.encoding.template)
     lead = word_lead(tokenizer)
     contexts: list[str] = []
     texts: list[str] = []

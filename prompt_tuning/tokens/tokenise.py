@@ -15,6 +15,7 @@ from prompt_tuning.formats import LocatedRow
 from prompt_tuning.tasks.labels import label_name, why_unknown
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Remarks
+from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import checked_text, sequences, template_of
 
 
@@ -71,10 +72,11 @@ def flatten(encoded: Any, count: int) -> tuple[np.ndarray, np.ndarray | None, np
 
 
 def encode_texts(
-    task: Task, tokenizer: PreTrainedTokenizerBase, rows: list[LocatedRow], max_length: int, template: str | None
+    recipe: Recipe, rows: list[LocatedRow]
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, int, Remarks]:
     """Tokens, types, offsets, sequences a row and remarks of texts or pairs, truncated longest first to ``max_length``."""
-    build = template_of(task, template)
+    task, tokenizer, max_length = recipe.task, recipe.tokenizer, recipe.encoding.max_length
+    build = template_of(task, recipe.encoding.template)
     firsts: list[str] = []
     seconds: list[str] = []
     for where, row in rows:

@@ -48,8 +48,8 @@ def test_every_row_of_the_real_files_is_read(name):
 
     from prompt_tuning.backbone.find import find_folder
     from prompt_tuning.data.load import load_task_data
-    from prompt_tuning.kinds import Encoding
     from prompt_tuning.tasks.find import find_task
+    from prompt_tuning.tokens.recipe import Encoding
 
     task = find_task(name)
     tokenizer = AutoTokenizer.from_pretrained(find_folder(MINILM))
@@ -77,10 +77,10 @@ def test_words_of_real_sentences_get_the_tokens_that_robertas_tokenizer_gives_th
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from prompt_tuning.data.encode import encode
     from prompt_tuning.data.read import read_split
-    from prompt_tuning.kinds import Encoding
     from prompt_tuning.tasks.find import find_task
+    from prompt_tuning.tokens.recipe import Encoding
+    from tests.support.rows import encode
 
     def roberta(add_prefix_space):
         files = [str(DATA / "tokenizers" / f"roberta-{name}") for name in ("vocab.json", "merges.txt")]

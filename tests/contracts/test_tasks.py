@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import score
-from prompt_tuning.kinds import Encoding, find_kind
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.tasks.find import find_task, own_kinds, task_names
 from prompt_tuning.tasks.types import Task
-from tests.support.rows import ROWS
+from prompt_tuning.tokens.recipe import Encoding
+from tests.support.rows import ROWS, encode
 from tests.support.tiny import make_tokenizer
 
 FIXED = task_names()

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.fleet.member import Member
-from prompt_tuning.fleet.step import Fleet, targets
+from prompt_tuning.fleet.step import Fleet
+from prompt_tuning.forward.loop import targets
 from prompt_tuning.forward.run import hidden_states, member_logits
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.kinds.tagging import Sentences
@@ -142,7 +143,7 @@ def _difference(logits: torch.Tensor, expected: torch.Tensor, batch, tensors: di
 def _whole_batch(fleet: Fleet):
     train = fleet.members[0].splits["train"]
     everything = np.arange(len(train))
-    (batch,) = fleet.batches("train", [(0, everything, 1 / train.terms(everything))])
+    (batch,) = fleet.loops["train"].batches([(0, everything, 1 / train.terms(everything))])
     return batch
 
 

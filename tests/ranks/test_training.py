@@ -76,10 +76,10 @@ def describe_step(fleet, step):
     """Forwards of this rank in a step, and (member, example, weight) of what is no dummy in them."""
     parts = []
     for index, member in enumerate(fleet.members):
-        if index not in fleet.frozen:
+        if index not in fleet.frozen.members:
             examples = member.step_examples(step)
             parts.append((index, examples, 1 / member.splits["train"].terms(examples)))
-    batches = list(fleet.batches("train", parts))
+    batches = list(fleet.loops["train"].batches(parts))
     real = [
         (member, int(batch.examples[i]), float(batch.weights[i]))
         for batch in batches

@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.data import encode as module
+from prompt_tuning.formats import LocatedRow
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.recipe import Encoding, Recipe
 from tests.support.tiny import write_jsonl
+
+
+def encode(task: Task, tokenizer: Any, rows: list[LocatedRow], encoding: Encoding, labels: tuple[str, ...]) -> Features:
+    """Rows as tokens, at once."""
+    return module.encode(Recipe(task, tokenizer, encoding, labels), rows)
 
 
 def _pairs(first: str, second: str | None, labels: list[Any]) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from prompt_tuning.data.read import read_rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats.columns import argument_columns, propositions, tag_columns
 from prompt_tuning.formats.squad import questions
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Files, Task
+from prompt_tuning.tokens.recipe import Encoding
 from tests.support.rows import ROWS
 from tests.support.tiny import make_tokenizer
 

@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.backbone.load import load_backbone
-from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import split_outputs
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
 from prompt_tuning.trainer import build_fleet
+from tests.support.rows import encode
 from tests.support.tiny import CONFIGS, make_backbone, make_texts, make_tokenizer, run_json
 
 

@@ -11,8 +11,8 @@ from prompt_tuning.data.read import extra_splits, read_split
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats.columns import argument_columns, propositions, tag_columns
 from prompt_tuning.formats.squad import questions
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
 from tests.support.tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -168,6 +168,7 @@ def test_a_listed_label_set_refuses_others(tmp_path):
 
 
 def test_a_tag_that_training_lacks_is_counted_and_scored(tmp_path, caplog):
+    caplog.set_level("INFO", logger="prompt_tuning")
     data = load_tags(tmp_path, PLAIN, "w1\tB-NEW\nw2\tB-PER\n")
     assert data.labels == ("O", "B-PER")
     assert "1 of 2 words have tags that the training split lacks; they count as missed" in caplog.text

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.data.encode import encode
 from prompt_tuning.data.load import load_task_data
 from prompt_tuning.data.read import read_rows
 from prompt_tuning.errors import UserError
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
+from tests.support.rows import encode
 from tests.support.tiny import make_copa, make_texts, make_tokenizer, write_jsonl
 
 TOKENIZER = make_tokenizer()

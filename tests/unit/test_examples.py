@@ -12,10 +12,10 @@ from model_parallel.grid import Grid
 from prompt_tuning.data.load import load_task_data
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.fleet.evaluate import num_examples
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.report.results import export_member
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
 from prompt_tuning.tokens.rows import first_examples
 from prompt_tuning.trainer import build_fleet
 from tests.support.tiny import make_backbone, make_questions, make_texts, make_tokenizer, run_json, write_jsonl

@@ -141,18 +141,18 @@ def test_texts_kept_for_heads_give_what_the_backbone_gives(places):
         {"name": "choice", "method": "head", "task": "copa", "data": {"path": str(places["copa"])}},
     ]
     short = open_fleet(raw)
-    assert short.frozen == {0, 1, 2, 3}
+    assert short.frozen.members == {0, 1, 2, 3}
     kept = follow(short)
-    assert short.frozen_texts(0, "train") is short.frozen_texts(1, "train")
-    assert short.frozen_texts(0, "train") is not short.frozen_texts(2, "train")
+    assert short.frozen.of(0, "train") is short.frozen.of(1, "train")
+    assert short.frozen.of(0, "train") is not short.frozen.of(2, "train")
     long = open_fleet(raw)
-    long.frozen = set()
+    long.frozen.members = set()
     assert_same_course(kept, follow(long), "float64")
 
 
 def test_backbone_dropout_leaves_no_text_fixed(places):
     raw = five_members(places, backbone_dropout=True)
-    assert open_fleet(raw).frozen == set()
+    assert open_fleet(raw).frozen.members == set()
 
 
 # ---- One member by hand: transformers' own model and cache, torch's own optimizer, clipping and schedule.

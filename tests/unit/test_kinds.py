@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.batch import Items, Pool
 from prompt_tuning.forward.layout import lay_out
-from prompt_tuning.kinds import Encoding, Targets, find_kind, span
+from prompt_tuning.kinds import Targets, find_kind, span
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
+from tests.support.rows import encode
 from tests.support.tiny import make_tokenizer
 
 WORDS = make_tokenizer()

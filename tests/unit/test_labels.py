@@ -10,10 +10,11 @@ import torch
 
 from prompt_tuning.data.load import load_task_data
 from prompt_tuning.errors import UserError
-from prompt_tuning.kinds import Encoding, find_kind
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.kinds.choice import keep
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.labels import label_name, near_equal
+from prompt_tuning.tokens.recipe import Encoding
 from tests.support.tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()

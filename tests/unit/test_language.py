@@ -12,17 +12,16 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from launcher import run as worker
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.load import load_backbone
-from prompt_tuning.data.encode import encode
 from prompt_tuning.errors import UserError
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
 from prompt_tuning.tokens.tokenise import word_lead
 from tests.support.fleets import follow, open_fleet
-from tests.support.rows import ROWS, write_rows
+from tests.support.rows import ROWS, encode, write_rows
 from tests.support.tiny import make_backbone, make_language_backbone, make_tokenizer, run_json
 from tests.unit.test_kinds import byte_level
 

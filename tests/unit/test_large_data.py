@@ -14,16 +14,18 @@ from model_parallel import rng
 from prompt_tuning.data import cache as module_cache
 from prompt_tuning.data import encode as module
 from prompt_tuning.data import load
-from prompt_tuning.data.encode import Recipe, encode, encoded
+from prompt_tuning.data.encode import encoded
 from prompt_tuning.data.load import load_task_data, task_data
 from prompt_tuning.data.parts import Parts, mapped
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError
-from prompt_tuning.kinds import Encoding, find_kind
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.arrays import Values, to_arrays
+from prompt_tuning.tokens.recipe import Encoding, Recipe
 from tests.contracts.test_tasks import ENCODING, FIXED, TOKENIZER, located
+from tests.support.rows import encode
 from tests.support.tiny import make_backbone, make_questions, make_tags, make_texts, run_json, write_jsonl
 
 

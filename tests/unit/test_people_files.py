@@ -11,8 +11,8 @@ from launcher.ranks.environment import find_process
 from prompt_tuning.data.load import load_task_data
 from prompt_tuning.data.read import extra_splits, read_rows
 from prompt_tuning.errors import UserError
-from prompt_tuning.kinds import Encoding
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
 
 ROWS = [{"text": "w1", "label": "a"}, {"text": "w2", "label": "b"}]
 TEXTS, TAGS, SPANS = (find_task({"kind": kind}) for kind in ("classification", "tagging", "span"))

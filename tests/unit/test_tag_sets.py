@@ -10,9 +10,10 @@ import pytest
 from prompt_tuning.data.load import load_task_data
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import score
-from prompt_tuning.kinds import Encoding, find_kind
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.metrics.spans import entity_f1, strict_entity_f1
 from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.recipe import Encoding
 from tests.support.tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()

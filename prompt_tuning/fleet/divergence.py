@@ -1,0 +1,68 @@
+"""Members whose numbers are no longer finite: found where the device is read, and stopped without harm to the others."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from model_parallel.collectives import sum_over_data_ranks
+from prompt_tuning.fleet.member import Member
+from prompt_tuning.fleet.step import Fleet, StepRecord
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A member's step as the device gave it back: its mean loss and unclipped gradient norm."""
+
+    member: int
+    step: int
+    """Counted from 1."""
+    loss: float
+    norm: float
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+class Pending:
+    """Steps whose numbers are still on the device."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._records: list[StepRecord] = []
+
+    def add(self, record: StepRecord) -> None:
+        """Remember a step without waiting for the device."""
+        self._records.append(record)
+
+    def read(self) -> list[Reading]:
+        """Wait for the device. A member's first reading that is not finite stops it and is its last one."""
+        if not self._records:
+            return []
+        shares = torch.cat([record.losses for record in self._records])
+        losses = sum_over_data_ranks(shares, self.fleet.grid).tolist()
+        norms = torch.cat([record.norms.double() for record in self._records]).tolist()
+        places = [(member, record.step + 1) for record in self._records for member in record.members]
+        self._records.clear()
+        readings = []
+        for (index, step), loss, norm in zip(places, losses, norms, strict=True):
+            member = self.fleet.members[index]
+            if member.status == "diverged":
+                continue
+            readings.append(Reading(index, step, loss, norm))
+            if not readings[-1].is_finite:
+                stop(member, step, self.fleet.grid.is_first)
+        return readings
+
+
+def stop(member: Member, step: int, says: bool) -> None:
+    """Take a member out of the training; the others go on."""
+    member.status = "diverged"
+    if says:
+        logger.warning("%s: diverged in step %d and is stopped; the others go on", member.name, step)

@@ -1,0 +1,121 @@
+"""The one way from prompts and tokenised examples to logits: plan, lay out, forward; and for whole splits keep and place.
+
+Training, evaluation and prediction go through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_parallel.collectives import gather_over_data_ranks
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.forward.batch import Batch, Items, Pool
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.plan import plan
+from prompt_tuning.forward.run import member_logits, pooled_texts
+from prompt_tuning.kinds import Kind, Targets
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.tokens.features import Features
+
+Part = tuple[int, np.ndarray, float]
+"""A member, some of its examples, and the weight of each in the loss."""
+
+
+class Loop:
+    """Members, each a prompt with the kind and the examples of its task, over one backbone; all lists by member."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Prompt],
+        kinds: Sequence[Kind],
+        features: Sequence[Features],
+        budget: int,
+    ) -> None:
+        self.backbone, self.prompts, self.kinds, self.features = backbone, prompts, kinds, features
+        self.budget = budget
+        self.pool = Pool(list(features))
+        self.prompt_lengths = np.array([prompt.length for prompt in prompts])
+        self.reaches_backbone = np.array([prompt.reaches_backbone or backbone.is_trained for prompt in prompts])
+
+    def batches(self, parts: Sequence[Part]) -> Iterator[Batch]:
+        """This rank's laid-out batches. Members that do not reach the backbone run apart, without its gradient."""
+        grid, pad_token = self.backbone.grid, self.backbone.description.pad_token
+        for reaches in (True, False):
+            some = [part for part in parts if self.reaches_backbone[part[0]] == reaches and len(part[1])]
+            if some:
+                planned = plan(self.pool, Items.of(some), self.prompt_lengths, self.budget, grid.data_rank, grid.data)
+                for items in planned:
+                    yield lay_out(self.pool, items, pad_token, grid.device)
+
+    def logits(
+        self, batch: Batch, row_keys: Tensor | None = None, from_input: bool = False
+    ) -> Iterator[tuple[int, Tensor, Targets]]:
+        """Each member of a batch with its logits, as :func:`member_logits` has them, and what they should be."""
+        prompts = [self.prompts[member] for member in batch.members]
+        found = member_logits(self.backbone, prompts, batch, row_keys, from_input)
+        for place, (member, logits) in enumerate(zip(batch.members, found, strict=True)):
+            yield member, logits, targets(batch, place)
+
+    @torch.no_grad()
+    def outputs(self, members: Sequence[int]) -> dict[int, np.ndarray]:
+        """What the kinds of some members keep of the logits of all their examples, the same on every rank.
+
+        float64 [examples, outputs], or [tokens, k] where a kind asks every token.
+        """
+        kept = []
+        with self.backbone.at_work():
+            for batch in self.batches([(m, np.arange(len(self.features[m])), 1.0) for m in members]):
+                for place, (member, logits, wanted) in enumerate(self.logits(batch)):
+                    examples = batch.examples[batch.spans[place][0]]
+                    kept.append((member, examples, wanted.weights > 0, self.kinds[member].keep(logits, wanted)))
+        # Only now, so that no batch waits for the one before.
+        mine = [(m, e.cpu().numpy(), real.cpu().numpy(), x.double().cpu().numpy()) for m, e, real, x in kept]
+        result: dict[int, np.ndarray] = {}
+        for part in gather_over_data_ranks(mine, self.backbone.grid):
+            for member, examples, real, values in part:
+                if member not in result:
+                    result[member] = _room(self.kinds[member], self.features[member], values.shape[-1])
+                _place(result[member], self.features[member], examples[real], values[real])
+        return result
+
+    @torch.no_grad()
+    def texts(self, member: int) -> Tensor:
+        """The pooled texts [rows, H] that a member's head sees of all its examples, the same on every rank."""
+        mine = []
+        with self.backbone.at_work():
+            for batch in self.batches([(member, np.arange(len(self.features[member])), 1.0)]):
+                (texts,) = pooled_texts(self.backbone, [self.prompts[member]], batch)
+                if bool(batch.weights[0] > 0):
+                    mine.append((batch.row_examples.cpu().numpy(), texts.cpu().numpy()))
+        pieces = [piece for part in gather_over_data_ranks(mine, self.backbone.grid) for piece in part]
+        rows = np.concatenate([piece[0] for piece in pieces])
+        whole = np.concatenate([piece[1] for piece in pieces])[np.argsort(rows)]
+        return torch.from_numpy(whole).to(self.backbone.grid.device)
+
+
+def targets(batch: Batch, place: int) -> Targets:
+    """What the member at a place of ``batch.members`` should answer."""
+    examples, rows = batch.spans[place]
+    tags = None if batch.tags is None else batch.tags[rows]
+    return Targets(batch.labels[examples], batch.weights[examples], batch.lengths[rows], tags)
+
+
+def _room(kind: Kind, features: Features, width: int) -> np.ndarray:
+    """Room for a split's outputs of ``width`` numbers each, NaN until placed."""
+    return np.full((len(features.tokens) if kind.per_token else len(features), width), np.nan)
+
+
+def _place(result: np.ndarray, features: Features, examples: np.ndarray, kept: np.ndarray) -> None:
+    """Put what was kept of some examples, [E, C] or padded [R, L, k], where it belongs."""
+    if kept.ndim == 2:
+        result[examples] = kept
+        return
+    starts, lengths = features.offsets[examples], features.lengths(examples)
+    column = np.arange(kept.shape[1])
+    real = column < lengths[:, None]
+    result[(starts[:, None] + column)[real]] = kept[real]

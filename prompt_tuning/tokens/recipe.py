@@ -1,0 +1,29 @@
+"""How rows become tokens: everything but the rows, as one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.tasks.types import Task
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a run file and an exported prompt say of it: most tokens of a sequence, name of a template, tokens that
+    neighbouring windows share."""
+
+    max_length: int
+    template: str | None = None
+    stride: int = 128
+
+
+class Recipe(NamedTuple):
+    """All of it: the task, the backbone's tokenizer, the settings, and the labels in the order of the logits."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    encoding: Encoding
+    labels: tuple[str, ...]
