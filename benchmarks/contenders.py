@@ -16,6 +16,7 @@ from model_parallel import rng
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.data.load import load_task_data
+from prompt_tuning.data.read import Source
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.forward.batch import Items, Pool
@@ -121,9 +122,9 @@ def peft_batches(settings: Settings, static_padding: bool) -> list[dict[str, Ten
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(find_folder(settings.backbone))
     limits = {"train": settings.num_steps * settings.batch_size, "dev": 1, "test": 1}
-    features = load_task_data(find_task("boolq"), tokenizer, settings.data, Encoding(MAX_LENGTH), limits=limits).splits[
-        "train"
-    ]
+    features = load_task_data(
+        find_task("boolq"), tokenizer, Source(settings.data), Encoding(MAX_LENGTH), limits=limits
+    ).splits["train"]
     order = rng.permutation(rng.key(SEED, "order", 0), len(features)).numpy()
     pool, batches = Pool([features]), []
     for examples in np.split(order, settings.num_steps):

@@ -14,7 +14,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Print the metrics of a prompt as JSON."""
     from launcher.verbs.attached import attach_prompt
     from prompt_tuning.data.load import load_task_data
-    from prompt_tuning.data.read import extra_splits
+    from prompt_tuning.data.read import Source, extra_splits
     from prompt_tuning.fleet.evaluate import num_examples, score
     from prompt_tuning.prompt.export import load_prompt
     from prompt_tuning.storage.lines import finite
@@ -28,16 +28,17 @@ def evaluate(options: argparse.Namespace) -> int:
             f"--task {options.task}: the prompt answers {exported.task.name} ({', '.join(exported.labels)}),"
             f" not {task.name}; leave --task out or give the prompt's own"
         )
-    names = ("train", "dev", "test", *extra_splits(task, options.data))
+    hub_config = own.get("hub_config") if isinstance(own, dict) and not options.task else None
+    source = Source(options.data, hub_config=hub_config)
+    names = ("train", "dev", "test", *extra_splits(task, source))
     if options.split not in names:
         raise UserError(f"--split {options.split}: not a split of {task.name} there; choose {', '.join(names)}")
     model = attach_prompt(exported, options.backbone)
     data = load_task_data(
         task,
         model.backbone.tokenizer,
-        options.data,
+        source,
         replace(exported.encoding, template=exported.encoding.template if task.name == exported.task.name else None),
-        hub_config=own.get("hub_config") if isinstance(own, dict) and not options.task else None,
         splits=(options.split,),
         labels=exported.labels,
     )

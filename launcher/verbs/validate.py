@@ -52,11 +52,11 @@ def _look(run: Run) -> list[str]:
             if key not in lines:
                 lines[key] = ""
                 if described is None:
-                    from prompt_tuning.data.load import hub_config, limits_of
+                    from prompt_tuning.data.load import limits_of, source_of
                     from prompt_tuning.data.splits import choose_rows, open_splits
 
-                    task, path = find_task(config.task), config.data.path
-                    choose_rows(task, path, open_splits(task, path, hub_config(config.task)), limits_of(config.data))
+                    task, source = find_task(config.task), source_of(config)
+                    choose_rows(task, source, open_splits(task, source), limits_of(config.data))
                 else:
                     lines[key] = f"{find_task(config.task).name}: {check_data(config, described.tokenizer)}"
         except UserError as error:

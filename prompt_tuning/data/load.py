@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +14,7 @@ from prompt_tuning.bars import RowsBar
 from prompt_tuning.data.cache import Cache, default_folder, describe
 from prompt_tuning.data.encode import encode, encoded, no_example, num_processes
 from prompt_tuning.data.parts import Parts
+from prompt_tuning.data.read import Source
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.data.splits import Limits, choose_rows, first_of, first_unlabelled, open_splits
 from prompt_tuning.errors import UserError
@@ -50,18 +50,19 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
     Large data are tokenised once on a host and kept: its other ranks and later starts map them.
     """
     task, data, limits = find_task(config.task), config.data, limits_of(config.data)
-    sources = open_splits(task, data.path, hub_config(config.task))
-    if _are_small(task, sources, limits):
-        rows = choose_rows(task, data.path, sources, limits, data.held_out)
+    source = source_of(config)
+    splits = open_splits(task, source)
+    if _are_small(task, splits, limits):
+        rows = choose_rows(task, source, splits, limits, data.held_out)
         return _tokenise(Recipe(task, tokenizer, encoding_of(data), _labels(task, rows)), rows)
-    cache = _cache(config, tokenizer, sources)
+    cache = _cache(config, tokenizer, splits)
     try:
         with cache.alone():
             found = cache.find(find_kind(task.kind))
             if found is not None:
                 logger.info("task %r: tokenised before, and kept in %s", task.name, cache.path)
             else:
-                rows = choose_rows(task, data.path, sources, limits, data.held_out)
+                rows = choose_rows(task, source, splits, limits, data.held_out)
                 recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows))
                 with new_folder(cache.path) as folder:
                     _write(folder, recipe, rows)
@@ -85,18 +86,19 @@ def limits_of(data: DataSection) -> Limits:
     return {"train": data.max_train_examples, "dev": data.max_eval_examples, "test": data.max_eval_examples}
 
 
-def hub_config(task: str | dict[str, Any]) -> str | None:
-    """Configuration of the hub data set that a run file's ``task`` names; None: the only one, or the task's own."""
-    return task.get("hub_config") if isinstance(task, dict) else None
+def source_of(config: RunFile) -> Source:
+    """Where a member's rows are."""
+    task = config.task
+    hub_config = task.get("hub_config") if isinstance(task, dict) else None
+    return Source(config.data.path, config.data.files, hub_config)
 
 
 def load_task_data(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
-    path: str | None,
+    source: Source,
     encoding: Encoding,
     limits: Limits | None = None,
-    hub_config: str | None = None,
     splits: tuple[str, ...] | None = None,
     labels: tuple[str, ...] | None = None,
     held_out: float = 0.0,
@@ -109,8 +111,7 @@ def load_task_data(
         labels: names in the order of the logits, where they are known already.
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
     """
-    sources = open_splits(task, path, hub_config, splits)
-    rows = choose_rows(task, path, sources, limits or {}, held_out)
+    rows = choose_rows(task, source, open_splits(task, source, splits), limits or {}, held_out)
     return _tokenise(Recipe(task, tokenizer, encoding, labels or _labels(task, rows)), rows)
 
 
@@ -204,8 +205,9 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
     Returns what is there, for people. Raises :class:`UserError` as training would.
     """
     task, data = find_task(config.task), config.data
-    sources = open_splits(task, data.path, hub_config(config.task))
-    rows = choose_rows(task, data.path, sources, limits_of(data), data.held_out)
+    source = source_of(config)
+    splits = open_splits(task, source)
+    rows = choose_rows(task, source, splits, limits_of(data), data.held_out)
     labels = _labels(task, rows)
     counts = []
     for split, found in rows.items():

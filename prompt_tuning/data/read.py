@@ -6,7 +6,8 @@ Every row keeps the file and line it came from, so that a bad one can be named.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from prompt_tuning.data.hub import read_hub_split
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Reader
-from prompt_tuning.formats.tables import TABLES, holds_rows, undecodable_line
+from prompt_tuning.formats.tables import TABLES, holds_rows, table_of_any_name, undecodable_line
 from prompt_tuning.storage.atomic import expand
 from prompt_tuning.storage.digests import content_digest
 from prompt_tuning.tasks.types import Task
@@ -22,33 +23,65 @@ from prompt_tuning.tasks.types import Task
 SPLITS = ("train", "dev", "test")
 
 
-def read_split(task: Task, path: str | None, split: str, hub_config: str | None = None) -> Rows | None:
+@dataclass(frozen=True)
+class Source:
+    """Where a task's rows are: ``data.path``, ``data.files`` and the configuration of a hub data set."""
+
+    path: str | None = None
+    files: Mapping[str, str] | None = None
+    hub_config: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.path or ("data.files" if self.files else "the hub")
+
+
+def read_split(task: Task, source: Source, split: str) -> Rows | None:
     """Rows of one split, or ``None`` where the source has no such split. Raises :class:`UserError`."""
-    if path is None or not is_local(path):
-        return read_hub_split(task, path, split, hub_config)
-    file = _split_files(task, path).get(split)
-    return None if file is None else Rows(partial(stream_rows, file, task), partial(content_digest, file))
+    if not is_local(source):
+        return read_hub_split(task, source.path, split, source.hub_config)
+    found = split_files(task, source).get(split)
+    if found is None:
+        return None
+    file, part = found
+    return Rows(partial(_rows_of_part, file, task, part), partial(content_digest, file))
 
 
-def is_local(path: str | None) -> bool:
-    """Whether ``data.path`` means a folder of this machine, there or not, and no hub id."""
-    return path is not None and (Path(path).exists() or path.startswith((".", "/", "~")))
+def _rows_of_part(file: Path, task: Task, part: str | None) -> Iterator[LocatedRow]:
+    """The rows of a file; ``part``: those alone whose column of that purpose, where they have it, holds this."""
+    for where, row in stream_rows(file, task):
+        if part is None or task.files.parted_by is None or row.get(task.files.parted_by[0], part) == part:
+            yield where, row
 
 
-def extra_splits(task: Task, path: str | None) -> list[str]:
+def is_local(source: Source) -> bool:
+    """Whether a source means files of this machine, there or not, and no hub id."""
+    path = source.path
+    return bool(source.files) or (path is not None and (Path(path).exists() or path.startswith((".", "/", "~"))))
+
+
+def extra_splits(task: Task, source: Source) -> list[str]:
     """Names ``test/...`` of the splits beside train, dev and test, sorted."""
-    if path is not None and is_local(path):
-        return sorted(set(_split_files(task, path)) - set(SPLITS))
-    return sorted(task.hub_splits if path is None else ())
+    if is_local(source):
+        return sorted(set(split_files(task, source)) - set(SPLITS))
+    return sorted(task.hub_splits if source.path is None else ())
 
 
-def _split_files(task: Task, path: str) -> dict[str, Path]:
-    """The file of each split in a folder. Raises :class:`UserError` where two could be meant."""
-    folder = expand(path)
+def split_files(task: Task, source: Source) -> dict[str, tuple[Path, str | None]]:
+    """The file of each split, and the part of it where several share one. Raises :class:`UserError` where two could be
+    meant."""
+    if source.files:
+        folder = expand(source.path) if source.path else Path()
+        return {split: (folder / expand(name), None) for split, name in source.files.items()}
+    assert source.path is not None
+    folder = expand(source.path)
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
-        raise UserError(f"data.path={path}: {what}; give the folder that holds train.jsonl, dev.jsonl, ...")
-    found: dict[str, Path] = {}
+        raise UserError(
+            f"data.path={source.path}: {what}; give the folder that holds train.jsonl, dev.jsonl, ..., or data.files"
+        )
+    found: dict[str, tuple[Path, str | None]] = {}
     for base in [*(folder / name for name in task.files.folders), folder]:
         here: dict[str, list[Path]] = {}
         for split, patterns in task.files.patterns.items():
@@ -58,13 +91,21 @@ def _split_files(task: Task, path: str) -> dict[str, Path]:
                     if "{name}" not in split or not task.hub_splits or split.format(name=name) in task.hub_splits:
                         here.setdefault(split.format(name=name), []).append(file)
         for split, files in here.items():
-            if split in found:
-                continue
             if len(files) > 1:
                 names = " and ".join(file.name for file in files)
-                raise UserError(f"{base}: {names} both look like the {split} split; keep one")
-            found[split] = files[0]
+                raise UserError(f"{base}: {names} both look like the {split} split; keep one, or name it in data.files")
+            for own, part in _parts(task, split):
+                found.setdefault(own, (files[0], part))
     return found
+
+
+def _parts(task: Task, split: str) -> list[tuple[str, str | None]]:
+    """The splits that a file of a split holds, and the part of its rows that each is."""
+    if task.files.parted_by is None:
+        return [(split, None)]
+    if split == "test":
+        return [(name, name.partition("/")[2]) for name in task.hub_splits]
+    return [(split, task.files.parted_by[1] if split == "dev" else None)]
 
 
 def _matches(folder: Path, pattern: str) -> list[tuple[str, Path]]:
@@ -92,8 +133,7 @@ def stream_rows(file: Path, task: Task | None = None) -> Iterator[LocatedRow]:
         and file.suffix not in (".jsonl", ".ndjson", ".csv", ".parquet")
     ):
         read = task.files.read
-    if read is None:
-        raise UserError(f"{file}: unknown kind of file; give {', '.join(TABLES)}")
+    read = read or table_of_any_name
     try:
         # Questions come in SQuAD's layout or as rows; any other reader of a task's own is for columns of text.
         if file.suffix == ".json" and (task is None or task.kind != "span" or holds_rows(file)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from model_parallel import rng
-from prompt_tuning.data.read import SPLITS, extra_splits, is_local, read_split
+from prompt_tuning.data.read import SPLITS, Source, extra_splits, is_local, read_split
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import STEMS, LocatedRow
@@ -23,20 +23,18 @@ Limits = Mapping[str, int | None]
 """Most examples of a split, as the task counts them; that of ``test`` holds for extra test splits too."""
 
 
-def open_splits(
-    task: Task, path: str | None, hub_config: str | None = None, splits: tuple[str, ...] | None = None
-) -> dict[str, Rows]:
+def open_splits(task: Task, source: Source, splits: tuple[str, ...] | None = None) -> dict[str, Rows]:
     """The rows of each split of a task's source; ``splits`` None: all there are. None is read yet.
 
     Raises :class:`UserError` where a split that is needed is missing; test splits may be.
     """
     found = {}
-    for split in splits or (*SPLITS, *extra_splits(task, path)):
-        rows = read_split(task, path, split, hub_config)
+    for split in splits or (*SPLITS, *extra_splits(task, source)):
+        rows = read_split(task, source, split)
         if rows is not None:
             found[split] = rows
         elif not split.startswith("test"):
-            raise _missing(task, path, split, is_absent=True)
+            raise _missing(task, source, split, is_absent=True)
     return found
 
 
@@ -46,7 +44,7 @@ def first_of(task: Task, rows: Rows, split: str, limits: Limits) -> Rows:
 
 
 def choose_rows(
-    task: Task, path: str | None, sources: Mapping[str, Rows], limits: Limits, held_out: float = 0.0
+    task: Task, source: Source, splits: Mapping[str, Rows], limits: Limits, held_out: float = 0.0
 ) -> dict[str, Rows]:
     """The rows of :func:`open_splits` that are used. Raises :class:`UserError` where a split is empty.
 
@@ -54,10 +52,12 @@ def choose_rows(
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
     """
     found = {}
-    for split, source in sources.items():
-        rows = first_of(task, source, split, limits)
+    for split, own in splits.items():
+        rows = first_of(task, own, split, limits)
         if not rows.count(1):
-            raise _missing(task, path, split, is_absent=False)
+            if split.startswith("test/") and task.files.parted_by is not None:
+                continue  # a language that the common file does not have
+            raise _missing(task, source, split, is_absent=False)
         if split.startswith("test") and not _has_label(task, rows):
             logger.info("task %r: the %s split has no labels and is not used", task.name, split)
             continue
@@ -79,18 +79,20 @@ def _has_label(task: Task, rows: Iterable[LocatedRow]) -> bool:
     )
 
 
-def _missing(task: Task, path: str | None, split: str, is_absent: bool) -> UserError:
-    where = path or (task.hub or ("the hub",))[0]
+def _missing(task: Task, source: Source, split: str, is_absent: bool) -> UserError:
+    where = source.name if source.path or source.files else (task.hub or ("the hub",))[0]
     patterns = task.files.patterns.get(split, (split,))
     wanted = patterns if task.files.read else tuple(f"{patterns[0]}{suffix}" for suffix in TABLES)
     hint = (
         f"give {', '.join(wanted[:-1])}{' or ' if len(wanted) > 1 else ''}{wanted[-1]}" if is_absent else "give it rows"
     )
-    if is_absent and not is_local(path):
+    if is_absent and source.files:
+        hint = f"name its file in data.files, as {split}"
+    elif is_absent and not is_local(source):
         hint = f"it needs one that is called {' or '.join(STEMS.get(split, (split,)))}"
-    near = _near_misses(path, split) if is_absent and path is not None else []
+    near = _near_misses(source.path, split) if is_absent and source.path is not None and not source.files else []
     if near:
-        hint += f"; {' and '.join(near)} {'lies' if len(near) == 1 else 'lie'} there and would have to be renamed"
+        hint += f"; {' and '.join(near)} {'lies' if len(near) == 1 else 'lie'} there and would have to be renamed, or named in data.files"
     if is_absent and task.origin is not None:
         hint += f" ({task.origin})"
     return UserError(

@@ -10,10 +10,11 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import STEMS, LocatedRow, Reader, Row
-from prompt_tuning.formats.tags import brackets_to_iob2, to_iob2
+from prompt_tuning.formats.tags import OUTSIDE, brackets_to_iob2, to_iob2
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,11 @@ def tag_columns(word: int | None = None, tag: int = -1) -> Reader:
         is_counted = word is None and _is_counted(sentences)
         if is_counted:
             sentences = _without_extra_rows(file, sentences)
+            if tag == -1 and _ends_in_remarks(sentences):
+                raise UserError(
+                    f"{file}: ten columns as in CoNLL-U, whose last one holds remarks and no tags; name the column of the"
+                    " tags: task.tag_column 3 for universal parts of speech, 4 for the language's own"
+                )
         for sentence in sentences:
             line, width = sentence[0][0], len(sentence[0][1])
             if width < 2:
@@ -67,6 +73,13 @@ def _is_counted(sentences: list[Cells]) -> bool:
     return bool(sentences)
 
 
+def _ends_in_remarks(sentences: list[Cells]) -> bool:
+    """Whether the last of ten columns is CoNLL-U's MISC: ``_`` or ``Name=Value|...``."""
+    return all(
+        len(cells) == 10 and (cells[-1] == "_" or "=" in cells[-1]) for sentence in sentences for _, cells in sentence
+    )
+
+
 def _without_extra_rows(file: Path, sentences: list[Cells]) -> list[Cells]:
     """Sentences of the words alone; says how many rows are left out."""
     kept = [[row for row in sentence if not _EXTRA.fullmatch(row[1][0])] for sentence in sentences]
@@ -77,9 +90,26 @@ def _without_extra_rows(file: Path, sentences: list[Cells]) -> list[Cells]:
 
 
 def words_and_tags(row: Row) -> Iterator[Row]:
-    """A hub row under this module's names: ``tokens`` and ``ner_tags`` become ``words`` and ``tags``."""
+    """A row under this module's names: ``tokens`` and ``ner_tags`` become ``words`` and ``tags``, and so do ``entities``,
+    objects with a ``type``, the first word ``start`` and the word after the last ``end``."""
     names = {"tokens": "words", "ner_tags": "tags"}
-    yield row if "words" in row else {names.get(key, key): value for key, value in row.items()}
+    found = row if "words" in row else {names.get(key, key): value for key, value in row.items()}
+    if "tags" not in found and isinstance(found.get("entities"), list):
+        found = {**found, "tags": _entity_tags(found["entities"], len(found["words"]))}
+    yield found
+
+
+def _entity_tags(entities: list[Any], num_words: int) -> list[str]:
+    """Tags of words in IOB2. Raises :class:`ValueError` where an entity has no words, or shares some with another."""
+    tags = [OUTSIDE] * num_words
+    for entity in entities:
+        name, start, end = entity["type"], int(entity["start"]), int(entity["end"])
+        if not 0 <= start < end <= num_words or any(tag != OUTSIDE for tag in tags[start:end]):
+            raise ValueError(
+                f"entity {name} from word {start} to {end} is empty, out of the sentence or inside another"
+            )
+        tags[start:end] = [f"B-{name}", *[f"I-{name}"] * (end - start - 1)]
+    return tags
 
 
 def argument_columns(word: int, predicate: int, first: int, after: int = 0) -> Reader:
@@ -133,9 +163,16 @@ def proposition_lines(file: Path) -> Iterator[LocatedRow]:
 
 def propositions(file: Path) -> Iterator[LocatedRow]:
     """Rows of either :func:`proposition_lines` or, where no line has ``|||``, of CoNLL-2012's columns."""
-    is_lines = any("|||" in line for _, line in _lines(file))
-    # document, part, number, word, part of speech, parse, lemma, frameset, sense, speaker, entities, arguments, coreference
-    return iter((proposition_lines if is_lines else argument_columns(3, 7, 11, after=1))(file))
+    if any("|||" in line for _, line in _lines(file)):
+        return proposition_lines(file)
+    # document, part, number, word, part of speech, parse, lemma, frameset, and then the arguments (PropBank's gold_conll),
+    # or first sense, speaker, entities, and behind the arguments coreference (CoNLL-2012)
+    is_short = all(
+        len(sentence[0][1]) == 8 + sum(cells[7] != "-" for _, cells in sentence)
+        for sentence in _sentences(file)
+        if all(len(cells) > 7 for _, cells in sentence)
+    )
+    return iter(argument_columns(3, 7, 8)(file) if is_short else argument_columns(3, 7, 11, after=1)(file))
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

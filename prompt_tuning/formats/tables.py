@@ -111,6 +111,19 @@ def _json(file: Path) -> Iterator[LocatedRow]:
         yield f"{file}[{number}]", row
 
 
+def table_of_any_name(file: Path) -> Iterator[LocatedRow]:
+    """Rows of a file whose suffix says nothing, by its first line: an object of JSON, or names of columns between tabs."""
+    with file.open(encoding="utf-8-sig") as lines:
+        first = next((line for line in lines if line.strip()), "").lstrip(" ")
+    if first.startswith(("{", "[")):
+        return _json(file)
+    if "\t" in first:
+        return _tsv(file)
+    raise UserError(
+        f"{file}: neither JSON nor columns parted by tabs; give one object a line, or call it {', '.join(TABLES)}"
+    )
+
+
 def holds_rows(file: Path) -> bool:
     """Whether a ``.json`` file is a list, or an object a line, rather than one object in a layout of its own."""
     with file.open(encoding="utf-8-sig") as lines:

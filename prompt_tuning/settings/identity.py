@@ -63,7 +63,7 @@ def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None
             return f"{place}: {sentence}"
     old, now = _experiment(old), copy.deepcopy(new)
     for member in (*old["members"], *now["members"]) if may_move else ():
-        for section, key in (("data", "path"), ("backbone", "path")):
+        for section, key in (("data", "path"), ("data", "files"), ("backbone", "path")):
             member["config"][section].pop(key, None)
             for overrides in (member["overrides"], member["overrides"].get(section)):
                 if isinstance(overrides, dict) and isinstance(overrides.get(section), dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +24,10 @@ class DataSection(Section):
     path: str | None = Field(
         None, min_length=1, description="Folder of the task's files, or a hub id; None: the task's own hub id."
     )
+    files: dict[str, str] | None = Field(
+        None,
+        description="Files by split (train, dev, test, test/<name>) where they have names of their own, below `path` if given.",
+    )
     max_length: int = Field(128, gt=0, description="Tokens kept of a text (pair), special tokens included.")
     stride: int = Field(128, ge=0, description="Tokens that neighbouring windows of a long context share (span tasks).")
     template: str | None = Field(None, description="Name of one of the task's templates; None: the task's first.")
@@ -40,6 +45,16 @@ class DataSection(Section):
         description="Folder that keeps large data tokenised; null: ~/.cache/promptfleet/data.",
         json_schema_extra=LAUNCH,
     )
+
+    @field_validator("files")
+    @classmethod
+    def _splits(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        wrong = [split for split in value or {} if not re.fullmatch(r"train|dev|test(/[\w.-]+)?", split)]
+        if wrong or value == {}:
+            raise ValueError(
+                f"{show(wrong[0]) if wrong else 'nothing'} is no split; give train, dev, test or test/<name>"
+            )
+        return value
 
 
 class PromptSection(Section):

@@ -47,6 +47,8 @@ class Files:
     folders: tuple[str, ...] = ()
     patterns: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: STEMS)
     read: Reader | None = None
+    parted_by: tuple[str, str] | None = None
+    """A column that tells apart the extra test splits that one ``test`` file holds, and its value in the dev split."""
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,14 @@ def test_every_row_of_the_real_files_is_read(name):
 
     from prompt_tuning.backbone.find import find_folder
     from prompt_tuning.data.load import load_task_data
+    from prompt_tuning.data.read import Source
     from prompt_tuning.tasks.find import find_task
     from prompt_tuning.tokens.recipe import Encoding
 
     task = find_task(name)
     tokenizer = AutoTokenizer.from_pretrained(find_folder(MINILM))
     max_length = 384 if task.kind == "span" else 128
-    data = load_task_data(task, tokenizer, str(DATA), Encoding(max_length))
+    data = load_task_data(task, tokenizer, Source(str(DATA)), Encoding(max_length))
     counts = {
         split: len(found.notes.contexts if task.kind == "span" else found.labels)
         for split, found in data.splits.items()
@@ -77,7 +78,7 @@ def test_words_of_real_sentences_get_the_tokens_that_robertas_tokenizer_gives_th
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from prompt_tuning.data.read import read_split
+    from prompt_tuning.data.read import Source, read_split
     from prompt_tuning.tasks.find import find_task
     from prompt_tuning.tokens.recipe import Encoding
     from tests.support.rows import encode
@@ -92,7 +93,7 @@ def test_words_of_real_sentences_get_the_tokens_that_robertas_tokenizer_gives_th
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
     task = find_task("wnut17")
-    rows = read_split(task, str(DATA), "dev")
+    rows = read_split(task, Source(str(DATA)), "dev")
     features = encode(task, roberta(False), rows, Encoding(64), task.labels)
     oracle = roberta(True)([row["words"] for _, row in rows], is_split_into_words=True, truncation=True, max_length=64)
     assert features.tokens.tolist() == [token for ids in oracle["input_ids"] for token in ids]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.data.load import load_task_data
-from prompt_tuning.data.read import read_rows
+from prompt_tuning.data.read import Source, read_rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats.columns import argument_columns, propositions, tag_columns
 from prompt_tuning.formats.squad import questions
@@ -54,7 +54,7 @@ def test_a_row_with_anything_in_any_place_is_features_or_one_error(tmp_path, dat
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     template = data.draw(st.sampled_from(sorted(task.all_templates())))
     try:
-        found = load_task_data(task, TOKENIZER, str(tmp_path), Encoding(40, template, stride=3))
+        found = load_task_data(task, TOKENIZER, Source(str(tmp_path)), Encoding(40, template, stride=3))
     except UserError as error:
         assert "train.jsonl" in str(error) or "task" in str(error) or "dev.jsonl" in str(error)
         return
@@ -69,7 +69,7 @@ def test_rows_without_any_example_are_named(tmp_path):
     with pytest.raises(
         UserError, match=r"train\.jsonl:1: neither this row nor any other holds an example of task 'record'"
     ):
-        load_task_data(find_task("record"), TOKENIZER, str(tmp_path), Encoding(40))
+        load_task_data(find_task("record"), TOKENIZER, Source(str(tmp_path)), Encoding(40))
 
 
 READERS = {

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from prompt_tuning.data.load import load_task_data
-from prompt_tuning.data.read import extra_splits, read_split
+from prompt_tuning.data.read import Source, extra_splits, read_split
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats.columns import argument_columns, propositions, tag_columns
 from prompt_tuning.formats.squad import questions
@@ -150,7 +150,7 @@ def test_wrong_answers_name_their_question(tmp_path, answers, message):
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError) as error:
-        load_task_data(SPANS, TOKENIZER, str(tmp_path), Encoding(16, stride=2))
+        load_task_data(SPANS, TOKENIZER, Source(str(tmp_path)), Encoding(16, stride=2))
     assert "train.jsonl:1: " in str(error.value)
     assert message.replace("'", '"') in str(error.value).replace("'", '"')
 
@@ -158,7 +158,7 @@ def test_wrong_answers_name_their_question(tmp_path, answers, message):
 def load_tags(folder, train, dev=PLAIN, task=TAGS, **options):
     write(folder, train)
     write(folder, dev, "dev.conll")
-    return load_task_data(task, TOKENIZER, str(folder), Encoding(16), **options)
+    return load_task_data(task, TOKENIZER, Source(str(folder)), Encoding(16), **options)
 
 
 def test_a_listed_label_set_refuses_others(tmp_path):
@@ -179,7 +179,7 @@ def test_lists_of_words_and_tags_must_be_of_one_length(tmp_path):
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"words": ["a", "b"], "tags": ["B-X"]}))
     with pytest.raises(UserError, match=r"train\.jsonl:1: 2 words but 1 tags; give one tag a word"):
-        load_task_data(TAGS, TOKENIZER, str(tmp_path), Encoding(16))
+        load_task_data(TAGS, TOKENIZER, Source(str(tmp_path)), Encoding(16))
 
 
 def test_a_very_long_line_is_read(tmp_path):
@@ -195,9 +195,9 @@ def test_nothing_to_learn_is_said(tmp_path):
 
 def test_licensed_data_say_where_they_come_from(tmp_path):
     with pytest.raises(UserError, match=r"the train split of .* is missing; .*catalog\.ldc\.upenn\.edu/LDC99T42"):
-        load_task_data(find_task("conll05"), TOKENIZER, str(tmp_path), Encoding(16))
+        load_task_data(find_task("conll05"), TOKENIZER, Source(str(tmp_path)), Encoding(16))
     with pytest.raises(UserError, match=r"has no data set on the hub: .*catalog\.ldc\.upenn\.edu"):
-        read_split(find_task("conll12"), None, "train")
+        read_split(find_task("conll12"), Source(), "train")
 
 
 def test_extra_test_splits_are_found_by_their_files(tmp_path):
@@ -205,17 +205,17 @@ def test_extra_test_splits_are_found_by_their_files(tmp_path):
     for language in ("en", "zh"):
         (tmp_path / "xquad").mkdir(exist_ok=True)
         (tmp_path / "xquad" / f"xquad.{language}.json").write_text(json.dumps(SQUAD))
-    assert extra_splits(xquad, str(tmp_path)) == ["test/en", "test/zh"]
-    assert len(list(read_split(xquad, str(tmp_path), "test/zh"))) == 1
+    assert extra_splits(xquad, Source(str(tmp_path))) == ["test/en", "test/zh"]
+    assert len(list(read_split(xquad, Source(str(tmp_path)), "test/zh"))) == 1
     write(tmp_path, "0 a ||| B-V\n", "conll05.test.brown.txt")
-    assert extra_splits(brown, str(tmp_path)) == ["test/brown"]
+    assert extra_splits(brown, Source(str(tmp_path))) == ["test/brown"]
 
 
 def test_two_files_for_one_split_are_refused(tmp_path):
     write(tmp_path, PLAIN)
     write(tmp_path, PLAIN, "train.conll")
     with pytest.raises(UserError, match=r"train\.conll and train\.txt both look like the train split; keep one"):
-        read_split(TAGS, str(tmp_path), "train")
+        read_split(TAGS, Source(str(tmp_path)), "train")
 
 
 def test_held_out_rows_select_and_dev_is_only_reported(tmp_path):
@@ -240,17 +240,17 @@ def test_official_files_of_glue_are_read(tmp_path):
     cola, sst2, mrpc = (find_task(name) for name in ("cola", "sst2", "mrpc"))
     (tmp_path / "CoLA").mkdir()
     write(tmp_path / "CoLA", 'gj04\t1\t\tA "quoted sentence.\ngj04\t0\t*\tBad is.\n', "train.tsv")
-    rows = [row for _, row in read_split(cola, str(tmp_path), "train")]
+    rows = [row for _, row in read_split(cola, Source(str(tmp_path)), "train")]
     assert [row["sentence"] for row in rows] == ['A "quoted sentence.', "Bad is."]
     assert [cola.label_index(row["label"], cola.labels) for row in rows] == [1, 0]
     write(tmp_path / "CoLA", "a\t1\n", "dev.tsv")
     with pytest.raises(UserError, match=r"dev\.tsv:1: 2 columns; a line is source, label, mark and sentence"):
-        list(read_split(cola, str(tmp_path), "dev"))
+        list(read_split(cola, Source(str(tmp_path)), "dev"))
     write(tmp_path, 'sentence\tlabel\nw1 "\t1\n', "train.tsv")
-    assert [row for _, row in read_split(sst2, str(tmp_path), "train")] == [{"sentence": 'w1 "', "label": "1"}]
+    assert [row for _, row in read_split(sst2, Source(str(tmp_path)), "train")] == [{"sentence": 'w1 "', "label": "1"}]
     assert sst2.label_index("1", sst2.labels) == 1
     write(tmp_path, "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t7\t8\ta\tb\r\n", "train.tsv")
-    ((_, raw),) = read_split(mrpc, str(tmp_path), "train")
+    ((_, raw),) = read_split(mrpc, Source(str(tmp_path)), "train")
     (row,) = mrpc.expand(raw)
     assert (row["sentence1"], row["sentence2"], mrpc.label_index(row["label"], mrpc.labels)) == ("a", "b", 1)
 
@@ -259,6 +259,6 @@ def test_official_names_of_conll_2003(tmp_path):
     for name in ("eng.train", "eng.testa", "eng.testb"):
         write(tmp_path, "-DOCSTART- -X- O O\n\nEU NNP I-NP I-ORG\n", name)
     for split in ("train", "dev", "test"):
-        assert [row for _, row in read_split(find_task("conll03"), str(tmp_path), split)] == [
+        assert [row for _, row in read_split(find_task("conll03"), Source(str(tmp_path)), split)] == [
             {"words": ["EU"], "tags": ["B-ORG"]}
         ]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.data.load import load_task_data
-from prompt_tuning.data.read import read_rows
+from prompt_tuning.data.read import Source, read_rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.recipe import Encoding
@@ -121,7 +121,7 @@ def test_collected_labels_are_sorted_names_or_numbers(tmp_path):
     def labels(*values, other="b"):
         for split in ("train", "dev"):
             write_jsonl(tmp_path / f"{split}.jsonl", [{"text": "w1", "label": value} for value in values])
-        data = load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8))
+        data = load_task_data(TEXTS, TOKENIZER, Source(str(tmp_path)), Encoding(8))
         return data.labels, data.splits["train"].labels.tolist()
 
     assert labels("b", "a", "b") == (("a", "b"), [1, 0, 1])
@@ -135,14 +135,14 @@ def test_a_number_is_no_index_where_labels_are_numbers(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"text": "w1", "label": 10}, {"text": "w1", "label": 20}])
     write_jsonl(tmp_path / "dev.jsonl", [{"text": "w1", "label": 1}])
     with pytest.raises(UserError, match=r"dev\.jsonl:1: label 1 is none of 10, 20"):
-        load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8))
+        load_task_data(TEXTS, TOKENIZER, Source(str(tmp_path)), Encoding(8))
 
 
 def test_minus_one_may_be_a_named_label(tmp_path):
     task = find_task({"kind": "classification", "labels": ["-1", "0", "1"]})
     for split in ("train", "dev"):
         write_jsonl(tmp_path / f"{split}.jsonl", [{"text": "w1", "label": value} for value in (1, -1, 0)])
-    data = load_task_data(task, TOKENIZER, str(tmp_path), Encoding(8))
+    data = load_task_data(task, TOKENIZER, Source(str(tmp_path)), Encoding(8))
     assert data.splits["train"].labels.tolist() == [2, 0, 1]
 
 
@@ -151,15 +151,15 @@ def test_unlabelled_test_splits_are_left_out(tmp_path):
     rows = [row for _, row in read_rows(tmp_path / "test.jsonl")]
     for label in (None, -1, ""):
         write_jsonl(tmp_path / "test.jsonl", [{**row, "label": label} for row in rows])
-        assert set(load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8)).splits) == {"train", "dev"}
+        assert set(load_task_data(TEXTS, TOKENIZER, Source(str(tmp_path)), Encoding(8)).splits) == {"train", "dev"}
     (tmp_path / "test.jsonl").unlink()
-    assert set(load_task_data(TEXTS, TOKENIZER, str(tmp_path), Encoding(8)).splits) == {"train", "dev"}
+    assert set(load_task_data(TEXTS, TOKENIZER, Source(str(tmp_path)), Encoding(8)).splits) == {"train", "dev"}
 
 
 def test_limits_keep_the_first_examples(tmp_path):
     make_copa(tmp_path)
-    whole = load_task_data(COPA, TOKENIZER, str(tmp_path), Encoding(32))
-    part = load_task_data(COPA, TOKENIZER, str(tmp_path), Encoding(32), limits={"train": 3, "dev": 2})
+    whole = load_task_data(COPA, TOKENIZER, Source(str(tmp_path)), Encoding(32))
+    part = load_task_data(COPA, TOKENIZER, Source(str(tmp_path)), Encoding(32), limits={"train": 3, "dev": 2})
     assert (len(part.splits["train"]), len(part.splits["dev"])) == (3, 2)
     train, cut = whole.splits["train"], part.splits["train"]
     assert np.array_equal(cut.labels, train.labels[:3])
@@ -197,7 +197,7 @@ def test_any_rows_are_features_or_one_error(tmp_path, rows, name):
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text(text)
     try:
-        data = load_task_data(task, TOKENIZER, str(tmp_path), Encoding(16))
+        data = load_task_data(task, TOKENIZER, Source(str(tmp_path)), Encoding(16))
     except UserError as error:
         assert str(error)
         return

@@ -10,6 +10,7 @@ import pytest
 from launcher import cli
 from model_parallel.grid import Grid
 from prompt_tuning.data.load import load_task_data
+from prompt_tuning.data.read import Source
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.fleet.evaluate import num_examples
 from prompt_tuning.report.results import export_member
@@ -40,7 +41,9 @@ def record(passages):
 def features(folder, task, rows, limit):
     for split in ("train", "dev"):
         write_jsonl(folder / f"{split}.jsonl", rows)
-    data = load_task_data(find_task(task), make_tokenizer(), str(folder), Encoding(40), {"train": limit, "dev": limit})
+    data = load_task_data(
+        find_task(task), make_tokenizer(), Source(str(folder)), Encoding(40), {"train": limit, "dev": limit}
+    )
     return data.splits["train"]
 
 
@@ -127,5 +130,5 @@ def test_a_test_split_without_labels_is_not_tokenised(tmp_path):
 
     stock = make_tokenizer()
     tokenizer.num_special_tokens_to_add = stock.num_special_tokens_to_add
-    data = load_task_data(find_task({"kind": "classification"}), tokenizer, str(tmp_path), Encoding(40))
+    data = load_task_data(find_task({"kind": "classification"}), tokenizer, Source(str(tmp_path)), Encoding(40))
     assert list(data.splits) == ["train", "dev"] and seen and "only here" not in seen

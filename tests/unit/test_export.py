@@ -76,9 +76,10 @@ def test_full_fine_tuning_exports_a_model_that_predicts_the_same(tmp_path):
     assert "promptfleet" not in json.dumps(config)
     model = attach(load_prompt(member / "prompt"))
     from prompt_tuning.data.load import load_task_data
+    from prompt_tuning.data.read import Source
     from prompt_tuning.tokens.recipe import Encoding
 
-    data = load_task_data(model.prompts[0].task, model.backbone.tokenizer, str(tmp_path / "data"), Encoding(24))
+    data = load_task_data(model.prompts[0].task, model.backbone.tokenizer, Source(str(tmp_path / "data")), Encoding(24))
     (logits,) = model.outputs([0], [data.splits["test"]])
     assert np.mean(logits.argmax(1) == data.splits["test"].labels) == result["test"]["accuracy"]
     original = load_prompt(member / "prompt")

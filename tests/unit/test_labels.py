@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prompt_tuning.data.load import load_task_data
+from prompt_tuning.data.read import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.kinds.choice import keep
@@ -26,7 +27,7 @@ def load(folder, task=None, **splits):
         made = [row if isinstance(row, dict) else {"text": "w1 w2", "label": row} for row in rows]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     described = find_task({"kind": "classification", **(task or {})})
-    return load_task_data(described, TOKENIZER, str(folder), Encoding(40))
+    return load_task_data(described, TOKENIZER, Source(str(folder)), Encoding(40))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ OPTIONS = {"kind": "choice", "choices": ["options"]}
 def choices(folder, rows, task=OPTIONS):
     for split in ("train", "dev"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps({**QUESTION, **row}) + "\n" for row in rows))
-    return load_task_data(find_task(task), TOKENIZER, str(folder), Encoding(40)).splits["train"]
+    return load_task_data(find_task(task), TOKENIZER, Source(str(folder)), Encoding(40)).splits["train"]
 
 
 def test_choices_stand_in_a_list_and_their_number_may_differ(tmp_path):
@@ -165,5 +166,7 @@ def test_a_question_without_answer_needs_has_null(tmp_path):
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UserError, match=r"train.jsonl:1: a question without answer; set task.has_null to true"):
-        load_task_data(find_task({"kind": "span"}), TOKENIZER, str(tmp_path), Encoding(40, stride=4))
-    load_task_data(find_task({"kind": "span", "has_null": True}), TOKENIZER, str(tmp_path), Encoding(40, stride=4))
+        load_task_data(find_task({"kind": "span"}), TOKENIZER, Source(str(tmp_path)), Encoding(40, stride=4))
+    load_task_data(
+        find_task({"kind": "span", "has_null": True}), TOKENIZER, Source(str(tmp_path)), Encoding(40, stride=4)
+    )

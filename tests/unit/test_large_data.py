@@ -17,6 +17,7 @@ from prompt_tuning.data import load
 from prompt_tuning.data.encode import encoded
 from prompt_tuning.data.load import load_task_data, task_data
 from prompt_tuning.data.parts import Parts, mapped
+from prompt_tuning.data.read import Source
 from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.kinds import find_kind
@@ -140,7 +141,7 @@ def test_large_data_are_tokenised_once_and_mapped(large, tmp_path, caplog):
     config, filled = large
     first, second = task_data(config, TOKENIZER), task_data(config, TOKENIZER)
     assert filled == ["train", "dev", "test"] and first.labels == second.labels
-    memory = load_task_data(find_task(config.task), TOKENIZER, config.data.path, load.encoding_of(config.data))
+    memory = load_task_data(find_task(config.task), TOKENIZER, Source(config.data.path), load.encoding_of(config.data))
     assert list(second.splits) == list(memory.splits)
     for split, features in memory.splits.items():
         assert_same(second.splits[split], features)
@@ -205,7 +206,7 @@ def test_kept_notes_score_as_those_in_memory(tmp_path, monkeypatch, kind, make):
     )
     config = resolve(raw, tmp_path / "run.json").shared
     kept = task_data(config, TOKENIZER)
-    memory = load_task_data(find_task(config.task), TOKENIZER, str(folder), load.encoding_of(config.data))
+    memory = load_task_data(find_task(config.task), TOKENIZER, Source(str(folder)), load.encoding_of(config.data))
     for split, features in memory.splits.items():
         assert_same(kept.splits[split], features)
 

@@ -9,7 +9,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from prompt_tuning.data.read import read_rows, read_split
+from prompt_tuning.data.read import Source, read_rows, read_split
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.rows import check_columns
@@ -58,18 +58,18 @@ def test_a_csv_field_may_be_large(tmp_path):
 @pytest.mark.parametrize("name", ["dev", "val", "valid", "validation"])
 def test_the_dev_split_has_many_names(tmp_path, name):
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(ROWS[0]))
-    assert len(list(read_split(TEXTS, str(tmp_path), "dev"))) == 1
-    assert read_split(TEXTS, str(tmp_path), "train") is None
-    assert read_split(TEXTS, str(tmp_path), "test") is None
+    assert len(list(read_split(TEXTS, Source(str(tmp_path)), "dev"))) == 1
+    assert read_split(TEXTS, Source(str(tmp_path)), "train") is None
+    assert read_split(TEXTS, Source(str(tmp_path)), "test") is None
 
 
 def test_a_tasks_own_folder_comes_first(tmp_path):
     boolq = find_task("boolq")
     (tmp_path / "train.jsonl").write_text('{"question": "outer"}')
-    assert next(iter(read_split(boolq, str(tmp_path), "train")))[1] == {"question": "outer"}
+    assert next(iter(read_split(boolq, Source(str(tmp_path)), "train")))[1] == {"question": "outer"}
     (tmp_path / "BoolQ").mkdir()
     (tmp_path / "BoolQ" / "train.jsonl").write_text('{"question": "inner"}')
-    assert next(iter(read_split(boolq, str(tmp_path), "train")))[1] == {"question": "inner"}
+    assert next(iter(read_split(boolq, Source(str(tmp_path)), "train")))[1] == {"question": "inner"}
 
 
 def test_relative_folders_are_found(tmp_path, monkeypatch):
@@ -77,16 +77,18 @@ def test_relative_folders_are_found(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text(json.dumps(ROWS[0]))
     for path in ("data", "./data"):
-        assert len(list(read_split(TEXTS, path, "train"))) == 1
+        assert len(list(read_split(TEXTS, Source(path), "train"))) == 1
 
 
 def test_other_kinds_of_file_are_refused(tmp_path):
+    (tmp_path / "rows.txt").write_text("text label\n")
     with pytest.raises(
-        UserError, match=r"unknown kind of file; give \.jsonl, \.json, \.ndjson, \.csv, \.tsv, \.parquet"
+        UserError, match=r"parted by tabs; .* call it \.jsonl, \.json, \.ndjson, \.csv, \.tsv, \.parquet"
     ):
         read_rows(tmp_path / "rows.txt")
-    with pytest.raises(UserError, match="no such file"):
-        read_rows(tmp_path / "rows.jsonl")
+    for name in ("rows.jsonl", "none.txt"):
+        with pytest.raises(UserError, match="no such file"):
+            read_rows(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.data.load import load_task_data
+from prompt_tuning.data.read import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import score
 from prompt_tuning.kinds import find_kind
@@ -32,7 +33,7 @@ def load(folder, tags, dev=None, **settings):
     for split, own in (("train", tags), ("dev", dev or tags)):
         (folder / f"{split}.jsonl").write_text(json.dumps({"words": [f"w{i}" for i in range(len(own))], "tags": own}))
     task = find_task({"kind": "tagging", **settings})
-    return task, load_task_data(task, TOKENIZER, str(folder), Encoding(16))
+    return task, load_task_data(task, TOKENIZER, Source(str(folder)), Encoding(16))
 
 
 def right_answers(task, data, split="dev"):
@@ -94,7 +95,7 @@ def test_published_tasks_of_spans_have_no_other_metric(tmp_path):
     for split in ("train", "dev"):
         (tmp_path / f"{split}.jsonl").write_text('{"words": ["w1", "w2"], "predicate": ["w1"], "tags": ["V", "A1"]}')
     with pytest.raises(UserError, match=r'train\.jsonl:1: tag "V" is no B-, I- or O, which f1 counts; correct it$'):
-        load_task_data(find_task("conll05"), TOKENIZER, str(tmp_path), Encoding(16))
+        load_task_data(find_task("conll05"), TOKENIZER, Source(str(tmp_path)), Encoding(16))
 
 
 def test_listed_tags_are_checked_with_the_run_file():
