@@ -35,11 +35,9 @@ from launcher.ranks.logs import log_to_file, start_logging
 from launcher.ranks.provenance import record
 from launcher.ranks.rendezvous import meet
 from launcher.ranks.stop import STOPPED, Stopped, StopRequest
+from launcher.runs.folder import prepare_folder, say_what_changed
 from prompt_tuning.errors import UserError, reason
-from prompt_tuning.messages import difference
-from prompt_tuning.settings.identity import experiment_difference
 from prompt_tuning.settings.members import Run, load_run
-from prompt_tuning.settings.merge import read_json
 from prompt_tuning.storage.atomic import make_folder, write_json
 
 if TYPE_CHECKING:
@@ -88,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, stop: StopRequest) -> int:
-    process = Process()
+    process, run = Process(), None
     start_logging(process)
     try:
         process = find_process(options.local_rank)
@@ -103,6 +101,11 @@ def _main(options: argparse.Namespace, stop: StopRequest) -> int:
     except UserError as error:
         logger.error("error: %s", error)
     except OSError as error:
+        if run is not None and not run.output.exists():
+            logger.error(
+                "error: the run folder %s is gone: deleted, or its disk is; the same command starts again", run.output
+            )
+            return 1
         logger.error("error: %s: %s", error.filename or options.output or "the run folder", error.strerror or error)
     except Stopped as request:
         logger.warning("asked to stop before training began; the same command starts again from what is there")
@@ -218,69 +221,6 @@ def train_in_folder(
             print_report([run.output], run.name)
             print(f"Results and prompts: {run.output}")
         return 0 if not result or result["status"] == "finished" else 3
-
-
-def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> bool:
-    """Make the run folder ready. False: the run in it has finished. Raises :class:`UserError`.
-
-    A folder that holds a run with other settings is refused; ``fresh`` moves it aside. ``held`` has the folder's lock.
-    """
-    folder = run.output
-    record = folder / "run.json"
-    if record.exists() and not is_record(record):
-        raise UserError(
-            f"{record} is no record of a run, and the run would write its own there; move it, or choose another --output"
-        )
-    if fresh and any(file.name != ".lock" for file in folder.iterdir()):
-        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.old-{n}").exists())
-        aside = folder.with_name(f"{folder.name}.old-{number}")
-        folder.rename(aside)
-        logger.info("the older run is now %s", aside)
-        make_folder(folder)
-        held.enter_context(locked(folder))
-    if resume:
-        from prompt_tuning.fleet.checkpoint import newest
-
-        if newest(folder / "checkpoints") is None:
-            raise UserError(f"--resume: {folder} has no checkpoint to continue from; leave the flag out to start anew")
-    if (folder / "run.json").exists() and _results(folder):
-        difference = experiment_difference(folder, run)
-        if difference:
-            raise UserError(
-                f"{folder} holds a run with other settings ({difference});"
-                " use --fresh to start anew or --output for another folder"
-            )
-    return not (folder / "result.json").exists()
-
-
-def is_record(file: Path) -> bool:
-    """Whether a run.json was written by a run, whole or damaged, and is not somebody's run file of that name."""
-    try:
-        content = read_json(file)
-    except UserError:
-        return True
-    return "members" in content or not {"task", "backbone", "extends"} & set(content)
-
-
-def say_what_changed(folder: Path, environment: dict[str, Any]) -> None:
-    """Where a run is continued in another environment than it was left in: its numbers go on equal to rounding, not to the bit."""
-    if not any((folder / "checkpoints").glob("step-*")):
-        return
-    try:
-        old = read_json(folder / "environment.json")
-    except UserError:
-        return  # of a run that was killed very early, or damaged: it serves people alone
-    keys = ("versions", "processor", "world_size", "threads", "tensor", "zero")
-    before, now = ({key: values.get(key) for key in keys} for values in (old, environment))
-    if before != now:
-        logger.warning(
-            "this is not where the run was left (%s): equal to rounding, not to the bit", difference(before, now)
-        )
-
-
-def _results(folder: Path) -> bool:
-    """Whether a run folder holds anything that another run would spoil, rather than just the record of a failed start."""
-    return (folder / "result.json").exists() or any((folder / "checkpoints").glob("step-*"))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ FORMAT = 1
 
 def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep: int) -> None:
     """Write ``folder/step-<step>`` and delete all but the ``keep`` newest checkpoints. First rank only."""
+    folder.mkdir(exist_ok=True)  # never its parent, which somebody may just have deleted
     with new_folder(folder / f"step-{step:06d}") as target:
         checksums = {}
         for index, member in enumerate(fleet.members):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
 
 from launcher import run as worker
+from prompt_tuning import trainer
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 
@@ -56,3 +58,29 @@ def test_a_run_that_is_continued_elsewhere_is_told_so(tmp_path, caplog, monkeypa
     assert "(world_size: 4 there, 2 now): equal to rounding, not to the bit" in said({**here, "world_size": 4})
     assert '(versions.torch: "2.12.0" there, "2.13.0" now)' in said({**here, "versions": {"torch": "2.12.0"}})
     assert not said({**here, "hosts": ["b", "c"]}) and not said("{damaged")
+
+
+@pytest.mark.parametrize("name", ["run.json", "environment.json"])
+def test_a_file_of_ones_own_in_the_output_folder_is_not_overwritten(config, tmp_path, capsys, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text('{"task": "boolq", "conda": "my notes"}')
+    assert worker.main(config) == 1
+    assert (
+        f"{tmp_path / 'run' / name} is no record of a run, and the run would write its own there"
+        in capsys.readouterr().err
+    )
+    assert "my notes" in (tmp_path / "run" / name).read_text()
+
+
+@pytest.mark.parametrize("moment", ["log", "save"])
+def test_a_run_folder_that_is_deleted_under_a_job_is_a_sentence(config, tmp_path, capsys, monkeypatch, moment):
+    place, name = {"log": (trainer.MetricsLog, "steps"), "save": (trainer.checkpoint, "save")}[moment]
+    stock = getattr(place, name)
+
+    def delete_first(*arguments):
+        shutil.rmtree(tmp_path / "run")
+        return stock(*arguments)
+
+    monkeypatch.setattr(place, name, delete_first)
+    code, said = worker.main(config), capsys.readouterr().err
+    assert code == 1 and f"the run folder {tmp_path / 'run'} is gone" in said and "Traceback" not in said, said
