@@ -38,6 +38,8 @@ from launcher.ranks.environment import quiet_libraries
 from prompt_tuning.errors import UserError
 
 MAX_LENGTH = 128
+STEP_ROWS = 64
+"""Rows of a step over all members: what a step needs grows with them, whoever owns them."""
 BATCH = 1000
 """Texts in one call of the tokenizers library."""
 
@@ -86,7 +88,7 @@ def run_file(options: argparse.Namespace, folder: Path, members: int) -> dict[st
             "cache": str(folder / "cache"),
         },
         "prompt": {"length": 8},
-        "train": {"max_steps": 2, "batch_size": 8},
+        "train": {"max_steps": 2, "batch_size": STEP_ROWS // members},
         "fleet": {"seeds": list(range(1, members + 1))},
     }
 
