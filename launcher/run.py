@@ -220,7 +220,7 @@ def train_in_folder(
         if grid.is_first:
             print_report([run.output], run.name)
             print(f"Results and prompts: {run.output}")
-        return 0 if not result or result["status"] == "finished" else 3
+        return 0 if result["status"] == "finished" else 3
 
 
 if __name__ == "__main__":

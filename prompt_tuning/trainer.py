@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects
 from model_parallel.grid import Grid
@@ -30,12 +29,13 @@ from prompt_tuning.report.rates import Rates
 from prompt_tuning.report.results import finish_member, write_results
 from prompt_tuning.settings.identity import experiment
 from prompt_tuning.settings.members import MemberSpec, Run
+from prompt_tuning.storage.records import RunResult
 from prompt_tuning.tasks.find import find_task
 
 logger = logging.getLogger(__name__)
 
 
-def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> RunResult | None:
     """Train all members of ``run`` (continuing from its newest checkpoint), write their results, return the run's result.
 
     Where ``stop`` asks for it on any rank the run is checkpointed and left for later; the result is then None. Several
@@ -239,7 +239,7 @@ def _checkpoint_due(run: Run, step: int, judged: set[int], fleet: Fleet) -> bool
     return bool(judged) and judged >= set(fleet.running()) if every is None else step % every == 0
 
 
-def _results(run: Run, fleet: Fleet) -> dict[str, Any]:
+def _results(run: Run, fleet: Fleet) -> RunResult:
     """Test every member with its best tensors, export its prompt and write results, the run's own last."""
     for member in fleet.members:
         member.part()
@@ -254,5 +254,6 @@ def _results(run: Run, fleet: Fleet) -> dict[str, Any]:
     if fleet.grid.is_first:
         for member, found_tests in zip(fleet.members, tests, strict=True):
             results.append(finish_member(run, member, found_tests))
-    barrier(fleet.grid)
-    return write_results(run, fleet.members, results) if fleet.grid.is_first else {}
+    result = write_results(run, fleet.members, results) if fleet.grid.is_first else None
+    whole: RunResult = broadcast_object(result, fleet.grid)
+    return whole

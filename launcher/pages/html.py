@@ -119,7 +119,7 @@ def _sizes(groups: list[Group]) -> str:
     left.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     left.set(xscale="log", xlabel="trained parameters", ylabel="dev score of the selecting metric")
     names = [f"{group.task} {group.label}" for group in some]
-    right.barh(range(len(some)), [group.finished[0]["exported_bytes"] / 1000 for group in some])
+    right.barh(range(len(some)), [(group.finished[0]["exported_bytes"] or 0) / 1000 for group in some])
     right.set_yticks(range(len(some)), names, fontsize=7)
     right.invert_yaxis()
     right.set(xscale="log", xlabel="kB of an exported prompt")

@@ -12,9 +12,11 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.settings.identity import recipe
+from prompt_tuning.storage.records import MemberRecord, MemberResult, split_metrics, tested_splits
 
 Json = dict[str, Any]
 
@@ -27,27 +29,27 @@ class Group:
     label: str
     method: str
     backbone: str
-    results: list[Json] = field(default_factory=list)
+    results: list[MemberResult] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     published: list[Json] = field(default_factory=list)
 
     @property
-    def finished(self) -> list[Json]:
+    def finished(self) -> list[MemberResult]:
+        """Results of members that were evaluated."""
         return [result for result in self.results if result["best"] is not None]
 
     def splits(self) -> list[str]:
         """dev, then the test splits that any member was tested on."""
-        tests = {key for result in self.finished for key in result if key == "test" or key.startswith("test/")}
-        return ["dev", *sorted(key for key in tests if any(result.get(key) for result in self.finished))]
+        return ["dev", *sorted({split for result in self.finished for split in tested_splits(result)})]
 
     def metrics(self) -> list[str]:
         """The selecting one first."""
-        names = [name for result in self.finished for name in (result.get("selects_by"), *result["best"]["metrics"])]
+        names = [name for one in self.finished for name in (one.get("selects_by"), *split_metrics(one, "dev"))]
         return list(dict.fromkeys(name for name in names if name is not None))
 
     def values(self, split: str, metric: str) -> list[float]:
         """One a member."""
-        found = [result["best"]["metrics"] if split == "dev" else result.get(split) or {} for result in self.finished]
+        found = [split_metrics(result, split) for result in self.finished]
         return [metrics[metric] for metrics in found if metric in metrics]
 
 
@@ -73,7 +75,7 @@ def read_groups(folders: list[Path]) -> list[Group]:
             for member in _read(record).get("members", []):
                 result = _read(record.parent / "members" / member["name"] / "result.json")
                 if result:
-                    _file(groups, record.parent, member, result)
+                    _file(groups, record.parent, member, cast(MemberResult, result))
     if not groups:
         names = ", ".join(map(str, folders))
         raise UserError(
@@ -91,14 +93,12 @@ def _read(file: Path) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _file(groups: dict[str, Group], folder: Path, member: Json, result: Json) -> None:
+def _file(groups: dict[str, Group], folder: Path, member: MemberRecord, result: MemberResult) -> None:
     config = member["config"]
-    same = {key: value for key, value in config.items() if key not in ("published", "description", "name", "output")}
-    same["train"] = {key: value for key, value in config["train"].items() if key != "seed"}
     label = re.sub(r"-?seed\d+$", "", member["name"])
     label = re.sub(rf"^{re.escape(result['task'])}[-_]", "", label)
     label = result["method"] if label in ("", result["task"]) else label
-    key = hashlib.sha256(json.dumps([label, same], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([label, recipe(config)], sort_keys=True).encode()).hexdigest()
     if key not in groups:
         published = (config.get("published") or []) if result["method"] == "deep_prompt" else []
         backbone = config["backbone"]["path"]

@@ -22,6 +22,7 @@ from prompt_tuning.fleet.member import Best, Member
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.settings.identity import recorded_difference
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
+from prompt_tuning.storage.records import SavedMember
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def _tensors(member: Member) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def _state(member: Member) -> dict[str, Any]:
+def _state(member: Member) -> SavedMember:
     best = member.best
     return {
         "name": member.name,

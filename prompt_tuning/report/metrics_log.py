@@ -13,6 +13,8 @@ from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.schedule import learning_rate_factor
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.settings.members import Run
+from prompt_tuning.storage.lines import finite
+from prompt_tuning.storage.records import MetricsLine
 
 
 class MetricsLog:
@@ -32,22 +34,18 @@ class MetricsLog:
         """Write the steps that are due, and those that were a member's last because it diverged."""
         for reading in readings:
             member, step = self.fleet.members[reading.member], reading.step
-            numbers = {"loss": reading.loss, "gradient_norm": reading.norm}
+            line: MetricsLine = {"step": step, "loss": reading.loss, "gradient_norm": reading.norm}
             if not reading.is_finite:
-                self._write(reading.member, {"step": step, "event": "diverged", **numbers})
+                line["event"] = "diverged"
+                self._write(reading.member, line)
                 continue
             self.latest[member.name] = reading.loss
             if step % self.run.shared.train.log_steps == 0 or step == member.total_steps:
                 settings = member.spec.config.optimizer
                 factor = learning_rate_factor(settings, step - 1, member.total_steps, member.steps_per_epoch)
-                epoch = round(step / member.steps_per_epoch, 4)
-                line = {
-                    "step": step,
-                    "event": "train",
-                    "epoch": epoch,
-                    **numbers,
-                    "learning_rate": settings.lr * factor,
-                }
+                line["event"] = "train"
+                line["epoch"] = round(step / member.steps_per_epoch, 4)
+                line["learning_rate"] = settings.lr * factor
                 self._write(reading.member, line)
 
     def evaluation(self, index: int, metrics: dict[str, float], loss: float) -> None:
@@ -57,7 +55,7 @@ class MetricsLog:
         if not math.isfinite(loss):
             self._write(index, {"step": step, "event": "diverged", "loss": loss})
 
-    def _write(self, index: int, line: dict[str, Any]) -> None:
+    def _write(self, index: int, line: MetricsLine) -> None:
         if not self.fleet.grid.is_first:
             return
         with self.files[index].open("a", encoding="utf-8") as file:
@@ -71,13 +69,6 @@ class MetricsLog:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
-
-
-def finite(value: Any) -> Any:
-    """``value`` with NaN and infinities as None, which JSON can hold."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _metrics_file(run: Run, member: Member) -> Path:

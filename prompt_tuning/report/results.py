@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prompt_tuning.fleet.evaluate import majority_metrics
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.prompt.export import write_model, write_prompt
-from prompt_tuning.report.metrics_log import finite
 from prompt_tuning.report.rates import rate
 from prompt_tuning.settings.members import Run
 from prompt_tuning.storage.atomic import write_json
+from prompt_tuning.storage.lines import finite
+from prompt_tuning.storage.records import MemberResult, RunResult
 
 
-def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, float], float]]) -> dict[str, Any]:
+def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, float], float]]) -> MemberResult:
     """Export a member's best prompt and write its result.json. Returns the result.
 
     ``tests``: metrics and loss by test split; extra ones, ``test/<name>``, become keys of their own.
@@ -28,7 +28,10 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
         export_member(folder / "prompt", member, {"step": best.step, "metrics": best.metrics})
         parts = [part for part in (folder / "prompt", folder / "model") if part.is_dir()]
         exported = sum(file.stat().st_size for part in parts for file in part.iterdir())
-    result = {
+    extra: dict[str, Any] = {split: metrics for split, (metrics, _) in tests.items() if split != "test"}
+    extra |= {split.replace("test", "test_loss", 1): loss for split, (_, loss) in tests.items() if split != "test"}
+    test, test_loss = tests.get("test", (None, None))
+    result: MemberResult = {
         "member": member.name,
         "status": member.status,
         "task": member.task.name,
@@ -38,10 +41,8 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
         "selects_by": member.task.selects_by,
         "best": None if best is None else {"step": best.step, "metrics": best.metrics},
         "best_loss": None if best is None else best.loss,
-        "test": None,
-        "test_loss": None,
-        **{split: metrics for split, (metrics, _) in tests.items()},
-        **{f"{split.replace('test', 'test_loss', 1)}": loss for split, (_, loss) in tests.items()},
+        "test": test,
+        "test_loss": test_loss,
         "majority": {split: majority_metrics(member, split) for split in member.splits if split != "train"},
         "trainable_parameters": sum(parameter.numel() for _, parameter in member.parameters + member.borrowed),
         "backbone_parameters": member.backbone.num_parameters,
@@ -50,8 +51,9 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
         "seconds": round(member.seconds, 3),
         "examples_per_second": rate(member.examples, member.seconds),
     }
-    write_json(folder / "result.json", finite(result))
-    return result
+    whole = cast(MemberResult, {**result, **extra})
+    write_json(folder / "result.json", finite(whole))
+    return whole
 
 
 def export_member(folder: Path, member: Member, best: dict[str, Any] | None = None) -> None:
@@ -62,16 +64,16 @@ def export_member(folder: Path, member: Member, best: dict[str, Any] | None = No
     write_prompt(folder, member.prompt, description, best)
 
 
-def write_results(run: Run, members: Sequence[Member], results: list[dict[str, Any]]) -> dict[str, Any]:
+def write_results(run: Run, members: Sequence[Member], results: list[MemberResult]) -> RunResult:
     """Write the run's result.json, its last file, with the rate of all members together. Returns the result."""
     finished = all(result["status"] in ("finished", "stopped") for result in results)
     seconds = sum(member.seconds for member in members)
-    result = {
+    result: RunResult = {
         "name": run.name,
         "status": "finished" if finished else "diverged",
         "seconds": round(seconds, 3),
         "examples_per_second": rate(sum(member.examples for member in members), seconds),
         "members": results,
     }
-    write_json(run.output / "result.json", json.loads(json.dumps(result), parse_constant=lambda _: None))
+    write_json(run.output / "result.json", finite(result))
     return result

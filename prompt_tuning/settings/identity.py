@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -13,6 +15,7 @@ from prompt_tuning.settings.changes import without
 from prompt_tuning.settings.members import MemberSpec, Run
 from prompt_tuning.settings.merge import Json, read_json
 from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.storage.records import RunRecord
 
 
 def load_recorded_run(folder: Path) -> Run:
@@ -37,11 +40,19 @@ def experiment(run: Run) -> Json:
     return _experiment(run.to_json())
 
 
-def _experiment(record: Json) -> Json:
+def _experiment(record: RunRecord) -> Json:
     members = copy.deepcopy(record["members"])
     for member in members:
         member["config"] = without(member["config"], RunFile, "parallel", "launch", "people")
     return {"members": members, "shared_prompt": record["shared_prompt"]}
+
+
+def recipe(config: Json) -> Json:
+    """What members have in common that differ in their seed alone, whichever version recorded their settings."""
+    with contextlib.suppress(ValidationError):  # of a version whose keys this one does not have: as they are
+        config = RunFile.model_validate(config).model_dump(mode="json", by_alias=True)
+    config = without(config, RunFile, "parallel", "launch", "people")
+    return {**config, "train": {key: value for key, value in config["train"].items() if key != "seed"}}
 
 
 def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None:
@@ -61,7 +72,7 @@ def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None
                 return f"{', '.join(unknown)}: unknown to this version; continue with the one that wrote it"
             place, sentence = problems[0]
             return f"{place}: {sentence}"
-    old, now = _experiment(old), copy.deepcopy(new)
+    old, now = _experiment(cast(RunRecord, old)), copy.deepcopy(new)
     for member in (*old["members"], *now["members"]) if may_move else ():
         for section, key in (("data", "path"), ("data", "files"), ("backbone", "path")):
             member["config"][section].pop(key, None)

@@ -22,6 +22,7 @@ from prompt_tuning.messages import MISSING, sentences, show
 from prompt_tuning.settings.changes import keys_that_change, without
 from prompt_tuning.settings.merge import Json, extend, merge, parse_set, put, read_json
 from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.storage.records import RunRecord
 
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 
@@ -63,7 +64,7 @@ class Run:
         """Settings that are the same for all members (backbone, parallel, bookkeeping)."""
         return self.members[0].config
 
-    def to_json(self) -> Json:
+    def to_json(self) -> RunRecord:
         """What run.json records: every member's settings, resolved."""
         return {
             "name": self.name,
