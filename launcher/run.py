@@ -30,11 +30,12 @@ from launcher.ranks.environment import (
     share_processor,
     threads,
 )
+from launcher.ranks.exit_codes import DIVERGED, INTERRUPTED, STOPPED
 from launcher.ranks.lock import locked
 from launcher.ranks.logs import log_to_file, start_logging
 from launcher.ranks.provenance import record
 from launcher.ranks.rendezvous import meet
-from launcher.ranks.stop import STOPPED, Stopped, StopRequest
+from launcher.ranks.stop import Stopped, StopRequest
 from launcher.runs.folder import prepare_folder, say_what_changed
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.settings.members import Run, load_run
@@ -112,7 +113,7 @@ def _main(options: argparse.Namespace, stop: StopRequest) -> int:
         return request.exit_code
     except KeyboardInterrupt:
         logger.error("interrupted; the same command continues from the last checkpoint")
-        return 130
+        return INTERRUPTED
     except Exception:
         # Not the user's mistake, so the whole story; the record's prefix names rank and host.
         logger.exception("failed; the same command continues from the last checkpoint")
@@ -220,7 +221,7 @@ def train_in_folder(
         if grid.is_first:
             print_report([run.output], run.name)
             print(f"Results and prompts: {run.output}")
-        return 0 if result["status"] == "finished" else 3
+        return 0 if result["status"] == "finished" else DIVERGED
 
 
 if __name__ == "__main__":

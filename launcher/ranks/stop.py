@@ -12,8 +12,7 @@ from typing import Any
 
 import psutil
 
-STOPPED = 75
-"""Exit code of a job that was asked to stop, has saved its step and can be continued (EX_TEMPFAIL)."""
+from launcher.ranks.exit_codes import of_signal
 
 RANK_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """The second is what schedulers send before a time limit."""
@@ -30,7 +29,7 @@ class Stopped(BaseException):
     """Somebody asked this process to stop before it had anything to save."""
 
     def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
+        self.exit_code = of_signal(number)
         """As of a process that the signal has ended: what is started again would meet the same."""
 
 

@@ -7,12 +7,22 @@ import json
 from dataclasses import replace
 from typing import Any
 
+from launcher.prompts import add_prompt, attach_prompt
 from prompt_tuning.errors import UserError
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def add(verbs: Any) -> None:
+    """Describe the verb to argparse."""
+    verb = verbs.add_parser("evaluate", help="metrics of a prompt on labelled data")
+    add_prompt(verb)
+    verb.add_argument("--task", help="task (default: the prompt's own)")
+    verb.add_argument("--data", metavar="PATH", help="data folder or hub id (default: the task's hub data set)")
+    verb.add_argument("--split", default="dev", help="train, dev, test, or an extra one such as test/de (default: dev)")
+    verb.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Print the metrics of a prompt as JSON."""
-    from launcher.verbs.attached import attach_prompt
     from prompt_tuning.data.load import load_task_data
     from prompt_tuning.data.read import Source, extra_splits
     from prompt_tuning.fleet.evaluate import num_examples, score

@@ -10,7 +10,18 @@ from typing import Any
 from prompt_tuning.errors import UserError
 
 
-def export(options: argparse.Namespace) -> int:
+def add(verbs: Any) -> None:
+    """Describe the verb to argparse."""
+    verb = verbs.add_parser(
+        "export", help="write the best prompts of a run, finished or not, from its newest checkpoint"
+    )
+    verb.add_argument("run", metavar="RUN", help="run folder, for example runs/quickstart")
+    verb.add_argument("--member", action="append", help="only this member (repeatable)")
+    verb.add_argument("--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member")
+    verb.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Write members' best prompts. The checkpoint is enough: neither data nor backbone are read, but for method ``full``."""
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.fleet import checkpoint

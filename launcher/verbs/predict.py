@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from launcher.prompts import add_prompt, attach_prompt
+from launcher.ranks.exit_codes import BROKEN_PIPE
 from prompt_tuning.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,13 +23,36 @@ if TYPE_CHECKING:
 
 CHUNK = 1000
 """Rows in memory at once: enough to fill batches of like lengths."""
-BROKEN_PIPE = 128 + 13
-"""Exit code of a program whose reader has gone, as a shell names it."""
 
 
-def predict(options: argparse.Namespace) -> int:
+def add(verbs: Any) -> None:
+    """Describe the verb to argparse."""
+    verb = verbs.add_parser(
+        "predict",
+        help="labels and probabilities for the rows of a file",
+        description="Write every row of a file as a line of JSON, with what the prompt answers behind its own columns:"
+        " label and probabilities, tags, value, or answer. A row's own columns are never replaced: where any row of the"
+        " input has a column of that name, the prediction is called predicted_<name> in all of them. An output file"
+        " appears once it is complete; until then its lines gather in <output>.partial, where the same command continues.",
+    )
+    add_prompt(verb)
+    verb.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="JSONL, CSV, TSV, Parquet, or any file that the task trains on; - for standard input",
+    )
+    verb.add_argument(
+        "--format",
+        metavar="SUFFIX",
+        help="read the input as a file of this suffix, such as csv or txt (default: its own; jsonl for a pipe)",
+    )
+    verb.add_argument("--output", default="-", metavar="FILE", help="JSONL to write (default: -, standard output)")
+    verb.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Check the output, look through the input, load the backbone, and write predictions as they come."""
-    from launcher.verbs.attached import attach_prompt
     from prompt_tuning.data.stream import open_source
     from prompt_tuning.prompt.export import load_prompt
     from prompt_tuning.storage.lines import find_target, open_lines, start_of_line

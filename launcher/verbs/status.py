@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 from launcher.runs.journal import queued, read_starts
 from launcher.runs.state import State, read_state
@@ -16,7 +17,14 @@ from prompt_tuning.errors import UserError
 COLORS = {"finished": "green", "failed": "red", "running": "cyan", "stopped": "yellow"}
 
 
-def status(options: argparse.Namespace) -> int:
+def add(verbs: Any) -> None:
+    """Describe the verb to argparse."""
+    verb = verbs.add_parser("status", help="how far the runs of some folders are, and where they run")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or a suite's folder")
+    verb.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """The driver's verb: print one row a run. Raises :class:`UserError` where there is none."""
     from rich.console import Console
     from rich.markup import escape

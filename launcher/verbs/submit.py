@@ -8,17 +8,40 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from launcher.clusters.backends import open_process, render
-from launcher.clusters.placement import divide, place_on, submission
-from launcher.ranks.stop import DRIVER_SIGNALS, POLL_SECONDS, STOPPED, StopRequest, ask_to_stop
+from launcher.clusters.placement import add_placement, divide, place_on, submission
+from launcher.prompts import add_overrides
+from launcher.ranks.exit_codes import STOPPED
+from launcher.ranks.stop import DRIVER_SIGNALS, POLL_SECONDS, StopRequest, ask_to_stop
 from launcher.runs.journal import submit_job
 from launcher.runs.state import owner_of, result_status, saved_step
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.members import load_run
 
 
-def submit(options: argparse.Namespace) -> int:
+def add(verbs: Any) -> None:
+    """Describe the verb to argparse."""
+    verb = verbs.add_parser(
+        "submit",
+        help="start a run file on many ranks: here, over a hostfile, by MPI or by SLURM",
+        description="Start a run file on many ranks. --dry-run prints exactly what would run.",
+    )
+    verb.add_argument("config", metavar="CONFIG")
+    add_overrides(verb)
+    verb.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
+    choice = verb.add_mutually_exclusive_group()
+    choice.add_argument("--resume", action="store_true", help="continue an unfinished run; an error if there is none")
+    choice.add_argument(
+        "--fresh", action="store_true", help="start anew; an older run folder is kept under another name"
+    )
+    verb.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+    add_placement(verb)
+    verb.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Start a run file by a backend, or say what would be started."""
     run = load_run(options.config, options.set, options.output)
     flags = tuple(f"--{name}" for name in ("resume", "fresh") if getattr(options, name))

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
+from launcher.prompts import add_overrides
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.members import Run, load_run
 
 
-def validate(options: argparse.Namespace) -> int:
+def add(verbs: Any) -> None:
+    """Describe the verb to argparse."""
+    verb = verbs.add_parser(
+        "validate",
+        help="check run files, their data and their backbones' files, and say what each would train",
+        description="Check run files. Reads all rows (columns, labels) and the backbone's config and tokenizer, tokenises the"
+        " first and last rows, and loads no weights.",
+    )
+    verb.add_argument("--no-data", action="store_true", help="look at the run files alone: no data, no backbone")
+    verb.add_argument("configs", nargs="+", metavar="CONFIG")
+    add_overrides(verb)
+    verb.set_defaults(call=run)
+
+
+def run(options: argparse.Namespace) -> int:
     """Check every file; report all that are wrong."""
     failed = 0
     for path in options.configs:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.ranks.stop import STOPPED
+from launcher.ranks.exit_codes import STOPPED
 from tests.support.processes import (
     TIMEOUT_SECONDS,
     bare_ranks,
