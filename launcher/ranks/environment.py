@@ -103,6 +103,7 @@ def _slurm_tasks_here(environment: Mapping[str, str], size: int) -> int:
 
 
 def read_number(environment: Mapping[str, str], name: str, otherwise: int = 0) -> int:
+    """A whole number from the environment. Raises :class:`UserError` for what is none."""
     value = environment.get(name, str(otherwise))
     if not (value.isascii() and value.isdecimal() and len(value) < 20):
         raise UserError(f"environment variable {name}={value!r} is not a number; unset it or start with a launcher")

@@ -80,6 +80,7 @@ class StopRequest:
         self._file.unlink(missing_ok=True)
 
     def __call__(self) -> bool:
+        """Whether somebody has asked."""
         self._is_answered = True
         is_told = self._file is not None and self._file.exists()
         return self._asked is not None or is_told or (self._launcher is not None and _has_ended(self._launcher))

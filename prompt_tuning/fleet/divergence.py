@@ -27,6 +27,7 @@ class Reading:
 
     @property
     def is_finite(self) -> bool:
+        """Whether training can go on from it."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 

@@ -79,10 +79,12 @@ class Member:
 
     @property
     def name(self) -> str:
+        """Its name in the run folder."""
         return self.spec.name
 
     @property
     def seed(self) -> int:
+        """What all its random numbers follow from."""
         return self.spec.config.train.seed
 
     @property
@@ -96,10 +98,12 @@ class Member:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Batches of its training split, the last one short."""
         return math.ceil(len(self.splits["train"]) / self.spec.config.train.batch_size)
 
     @property
     def total_steps(self) -> int:
+        """Where its training and its schedule end."""
         train = self.spec.config.train
         return train.max_steps or train.epochs * self.steps_per_epoch
 
@@ -124,5 +128,6 @@ class Member:
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Set all trained tensors, those that another member trains included."""
         for name, parameter in self.parameters + self.borrowed:
             parameter.copy_(tensors[name])

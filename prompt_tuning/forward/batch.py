@@ -92,6 +92,7 @@ class Items:
         return len(self.members)
 
     def take(self, index: np.ndarray) -> Items:
+        """Some of the items."""
         return Items(self.members[index], self.examples[index], self.weights[index])
 
     @staticmethod

@@ -49,10 +49,12 @@ class ExportedPrompt:
 
     @property
     def task(self) -> Task:
+        """The task that it answers."""
         return find_task(self.manifest["task"])
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """In the order of the logits."""
         return tuple(self.manifest["labels"])
 
     @property

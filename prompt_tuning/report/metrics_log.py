@@ -67,6 +67,7 @@ class MetricsLog:
                 self.board.add_scalar(f"{event}/{key}/{name}", value, line["step"])
 
     def close(self) -> None:
+        """Close what is open."""
         if self.board is not None:
             self.board.close()
 

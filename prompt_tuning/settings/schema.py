@@ -28,6 +28,8 @@ from prompt_tuning.settings.sections import (
 
 
 class Published(Section):
+    """A published result of a run file's settings."""
+
     metric: str = Field(description="Metric of the published number.")
     split: str = Field("dev", description="Split it was measured on: dev, test or test/<name>.")
     value: float = Field(description="Published result, in per cent.")

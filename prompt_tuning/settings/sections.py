@@ -13,6 +13,8 @@ from prompt_tuning.settings.changes import LAUNCH
 
 
 class BackboneSection(Section):
+    """The frozen model."""
+
     path: str = Field(min_length=1, description="Folder, hub id, or package://module/path of an installed package.")
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit); only for hub ids.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the frozen weights.")
@@ -21,6 +23,8 @@ class BackboneSection(Section):
 
 
 class DataSection(Section):
+    """Where the rows are, how many are used, and how they become tokens."""
+
     path: str | None = Field(
         None, min_length=1, description="Folder of the task's files, or a hub id; None: the task's own hub id."
     )
@@ -58,6 +62,8 @@ class DataSection(Section):
 
 
 class PromptSection(Section):
+    """What is put in front of the text."""
+
     length: int = Field(20, gt=0, le=65536, description="Prompt tokens P in front of every layer's attention.")
     positions: Literal["after_prefix", "from_zero"] = Field(
         "after_prefix", description="Position of the first text token: P (as the reference) or 0."
@@ -76,12 +82,16 @@ class PromptSection(Section):
 
 
 class HeadSection(Section):
+    """What answers."""
+
     pooling: Literal["pooler", "first", "mean", "last"] | None = Field(
         None, description="What the head sees of a text; None: the family's own. Tagging and span tasks see all tokens."
     )
 
 
 class OptimizerSection(Section):
+    """AdamW and the schedule of its rate."""
+
     lr: float = Field(5e-3, gt=0, description="AdamW learning rate of the prefix (of everything, for method full).")
     head_lr: float | None = Field(None, gt=0, description="Learning rate of the head; None: the same as lr.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
@@ -97,6 +107,8 @@ class OptimizerSection(Section):
 
 
 class TrainSection(Section):
+    """How long to train, and what is kept on the way."""
+
     epochs: int = Field(10, gt=0, description="Passes over the training examples.")
     max_steps: int | None = Field(None, gt=0, description="Last step and horizon of the schedule, instead of epochs.")
     batch_size: int = Field(32, gt=0, description="Examples of one member in a step, over all ranks.")
@@ -136,11 +148,15 @@ class TrainSection(Section):
 
 
 class ParallelSection(Section):
+    """How the backbone is shared among ranks."""
+
     tensor: int = Field(1, gt=0, description="Neighbouring ranks that share every layer (tensor parallelism).")
     zero: bool = Field(False, description="Split the frozen backbone over the other ranks too (ZeRO-3 by DeepSpeed).")
 
 
 class OffloadSection(Section):
+    """Parts of the backbone kept off the GPU."""
+
     device: Literal["cpu", "nvme"] = Field(description="Where each rank keeps its part of the backbone.")
     nvme_path: str | None = Field(None, min_length=1, description="Folder for device `nvme`.")
     pin_memory: bool = Field(False, description="Keep it in page-locked memory, for faster copies to a GPU.")
@@ -175,12 +191,16 @@ class DeepSpeedSection(Section):
 
 
 class LaunchSection(Section):
+    """How a job watches its ranks."""
+
     timeout_seconds: float = Field(
         300.0, gt=0, description="A rank that has not answered for so many seconds ends the job, named with its host."
     )
 
 
 class FleetSection(Section):
+    """Members that are trained together."""
+
     seeds: list[int] | None = Field(None, description="One member per seed (times members, times grid).")
     members: list[dict[str, Any]] | None = Field(
         None, description="Overrides, one object a member; each may have `name` and may extend a run file."

@@ -30,6 +30,7 @@ class Ragged(Sequence[np.ndarray]):
 
     @staticmethod
     def of(pieces: Sequence[np.ndarray]) -> Ragged:
+        """Some arrays, copied end to end."""
         flat = np.concatenate(pieces) if len(pieces) else np.zeros(0, np.int64)
         return Ragged(flat, ends_of([len(piece) for piece in pieces]))
 
@@ -55,6 +56,7 @@ class Values(Sequence[Any]):
 
     @staticmethod
     def of(values: Iterable[Any]) -> Values:
+        """Some values, written as JSON."""
         return Values(Ragged.of([np.frombuffer(json.dumps(value).encode(), np.uint8) for value in values]))
 
     def __len__(self) -> int:

@@ -48,6 +48,7 @@ class Features:
 
     @property
     def is_labelled(self) -> bool:
+        """Whether every example is labelled."""
         return bool(self.has_label.all())
 
     @cached_property

@@ -85,7 +85,10 @@ class Rendered:
 
 
 class Backend(Protocol):
-    def render(self, submission: Submission) -> Rendered: ...
+    """How a backend starts a run."""
+
+    def render(self, submission: Submission) -> Rendered:
+        """The command, and what goes with it, that starts the submission. Raises :class:`UserError`."""
 
 
 def backend_names() -> list[str]:

@@ -16,6 +16,8 @@ _METRICS = {"accuracy": accuracy, "macro_f1": macro_f1}
 
 
 class Options(Section):
+    """Settings of a classification task."""
+
     name: str = Field("classification", pattern=FOLDER_NAME, max_length=100, description="Name in results.")
     text: str = Field("text", description="Column of the text.")
     text_pair: str | None = Field(None, description="Column of a second text.")

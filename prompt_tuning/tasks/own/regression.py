@@ -16,6 +16,8 @@ _METRICS = {"pearson": pearson, "spearman": spearman}
 
 
 class Options(Section):
+    """Settings of a regression task."""
+
     name: str = Field("regression", pattern=FOLDER_NAME, max_length=100, description="Name in results.")
     text: str = Field("text", description="Column of the text.")
     text_pair: str | None = Field(None, description="Column of a second text.")

@@ -16,6 +16,8 @@ _SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 class Options(Section):
+    """Settings of a span task."""
+
     name: str = Field("span", pattern=FOLDER_NAME, max_length=100, description="Name in results.")
     question: str = Field("question", description="Column of the question.")
     context: str = Field("context", description="Column of the text that holds the answer.")

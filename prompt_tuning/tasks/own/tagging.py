@@ -28,6 +28,8 @@ _METRICS = {"f1": entity_f1, "f1_strict": strict_entity_f1, "accuracy": _word_ac
 
 
 class Options(Section):
+    """Settings of a tagging task."""
+
     name: str = Field("tagging", pattern=FOLDER_NAME, max_length=100, description="Name in results.")
     words: str = Field("words", description="JSON column of the words, a list.")
     tags: str = Field("tags", description="JSON column of the tags, a list; spans in IOB1, IOB2, BILOU or BIOES.")
