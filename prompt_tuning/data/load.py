@@ -66,6 +66,8 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
                 recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows))
                 with new_folder(cache.path) as folder:
                     _write(folder, recipe, rows)
+                    if cache.path != _cache(config, tokenizer, open_splits(task, source)).path:
+                        raise UserError(f"{source.name}: data have changed while they were tokenised; start again")
                 found = cache.find(find_kind(task.kind))
     except OSError as error:
         raise UserError(

@@ -226,7 +226,11 @@ def constant(train: Features, features: Features, num_labels: int) -> np.ndarray
     """Always the most frequent tag."""
     assert train.tags is not None
     outputs = np.zeros((len(features.tokens), 2))
-    outputs[:, 0] = np.bincount(train.tags[train.tags >= 0]).argmax()
+    counts = np.zeros(num_labels, np.int64)
+    for start in range(0, len(train.tags), 1 << 20):  # mapped from a file, it may be larger than memory
+        block = train.tags[start : start + (1 << 20)]
+        counts += np.bincount(block[block >= 0], minlength=num_labels)
+    outputs[:, 0] = counts.argmax()
     return outputs
 
 

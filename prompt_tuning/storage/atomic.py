@@ -30,11 +30,18 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``path`` (replacing an older one) once the block has ended without error."""
+    """A temporary folder that becomes ``path`` (replacing an older one) once the block has ended without error.
+
+    After an error nothing of it is left, which on a full disk may matter.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for file in temporary.rglob("*"):
         _flush(file)
     _flush(temporary)

@@ -236,3 +236,17 @@ def test_an_order_in_windows_is_the_permutation(count):
     for start in starts:
         assert order.take(start, start + 17).tolist() == whole[start : start + 17].tolist()
         assert len(order._order) <= 300 + count // 1000 + 64
+
+
+def test_data_that_change_while_they_are_tokenised_are_not_kept(large, tmp_path, monkeypatch):
+    config, _ = large
+    stock = load._write
+
+    def write(*arguments):
+        stock(*arguments)
+        write_jsonl(tmp_path / "texts" / "dev.jsonl", [row for _, row in texts(9)])
+
+    monkeypatch.setattr(load, "_write", write)
+    with pytest.raises(UserError, match="data have changed while they were tokenised; start again"):
+        task_data(config, TOKENIZER)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
