@@ -94,7 +94,7 @@ def run_file(options: argparse.Namespace, folder: Path, members: int) -> dict[st
 
 
 def train_here(folder: Path, members: int, started: float) -> dict[str, float]:
-    """Train in this process; its memory above the imports, and the seconds from ``started`` to its first step."""
+    """Train in this process; its memory above the imports, and the seconds from ``started`` to its first step's begin and end."""
     quiet_libraries()
     from model_parallel.grid import Grid
     from model_parallel.memory import process_memory
@@ -124,7 +124,12 @@ def train_here(folder: Path, members: int, started: float) -> dict[str, float]:
     train(run, Grid(), stop)
     done.set()
     thread.join()
-    return {"peak_bytes": peak[0] - before, "seconds_to_first_step": steps[1], "seconds_of_imports": imported}
+    return {
+        "peak_bytes": peak[0] - before,
+        "seconds_of_imports": imported,
+        "seconds_to_first_step": steps[0],
+        "seconds_to_first_loss": steps[1],
+    }
 
 
 def in_child(options: argparse.Namespace, folder: Path, members: int) -> dict[str, float]:
