@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from model_parallel.cores import usable_cores
 from prompt_tuning.errors import UserError
 
 VARIABLES = os.environ
@@ -122,7 +123,7 @@ def threads(process: Process, environment: Mapping[str, str] = os.environ) -> in
     """CPU threads for this process: OMP_NUM_THREADS where one is alone and it is set, else its share of the cores."""
     if environment.get("OMP_NUM_THREADS", "").isdigit() and process.world_size == 1:
         return max(1, int(environment["OMP_NUM_THREADS"]))
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return max(1, min(cores, process.cores or cores // process.local_world_size))
 
 

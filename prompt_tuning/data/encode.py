@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
+from model_parallel.cores import usable_cores
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import find_kind
@@ -53,7 +54,7 @@ def encoded(recipe: Recipe, rows: Iterable[LocatedRow], processes: int = 1) -> I
 
 def num_processes() -> int:
     """How many processes may tokenise here: one for each core that this process may use."""
-    return len(os.sched_getaffinity(0)) if "fork" in multiprocessing.get_all_start_methods() else 1
+    return usable_cores() if "fork" in multiprocessing.get_all_start_methods() else 1
 
 
 def _encode(recipe: Recipe, rows: list[LocatedRow]) -> Features | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
 from launcher.ranks.environment import Process, find_process, threads
 from launcher.ranks.provenance import record
 from launcher.ranks.rendezvous import meet, rendezvous
+from model_parallel.cores import usable_cores
 from prompt_tuning.errors import UserError
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -53,7 +53,7 @@ def test_ranks_that_cannot_find_each_other_are_named():
 
 
 def test_threads_share_the_cores_among_local_ranks():
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     assert threads(Process(), {}) == cores
     assert threads(Process(world_size=8, local_world_size=2), {}) == max(1, cores // 2)
     assert threads(Process(world_size=999, local_world_size=999), {}) == 1
@@ -61,7 +61,7 @@ def test_threads_share_the_cores_among_local_ranks():
 
 def test_cores_that_slurm_sets_aside_are_not_divided_again():
     """A task is bound to its own, so the others of its node are not among those that it sees."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     place = find_process(environment={**SLURM, "SLURM_CPUS_PER_TASK": str(cores)})
     assert place == Process(5, 1, 7, 2, cores) and threads(place, {}) == cores
     assert threads(Process(0, 0, 2, 2, 10**6), {}) == cores
@@ -72,7 +72,7 @@ def test_cores_that_slurm_sets_aside_are_not_divided_again():
 def test_omp_num_threads_counts_for_one_process():
     """torchrun sets it to 1 for every rank, which would waste cores."""
     assert threads(Process(), {"OMP_NUM_THREADS": "3"}) == 3
-    assert threads(Process(), {"OMP_NUM_THREADS": "many"}) == len(os.sched_getaffinity(0))
+    assert threads(Process(), {"OMP_NUM_THREADS": "many"}) == usable_cores()
     ranks = Process(world_size=2, local_world_size=2)
     assert threads(ranks, {"OMP_NUM_THREADS": "1"}) == threads(ranks, {})
 
@@ -151,3 +151,30 @@ def test_a_meeting_place_without_address_is_named(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
     with pytest.raises(UserError, match=r"cannot meet on 'no-such-host\.invalid' \(MASTER_ADDR\)"):
         meet(Process(0, 0, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/job/step\n", {"job/cpu.max": "max 100000\n"}, 4),
+        ("0::/job/step\n", {"job/step/cpu.max": "150000 100000\n"}, 2),
+        ("0::/job/step\n", {"job/cpu.max": "100000 100000\n", "job/step/cpu.max": "max 100000\n"}, 1),
+        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+        (
+            "4:cpu,cpuacct:/job\n1:name=x:/\n",
+            {"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("4:cpu,cpuacct:/job\n", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, 4),
+        ("0::/job\n", {"job/cpu.max": "nonsense"}, 4),
+        (None, {}, 4),
+    ],
+)
+def test_cores_are_those_that_control_groups_leave(tmp_path, monkeypatch, own, files, cores):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    assert usable_cores(tmp_path, tmp_path / "own") == cores
