@@ -23,7 +23,8 @@ from prompt_tuning.forward.batch import Items, Pool
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import member_logits
 from prompt_tuning.prompt.build import build_prompt
-from prompt_tuning.settings.members import MemberSpec, Run, RunFile
+from prompt_tuning.settings.members import RunFile
+from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.recipe import Encoding
 from prompt_tuning.trainer import build_fleet

@@ -38,7 +38,8 @@ from launcher.ranks.rendezvous import meet
 from launcher.ranks.stop import Stopped, StopRequest
 from launcher.runs.folder import prepare_folder, say_what_changed
 from prompt_tuning.errors import UserError, reason
-from prompt_tuning.settings.members import Run, load_run
+from prompt_tuning.settings.members import load_run
+from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import make_folder, write_json
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from prompt_tuning.report.progress import Progress, size
 from prompt_tuning.report.rates import Rates
 from prompt_tuning.report.results import finish_member, write_results
 from prompt_tuning.settings.identity import experiment
-from prompt_tuning.settings.members import MemberSpec, Run
+from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.storage.records import RunResult
 from prompt_tuning.tasks.find import find_task
 

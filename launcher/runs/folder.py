@@ -11,8 +11,8 @@ from launcher.ranks.lock import locked
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import difference
 from prompt_tuning.settings.identity import experiment_difference
-from prompt_tuning.settings.members import Run
 from prompt_tuning.settings.merge import read_json
+from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import make_folder
 
 logger = logging.getLogger("launcher.run")

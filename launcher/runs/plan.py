@@ -17,8 +17,9 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
 from prompt_tuning.settings.changes import without
 from prompt_tuning.settings.identity import load_recorded_run
-from prompt_tuning.settings.members import SAME_FOR_ALL, SHARED, MemberSpec, load_run
+from prompt_tuning.settings.members import SAME_FOR_ALL, SHARED, load_run
 from prompt_tuning.settings.merge import Json
+from prompt_tuning.settings.run import MemberSpec
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.storage.atomic import write_json
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from launcher.prompts import add_overrides
 from prompt_tuning.errors import UserError
-from prompt_tuning.settings.members import Run, load_run
+from prompt_tuning.settings.members import load_run
+from prompt_tuning.settings.run import Run
 
 
 def add(verbs: Any) -> None:

@@ -12,7 +12,7 @@ from prompt_tuning.fleet.divergence import Reading
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.schedule import learning_rate_factor
 from prompt_tuning.fleet.step import Fleet
-from prompt_tuning.settings.members import Run
+from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.lines import finite
 from prompt_tuning.storage.records import MetricsLine
 

@@ -10,7 +10,7 @@ from prompt_tuning.fleet.evaluate import majority_metrics
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.prompt.export import write_model, write_prompt
 from prompt_tuning.report.rates import rate
-from prompt_tuning.settings.members import Run
+from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import write_json
 from prompt_tuning.storage.lines import finite
 from prompt_tuning.storage.records import MemberResult, RunResult

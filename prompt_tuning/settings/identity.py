@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import difference, sentences
 from prompt_tuning.settings.changes import without
-from prompt_tuning.settings.members import MemberSpec, Run
 from prompt_tuning.settings.merge import Json, read_json
+from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.storage.records import RunRecord
 

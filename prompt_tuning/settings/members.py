@@ -11,7 +11,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.messages import MISSING, sentences, show
 from prompt_tuning.settings.changes import keys_that_change, without
 from prompt_tuning.settings.merge import Json, extend, merge, parse_set, put, read_json
+from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.settings.schema import RunFile
-from prompt_tuning.storage.records import RunRecord
 
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 
@@ -38,42 +37,6 @@ SAME_FOR_ALL = [
 ]
 
 _ONE_FOR_ALL = "is the same for all members of a fleet; move it to the outer file"
-
-
-@dataclass(frozen=True)
-class MemberSpec:
-    """One member of a run: its name, what differs from the run file, and its complete settings."""
-
-    name: str
-    overrides: Json
-    config: RunFile
-
-
-@dataclass(frozen=True)
-class Run:
-    """A resolved run: never empty; an ordinary run has one member."""
-
-    name: str
-    output: Path
-    members: tuple[MemberSpec, ...]
-    shared_prompt: bool = False
-    """Whether all members train one prefix."""
-
-    @property
-    def shared(self) -> RunFile:
-        """Settings that are the same for all members (backbone, parallel, bookkeeping)."""
-        return self.members[0].config
-
-    def to_json(self) -> RunRecord:
-        """What run.json records: every member's settings, resolved."""
-        return {
-            "name": self.name,
-            "shared_prompt": self.shared_prompt,
-            "members": [
-                {"name": m.name, "overrides": m.overrides, "config": m.config.model_dump(mode="json", by_alias=True)}
-                for m in self.members
-            ],
-        }
 
 
 def load_run(path: str | Path, sets: list[str] | None = None, output: str | None = None) -> Run:

@@ -23,7 +23,7 @@ from prompt_tuning.kinds import find_kind
 from prompt_tuning.kinds.tagging import Sentences
 from prompt_tuning.metrics.classes import accuracy
 from prompt_tuning.prompt.build import build_prompt
-from prompt_tuning.settings.members import MemberSpec
+from prompt_tuning.settings.run import MemberSpec
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features

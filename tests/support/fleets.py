@@ -13,7 +13,8 @@ from model_parallel.collectives import sum_over_data_ranks
 from model_parallel.grid import Grid, make_grid
 from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.fleet.step import Fleet
-from prompt_tuning.settings.members import Run, resolve
+from prompt_tuning.settings.members import resolve
+from prompt_tuning.settings.run import Run
 from prompt_tuning.trainer import build_fleet
 
 STEPS = 20

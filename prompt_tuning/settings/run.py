@@ -1,0 +1,46 @@
+"""A run, resolved: its members with their complete settings, and where its results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prompt_tuning.settings.merge import Json
+from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.storage.records import RunRecord
+
+
+@dataclass(frozen=True)
+class MemberSpec:
+    """One member of a run: its name, what differs from the run file, and its complete settings."""
+
+    name: str
+    overrides: Json
+    config: RunFile
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved run: never empty; an ordinary run has one member."""
+
+    name: str
+    output: Path
+    members: tuple[MemberSpec, ...]
+    shared_prompt: bool = False
+    """Whether all members train one prefix."""
+
+    @property
+    def shared(self) -> RunFile:
+        """Settings that are the same for all members (backbone, parallel, bookkeeping)."""
+        return self.members[0].config
+
+    def to_json(self) -> RunRecord:
+        """What run.json records: every member's settings, resolved."""
+        return {
+            "name": self.name,
+            "shared_prompt": self.shared_prompt,
+            "members": [
+                {"name": m.name, "overrides": m.overrides, "config": m.config.model_dump(mode="json", by_alias=True)}
+                for m in self.members
+            ],
+        }
