@@ -61,3 +61,19 @@ def test_step_time_says_in_one_sentence_what_data_it_lacks(tmp_path):
     assert done.returncode == 1
     assert "no train.jsonl; set PROMPTFLEET_DATA" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_data_are_measured_first_and_second_and_shared(tmp_path):
+    """9,000 rows are kept; the second start reads what the first one has made."""
+    backbone = make_backbone(tmp_path / "bert", "bert", max_position_embeddings=160)
+    data = make_boolq(tmp_path / "BoolQ")
+    command = [sys.executable, "benchmarks/data.py", "--rows", "9000", "--rate-rows", "9000", "--repeats", "1"]
+    command += ["--backbone", str(backbone), "--data", str(data), "--json", str(tmp_path / "report.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "rate, 9000 rows" in done.stdout and report["rate"]["ratio"] > 0
+    scale = report["scale"]
+    assert scale["kept_bytes"] > 9000 * 4 and scale["members_over_one"] > 0
+    for start in ("first_start", "second_start", "8_members"):
+        assert 0 < scale[start]["seconds_of_imports"] < scale[start]["seconds_to_first_step"]
