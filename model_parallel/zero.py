@@ -6,6 +6,7 @@ DeepSpeed's parameter offload is used without its engine: the optimizer, the pro
 from __future__ import annotations
 
 import fcntl
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import torch
 from torch import nn
 
 from model_parallel.grid import Grid, TopologyError
+
+_CAP_IPC_LOCK = 14
+"""Bit of the right to lock memory without limit (capabilities(7))."""
 
 
 def check_settings(settings: dict[str, Any], grid: Grid) -> None:
@@ -44,7 +48,10 @@ class ZeroShards:
     def __init__(self, grid: Grid, settings: dict[str, Any], dtype: torch.dtype) -> None:
         check_settings(settings, grid)
         _start_deepspeed(grid)
-        if settings.get("offload_param", {}).get("device") == "nvme":
+        offload = settings.get("offload_param", {})
+        if offload.get("device") == "nvme":
+            numbers = offload.get("buffer_count", 5) * offload.get("buffer_size", 100_000_000)
+            check_locked_memory(numbers * (2 if dtype == torch.bfloat16 else 4))
             _check_disk_access()
         from deepspeed.runtime.zero.partition_parameters import Init
 
@@ -157,6 +164,26 @@ def _check_disk_access() -> None:
             " with its headers (Debian: libaio-dev) and a C++ compiler, or use 'cpu'"
         )
     _build_async_io(AsyncIOBuilder())
+
+
+def check_locked_memory(needed: int, status: Path = Path("/proc/self/status")) -> None:
+    """Raise :class:`TopologyError` where this process may not lock the bytes of DeepSpeed's buffers in memory.
+
+    DeepSpeed would end the process without a word. An ordinary user may often lock 8 MB, root without limit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if resource.RLIM_INFINITY in (soft, hard) or hard >= 1.1 * needed:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+        return
+    try:
+        rights = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("CapEff:"))
+    except (OSError, StopIteration):
+        rights = "0"
+    if not int(rights, 16) >> _CAP_IPC_LOCK & 1:
+        raise TopologyError(
+            f"deepspeed.offload_param.device='nvme' locks {needed / 1e6:.0f} MB of memory for buffers, and this user may lock"
+            f" {hard / 1e6:.0f} MB (ulimit -l); lower buffer_count or buffer_size, have the limit raised, or use 'cpu'"
+        )
 
 
 def _build_async_io(builder: Any) -> None:

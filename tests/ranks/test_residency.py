@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils import cpp_extension
 
-from model_parallel.grid import Grid, make_grid
+from model_parallel.grid import Grid, TopologyError, make_grid
 from model_parallel.memory import resident_numel
+from model_parallel.zero import check_locked_memory
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import evaluate
@@ -150,6 +152,10 @@ def test_parts_on_disk_do_not_change_the_numbers(tmp_path):
         pytest.skip("DeepSpeed's async_io cannot be built here (libaio-dev)")
     offload = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 64, "buffer_size": 100_000}
     settings = {"offload_param": offload}
+    try:
+        check_locked_memory(4 * offload["buffer_count"] * offload["buffer_size"])
+    except TopologyError as error:
+        pytest.skip(str(error))
     folder = make_backbone(tmp_path / "model", "bert")
     alone = one_pass(open_sharded(folder, Grid(), 1, False))
     # What a build leaves behind that was killed: without care, the ranks would wait for it for ever.
@@ -157,6 +163,30 @@ def test_parts_on_disk_do_not_change_the_numbers(tmp_path):
     for rank in run_ranks(2, use_settings, folder, settings, timeout_seconds=900):
         for found, expected in zip(rank, alone, strict=True):
             assert ((found - expected).norm() / expected.norm()).item() < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("limits", "rights", "is_enough"),
+    [
+        ((8, 8), 0, False),
+        ((8, 8), 1 << 14, True),
+        ((8, 200), 0, True),
+        ((8, 105), 0, False),
+        ((8, resource.RLIM_INFINITY), 0, True),
+    ],
+)
+def test_memory_that_may_not_be_locked_is_a_sentence(tmp_path, monkeypatch, limits, rights, is_enough):
+    """DeepSpeed's own check is an assertion in C++, which ends the rank without a word."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    (tmp_path / "status").write_text(f"Name:\tpython\nCapEff:\t{rights:016x}\n")
+    if is_enough:
+        check_locked_memory(100, tmp_path / "status")
+    else:
+        with pytest.raises(
+            TopologyError, match=r"locks 0 MB of memory for buffers, and this user may lock .* lower buffer_count"
+        ):
+            check_locked_memory(100, tmp_path / "status")
 
 
 def use_processor(grid, folder, has_fp16, dtype, settings):
