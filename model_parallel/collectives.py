@@ -131,6 +131,16 @@ def barrier(grid: Grid) -> None:
             dist.barrier()
 
 
+def wait_long(grid: Grid) -> None:
+    """Wait for all ranks, however long one of them needs for what it does alone, such as reading data.
+
+    A collective has a limit of time; that the others live is watched elsewhere.
+    """
+    if grid.patient_group is not None:
+        with _collective():
+            dist.barrier(group=grid.patient_group)
+
+
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:

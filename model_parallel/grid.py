@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+_PATIENCE = timedelta(days=30)
 
 
 class TopologyError(ValueError):
@@ -27,6 +30,8 @@ class Grid:
     tensor: int = 1
     tensor_group: Any = None
     data_group: Any = None
+    patient_group: Any = None
+    """All ranks again, over gloo and without a limit of time, for waits that may be long."""
 
     @property
     def tensor_rank(self) -> int:
@@ -67,8 +72,9 @@ def divisors(number: int) -> list[int]:
 def make_grid(rank: int, size: int, device: torch.device, tensor: int = 1) -> Grid:
     """The grid of a job whose default process group is open; every rank calls this. Raises :class:`TopologyError`."""
     check_ranks(size, tensor)
+    patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if size > 1 else None
     if tensor == 1:
-        return Grid(rank, size, device)
+        return Grid(rank, size, device, patient_group=patient_group)
     tensor_group = data_group = None
     for start in range(0, size, tensor):
         group = dist.new_group(list(range(start, start + tensor)))
@@ -76,7 +82,7 @@ def make_grid(rank: int, size: int, device: torch.device, tensor: int = 1) -> Gr
     for first in range(tensor):
         group = dist.new_group(list(range(first, size, tensor)))
         data_group = group if rank % tensor == first else data_group
-    return Grid(rank, size, device, tensor, tensor_group, data_group)
+    return Grid(rank, size, device, tensor, tensor_group, data_group, patient_group)
 
 
 def local_device(local_rank: int) -> torch.device:

@@ -7,11 +7,6 @@ from pathlib import Path
 from torch import nn
 
 
-def whole_numel(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter of this tensor rank, gathered or not."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def resident_numel(model: nn.Module) -> int:
     """Numbers of the model's parameters in this rank's memory now: its ZeRO-3 shards and whatever is gathered."""
     total = 0

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects
+from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects, wait_long
 from model_parallel.grid import Grid
 from model_parallel.memory import resident_bytes
 from prompt_tuning.backbone.find import describe_backbone
@@ -93,6 +93,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
             for features in data[identity].splits.values():
                 described.check_tokens(features.largest_token)
         check_lengths(spec.config, described)
+    wait_long(grid)  # hosts differ in what they have kept of large data
     backbone = load_backbone(
         shared.backbone,
         grid,

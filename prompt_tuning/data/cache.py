@@ -18,8 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prompt_tuning.data.parts import Described, mapped
 from prompt_tuning.kinds import Kind
 from prompt_tuning.storage.atomic import write_json
@@ -36,7 +34,7 @@ class Cache:
     """The place of one data set in a folder of tokenised ones."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        marks = {**facts, "code": _code(), "numpy": np.__version__.partition(".")[0]}
+        marks = {**facts, "code": _code()}
         key = hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()
         self.path = folder / key[:32]
 

@@ -58,7 +58,7 @@ class Parts:
     def _append(self, name: str, array: np.ndarray) -> None:
         rows, *rest = self._shapes.get(name, (0, *array.shape[1:]))
         self._shapes[name] = (rows + len(array), *rest)
-        self._types[name] = str(array.dtype)
+        self._types[name] = array.dtype.str
         if self.folder is None:
             self._arrays.setdefault(name, []).append(array)
             return

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from model_parallel.collectives import gather_objects
+from model_parallel.collectives import gather_objects, wait_long
+from model_parallel.grid import make_grid
 from tests.support.ranks import run_ranks
 
 
@@ -46,3 +49,24 @@ def test_a_failing_rank_shows_its_own_traceback():
 def test_a_hanging_rank_shows_where_it_stands():
     with pytest.raises(pytest.fail.Exception, match=r"(?s)did not end in time.*hang_on_one"):
         run_ranks(2, hang_on_one, timeout_seconds=4)
+
+
+def wait_for_a_late_one(grid, is_patient):
+    """Whether this rank meets one that reads its data for longer than a collective may take."""
+    grid = make_grid(grid.rank, grid.size, grid.device)
+    hasty = dist.new_group(backend="gloo", timeout=timedelta(milliseconds=300))
+    if grid.rank == 1:
+        time.sleep(0.9)
+    try:
+        if is_patient:
+            wait_long(grid)
+        else:
+            dist.barrier(group=hasty)
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_ranks_wait_for_one_that_reads_long():
+    assert run_ranks(2, wait_for_a_late_one, True) == [True, True]
+    assert run_ranks(2, wait_for_a_late_one, False)[0] is False, "a collective would not have waited"
