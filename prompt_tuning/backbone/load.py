@@ -167,10 +167,7 @@ def _load(
         bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
     language_head = None
     if language:
-        if grid.tensor > 1 or zero is not None:
-            raise UserError(
-                "a cloze template needs the whole word embedding on every rank; use tensor 1 and zero false"
-            )
+        assert grid.tensor == 1 and zero is None, "run files refuse cloze templates on a sharded backbone"
         language_head, size = load_language_head(folder, config, model, family.pooling == "last", grid)
         bytes_read += size
     if shards is not None:

@@ -90,7 +90,7 @@ class Member:
     @property
     def template(self) -> str:
         """Name of the template that makes its sequences."""
-        return self.spec.config.data.template or next(iter(self.task.templates))
+        return self.task.template_name(self.spec.config.data.template)
 
     def description(self) -> dict[str, Any]:
         """What its exported prompt says of itself, but tensors and best evaluation."""

@@ -41,7 +41,7 @@ def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
         found = tuple(build(row))
         return found + tuple((".", "." if found[0][1] is not None else None) for _ in range(most - len(found)))
 
-    name = encoding.template or next(iter(task.templates))
+    name = task.template_name(encoding.template)
     full = replace(task, templates={**task.templates, name: padded})
     features = classification.encode(recipe._replace(task=full), rows)
     wrong = [where for (where, _), count, label in zip(rows, counts, features.labels, strict=True) if label >= count]

@@ -95,6 +95,10 @@ class Task:
         """By name, the published one first."""
         return {**self.templates, **self.cloze}
 
+    def template_name(self, name: str | None) -> str:
+        """A template's name as a setting gives it; None: the published one."""
+        return name or next(iter(self.templates))
+
     def for_labels(self, labels: tuple[str, ...]) -> Task:
         """This task with the metrics that its labels allow: tags that name no spans have ``plain_metrics`` alone."""
         if not self.plain_metrics or all(label == OUTSIDE or names_span(label) for label in labels):

@@ -97,7 +97,7 @@ def _misfit(task: Task, where: str, error: Exception) -> UserError:
 
 def template_of(task: Task, template: str | None) -> Template:
     """The template of a name; None: the task's first."""
-    return task.all_templates()[template or next(iter(task.templates))]
+    return task.all_templates()[task.template_name(template)]
 
 
 def checked_text(where: str, text: Any) -> str:
