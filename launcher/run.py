@@ -103,7 +103,7 @@ def _main(options: argparse.Namespace, stop: StopRequest) -> int:
     except UserError as error:
         logger.error("error: %s", error)
     except OSError as error:
-        if run is not None and not run.output.exists():
+        if run is not None and process.rank == 0 and not options.dry_run and not run.output.exists():
             logger.error(
                 "error: the run folder %s is gone: deleted, or its disk is; the same command starts again", run.output
             )

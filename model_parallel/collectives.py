@@ -134,7 +134,8 @@ def barrier(grid: Grid) -> None:
 def wait_long(grid: Grid) -> None:
     """Wait for all ranks, however long one of them needs for what it does alone, such as reading data.
 
-    A collective has a limit of time; that the others live is watched elsewhere.
+    A collective has a limit of time; that the others live is watched elsewhere. Beside NCCL it does nothing, and the limit
+    of the next collective holds.
     """
     if grid.patient_group is not None:
         with _collective():

@@ -31,7 +31,7 @@ class Grid:
     tensor_group: Any = None
     data_group: Any = None
     patient_group: Any = None
-    """All ranks again, over gloo and without a limit of time, for waits that may be long."""
+    """All ranks again, without a limit of time, for waits that may be long; None beside NCCL."""
 
     @property
     def tensor_rank(self) -> int:
@@ -72,7 +72,9 @@ def divisors(number: int) -> list[int]:
 def make_grid(rank: int, size: int, device: torch.device, tensor: int = 1) -> Grid:
     """The grid of a job whose default process group is open; every rank calls this. Raises :class:`TopologyError`."""
     check_ranks(size, tensor)
-    patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if size > 1 else None
+    # Where gloo connects the ranks already. Beside NCCL its first connection could wait as long for a host without a way.
+    is_gloo = size > 1 and dist.get_backend() == "gloo"
+    patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if is_gloo else None
     if tensor == 1:
         return Grid(rank, size, device, patient_group=patient_group)
     tensor_group = data_group = None

@@ -13,6 +13,7 @@ from model_parallel.memory import resident_bytes
 from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.load import TaskData, task_data
+from prompt_tuning.errors import UserError
 from prompt_tuning.fleet import checkpoint
 from prompt_tuning.fleet.divergence import Pending
 from prompt_tuning.fleet.divergence import stop as stop_diverged
@@ -68,6 +69,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
                 rates.settle()
                 if grid.is_first:
                     checkpoint.save(checkpoints, fleet, step, experiment(run), run.shared.train.keep_checkpoints)
+                wait_long(grid)
                 barrier(grid)
                 judged.clear()
             if stops:
@@ -94,6 +96,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
                 described.check_tokens(features.largest_token)
         check_lengths(spec.config, described)
     wait_long(grid)  # hosts differ in what they have kept of large data
+    _check_same_data(data, grid)
     backbone = load_backbone(
         shared.backbone,
         grid,
@@ -109,6 +112,22 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         lender = members[0] if run.shared_prompt and members else None
         members.append(_build_member(spec, backbone, data[_data_of(spec)], lender))
     return Fleet(backbone, members, grid)
+
+
+def _check_same_data(data: dict[str, TaskData], grid: Grid) -> None:
+    """Raise :class:`UserError` where ranks have read other data under the same settings, as from copies on their hosts."""
+    own = {
+        (number, split): (found.labels, len(features), features.digest)
+        for number, found in enumerate(data.values())
+        for split, features in found.splits.items()
+    }
+    everyone = gather_objects(own, grid)
+    for rank, other in enumerate(everyone):
+        for number, split in sorted({*everyone[0], *other}):
+            if everyone[0].get((number, split)) != other.get((number, split)):
+                raise UserError(
+                    f"rank {rank} has read another {split} split or other labels than rank 0; give all hosts the same data"
+                )
 
 
 def _data_of(spec: MemberSpec) -> str:
@@ -256,5 +275,6 @@ def _results(run: Run, fleet: Fleet) -> RunResult:
         for member, found_tests in zip(fleet.members, tests, strict=True):
             results.append(finish_member(run, member, found_tests))
     result = write_results(run, fleet.members, results) if fleet.grid.is_first else None
+    wait_long(fleet.grid)  # the first rank has exported and written for all
     whole: RunResult = broadcast_object(result, fleet.grid)
     return whole

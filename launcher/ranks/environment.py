@@ -129,7 +129,9 @@ def threads(process: Process, environment: Mapping[str, str] = os.environ) -> in
 
 def quiet_libraries() -> None:
     """Keep transformers and tokenizers from writing progress bars and fork warnings among our messages."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["TOKENIZERS_PARALLELISM"] = (
+        "false"  # its threads do not outlive a fork, which then waits for them for ever
+    )
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -97,7 +97,7 @@ def _from_processes(recipe: Recipe, rows: Iterable[LocatedRow], processes: int) 
         while True:
             try:
                 found = pipes[number % processes].recv()
-            except EOFError:
+            except (EOFError, OSError):
                 raise UserError(
                     "a process that tokenises has ended without a word: killed, or out of memory; start again"
                 ) from None

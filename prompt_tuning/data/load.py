@@ -16,7 +16,7 @@ from prompt_tuning.data.encode import encode, encoded, no_example, num_processes
 from prompt_tuning.data.parts import Parts
 from prompt_tuning.data.read import Source
 from prompt_tuning.data.rows import Rows
-from prompt_tuning.data.splits import Limits, choose_rows, first_of, first_unlabelled, open_splits
+from prompt_tuning.data.splits import Limits, choose_rows, first_of, first_unlabelled, is_label, open_splits
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import find_kind
@@ -27,7 +27,7 @@ from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.recipe import Encoding, Recipe
-from prompt_tuning.tokens.rows import own_rows
+from prompt_tuning.tokens.rows import Example, own_rows
 from prompt_tuning.tokens.tokenise import class_labels, tokenizer_digest
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
                 found = cache.find(find_kind(task.kind))
     except OSError as error:
         raise UserError(
-            f"data.cache={cache.path.parent}: tokenised data cannot be kept there: {error.strerror}; name another folder"
+            f"data.cache={cache.path.parent}: tokenised data cannot be kept there: {error.strerror or error}; name another folder"
         ) from None
     assert found is not None
     _say(task, found[1])
@@ -181,6 +181,13 @@ def _cache(config: RunFile, tokenizer: PreTrainedTokenizerBase, sources: Mapping
         "limits": dict(limits_of(data)),
         "held_out": data.held_out,
         "tokenizer": tokenizer_digest(tokenizer),
+        # What the identity of a backbone, older than this, leaves out.
+        "tokenizer_settings": [
+            type(tokenizer).__name__,
+            getattr(tokenizer, "truncation_side", None),
+            getattr(tokenizer, "mask_token_id", None),
+            list(getattr(tokenizer, "model_input_names", ())),
+        ],
         "sources": {split: rows.mark() for split, rows in sources.items()},
     }
     return Cache(folder, facts)
@@ -213,14 +220,18 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
     labels = _labels(task, rows)
     counts = []
     for split, found in rows.items():
-        count, ends = 0, list[LocatedRow]()
-        for located in found:
-            count, ends = count + 1, [*ends[:1], located]
+        ends = list[LocatedRow]()
+        for located in own_rows(task, found):
+            ends = [*ends[:1], located]
+        if not ends:
+            raise no_example(task, found)
+        ends = [(where, Example(row)) for where, row in ends]
+        count = found.count()
         encode(Recipe(task, tokenizer, encoding_of(data), labels), ends)
         if find_kind(task.kind).asks_classes:
             class_labels(task, list(own_rows(task, found)), labels)
         for where, row in own_rows(task, found):
-            if row.get(task.label_column) in (None, ""):
+            if not is_label(task, row.get(task.label_column)):
                 raise UserError(
                     f"{where}: no label in column `{task.label_column}`; every row of the {split} split needs one"
                 )

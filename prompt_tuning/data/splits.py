@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from prompt_tuning.data.rows import Rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import STEMS, LocatedRow
 from prompt_tuning.formats.tables import TABLES
+from prompt_tuning.tasks.labels import label_name
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.rows import expanded
 
@@ -70,13 +72,15 @@ def choose_rows(
 
 def _has_label(task: Task, rows: Iterable[LocatedRow]) -> bool:
     """Whether any row is labelled."""
-    none = (None, "", -1, "-1")
-    return any(
-        isinstance(value, (list, dict)) or value not in none
-        for where, raw in rows
-        for row in expanded(task, where, raw)
-        for value in (row.get(task.label_column),)
-    )
+    return any(is_label(task, row.get(task.label_column)) for where, raw in rows for row in expanded(task, where, raw))
+
+
+def is_label(task: Task, value: Any) -> bool:
+    """Whether a value of the label column labels its row: -1 does only where it is a number to learn, or a listed label."""
+    if isinstance(value, (list, dict)):
+        return True
+    name = label_name(value)
+    return name is not None and (name != "-1" or task.kind == "regression" or "-1" in (task.labels or ()))
 
 
 def _missing(task: Task, source: Source, split: str, is_absent: bool) -> UserError:
@@ -130,5 +134,5 @@ def first_unlabelled(task: Task, rows: Iterable[LocatedRow]) -> str:
         where
         for where, raw in rows
         for row in expanded(task, where, raw)
-        if row.get(task.label_column) in (None, "", -1)
+        if not is_label(task, row.get(task.label_column))
     )

@@ -7,10 +7,23 @@ import itertools
 import numpy as np
 import pytest
 
+from prompt_tuning import trainer
+from prompt_tuning.data.load import task_data
+from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import evaluate
+from prompt_tuning.settings.members import resolve
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.ranks import run_ranks
-from tests.support.tiny import make_backbone, make_copa, make_questions, make_tags, make_texts, make_values, run_json
+from tests.support.tiny import (
+    make_backbone,
+    make_copa,
+    make_questions,
+    make_tags,
+    make_texts,
+    make_tokenizer,
+    make_values,
+    run_json,
+)
 
 SIZES = (1, 2, 3)
 DTYPES = ("float64", "float32")
@@ -163,3 +176,23 @@ def test_fine_tuning_on_ranks_equals_fine_tuning_on_one(raws):
         for name, gradient in gradients.items():
             error = (found_gradients[name] - gradient).norm()
             assert error < 1e-10 * max(gradient.norm(), 1e-3), name
+
+
+def read_own_data(grid, folder):
+    """What a rank says whose host has another copy of the data."""
+    raw = run_json("unused", folder / str(grid.rank))
+    data = {"one": task_data(resolve(raw, folder / "run.json").shared, make_tokenizer())}
+    try:
+        trainer._check_same_data(data, grid)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ranks_with_other_copies_of_the_data_are_named(tmp_path, seed):
+    make_texts(tmp_path / "0")
+    make_texts(tmp_path / "1", seed=seed)
+    said = run_ranks(2, read_own_data, tmp_path)
+    assert said == [None if seed == 0 else said[0]] * 2
+    assert seed == 0 or "rank 1 has read another dev split or other labels than rank 0" in said[0]

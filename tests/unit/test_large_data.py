@@ -149,7 +149,9 @@ def test_large_data_are_tokenised_once_and_mapped(large, tmp_path, caplog):
     assert "by 2 processes" in caplog.text and "tokenised before, and kept in" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["a row", "the length", "the tokenizer", "the limit", "the code", "a file of it"])
+@pytest.mark.parametrize(
+    "change", ["a row", "the length", "the tokenizer", "its side", "the limit", "the code", "a file of it"]
+)
 def test_kept_data_are_those_of_the_same_source_settings_tokenizer_and_code(large, tmp_path, change, monkeypatch):
     config, filled = large
     task_data(config, TOKENIZER)
@@ -160,6 +162,9 @@ def test_kept_data_are_those_of_the_same_source_settings_tokenizer_and_code(larg
     elif change == "the tokenizer":
         tokenizer = type(TOKENIZER).from_pretrained(tmp_path / "backbone")
         tokenizer.add_tokens(["w1 w2"])
+    elif change == "its side":
+        tokenizer = type(TOKENIZER).from_pretrained(tmp_path / "backbone", truncation_side="left")
+        assert tokenizer.truncation_side == "left"
     elif change == "the code":
         monkeypatch.setattr(module_cache, "_code", lambda: "another")
     elif change == "a file of it":
@@ -250,3 +255,15 @@ def test_data_that_change_while_they_are_tokenised_are_not_kept(large, tmp_path,
     with pytest.raises(UserError, match="data have changed while they were tokenised; start again"):
         task_data(config, TOKENIZER)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("value", ["-1", -1, " ", None])
+def test_a_row_without_label_is_named_by_training_and_by_validate(tmp_path, value):
+    rows = [row for _, row in texts(6)]
+    for split in ("train", "dev"):
+        write_jsonl(tmp_path / f"{split}.jsonl", [*rows[:3], {**rows[3], "label": value}, *rows[4:]])
+    raw = run_json("unused", tmp_path, task={"kind": "classification", "name": "t", "labels": ["class0", "class1"]})
+    config = resolve(raw, tmp_path / "run.json").shared
+    for read in (task_data, load.check_data):
+        with pytest.raises(UserError, match=r"train\.jsonl:4: (no label in column|column `label` of task 't' is null)"):
+            read(config, TOKENIZER)
