@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from launcher.options import add_folder, add_overrides
 from launcher.ranks.environment import (
     Process,
     find_process,
@@ -58,19 +59,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--config", required=True, metavar="FILE", help="run file, for example configs/quickstart.json"
     )
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override a key (repeatable, JSON value)",
-    )
-    options.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
-    choice = options.add_mutually_exclusive_group()
-    choice.add_argument("--resume", action="store_true", help="continue an unfinished run; an error if there is none")
-    choice.add_argument(
-        "--fresh", action="store_true", help="start anew; an older run folder is kept under another name"
-    )
+    add_overrides(options)
+    add_folder(options)
     options.add_argument("--dry-run", action="store_true", help="load everything, say what would be trained, and stop")
     options.add_argument("--print-config", action="store_true", help="print the resolved run and stop")
     options.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it

@@ -7,7 +7,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from launcher.prompts import add_prompt, attach_prompt
+from launcher.options import add_prompt
+from launcher.prompts import attach_prompt
 from prompt_tuning.errors import UserError
 
 

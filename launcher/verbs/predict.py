@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from launcher.prompts import add_prompt, attach_prompt
+from launcher.options import add_prompt
+from launcher.prompts import attach_prompt
 from launcher.ranks.exit_codes import BROKEN_PIPE
 from prompt_tuning.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.clusters.backends import open_process, render
 from launcher.clusters.placement import add_placement, divide, place_on, submission
-from launcher.prompts import add_overrides
+from launcher.options import add_folder, add_overrides
 from launcher.ranks.exit_codes import STOPPED
 from launcher.ranks.stop import DRIVER_SIGNALS, POLL_SECONDS, StopRequest, ask_to_stop
 from launcher.runs.journal import submit_job
@@ -30,12 +30,7 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("config", metavar="CONFIG")
     add_overrides(verb)
-    verb.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the run>)")
-    choice = verb.add_mutually_exclusive_group()
-    choice.add_argument("--resume", action="store_true", help="continue an unfinished run; an error if there is none")
-    choice.add_argument(
-        "--fresh", action="store_true", help="start anew; an older run folder is kept under another name"
-    )
+    add_folder(verb)
     verb.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
     add_placement(verb)
     verb.set_defaults(call=run)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from launcher.clusters.placement import add_placement, count
-from launcher.prompts import add_overrides
+from launcher.options import add_overrides
 
 
 def add(verbs: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from launcher.prompts import add_overrides
+from launcher.options import add_overrides
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.members import load_run
 from prompt_tuning.settings.run import Run

@@ -44,7 +44,7 @@ def no_example(task: Task, rows: Iterable[LocatedRow]) -> UserError:
 def encoded(recipe: Recipe, rows: Iterable[LocatedRow], processes: int = 1) -> Iterator[Features]:
     """The features of rows, part by part; parts without example are left out. Raises :class:`UserError`."""
     if processes == 1:
-        for _, chunk in _chunks(rows):
+        for _, chunk in chunks(rows):
             features = _encode(recipe, chunk)
             if features is not None:
                 yield features
@@ -64,7 +64,8 @@ def _encode(recipe: Recipe, rows: list[LocatedRow]) -> Features | None:
     return find_kind(recipe.task.kind).encode(recipe, own)
 
 
-def _chunks(rows: Iterable[LocatedRow]) -> Iterator[tuple[int, list[LocatedRow]]]:
+def chunks(rows: Iterable[LocatedRow]) -> Iterator[tuple[int, list[LocatedRow]]]:
+    """Rows, :data:`CHUNK` at a time, numbered from 0."""
     stream, number = iter(rows), 0
     while chunk := list(islice(stream, CHUNK)):
         yield number, chunk
@@ -132,7 +133,7 @@ def _work(
     for other in others:
         other.close()
     try:
-        for number, chunk in _chunks(rows):
+        for number, chunk in chunks(rows):
             if number % processes == place:
                 pipe.send(_encode(recipe, chunk))
         pipe.send(_END)

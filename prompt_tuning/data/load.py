@@ -11,12 +11,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.bars import RowsBar
-from prompt_tuning.data.cache import Cache, default_folder, describe
-from prompt_tuning.data.encode import encode, encoded, no_example, num_processes
+from prompt_tuning.data.cache import Cache, Entry, default_folder, describe
+from prompt_tuning.data.encode import chunks, encode, encoded, no_example, num_processes
 from prompt_tuning.data.parts import Parts
 from prompt_tuning.data.read import Source
 from prompt_tuning.data.rows import Rows
-from prompt_tuning.data.splits import Limits, choose_rows, first_of, first_unlabelled, is_label, open_splits
+from prompt_tuning.data.splits import Limits, check_labelled, choose_rows, first_of, open_splits
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import find_kind
@@ -56,13 +56,23 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
         rows = choose_rows(task, source, splits, limits, data.held_out)
         return _tokenise(Recipe(task, tokenizer, encoding_of(data), _labels(task, rows)), rows)
     cache = _cache(config, tokenizer, splits)
+    found = cache.find(find_kind(task.kind))
+    if found is not None:
+        logger.info("task %r: tokenised before, and kept in %s", task.name, cache.path)
+    else:
+        found = _keep(cache, config, tokenizer, splits)
+    _say(task, found[1])
+    return TaskData(*found)
+
+
+def _keep(cache: Cache, config: RunFile, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Rows]) -> Entry:
+    """Tokenise large data, or wait until another process of this host has. Raises :class:`UserError`."""
+    task, data, source = find_task(config.task), config.data, source_of(config)
     try:
         with cache.alone():
             found = cache.find(find_kind(task.kind))
-            if found is not None:
-                logger.info("task %r: tokenised before, and kept in %s", task.name, cache.path)
-            else:
-                rows = choose_rows(task, source, splits, limits, data.held_out)
+            if found is None:
+                rows = choose_rows(task, source, splits, limits_of(data), data.held_out)
                 recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows))
                 with new_folder(cache.path) as folder:
                     _write(folder, recipe, rows)
@@ -74,8 +84,7 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
             f"data.cache={cache.path.parent}: tokenised data cannot be kept there: {error.strerror or error}; name another folder"
         ) from None
     assert found is not None
-    _say(task, found[1])
-    return TaskData(*found)
+    return found
 
 
 def encoding_of(data: DataSection) -> Encoding:
@@ -124,7 +133,8 @@ def _tokenise(recipe: Recipe, rows: Mapping[str, Rows]) -> TaskData:
         parts = Parts()
         _fill(parts, recipe, split, own)
         features[split] = parts.joined(kind)
-        _check_labelled(recipe.task, split, own, features[split])
+        if not features[split].is_labelled:
+            check_labelled(recipe.task, split, own)
     _say(recipe.task, features)
     return TaskData(recipe.labels, features)
 
@@ -136,7 +146,8 @@ def _write(folder: Path, recipe: Recipe, rows: Mapping[str, Rows]) -> None:
         parts = Parts(folder / str(number))
         _fill(parts, recipe, split, own)
         described[split] = parts.written(kind)
-        _check_labelled(recipe.task, split, own, parts.mapped(kind, described[split]))
+        if not parts.mapped(kind, described[split]).is_labelled:
+            check_labelled(recipe.task, split, own)
     describe(folder, recipe.labels, described)
 
 
@@ -145,7 +156,8 @@ def _fill(parts: Parts, recipe: Recipe, split: str, rows: Rows) -> None:
     processes = num_processes() if rows.count(SMALL + 1) > SMALL else 1
     started, name = time.monotonic(), f"{recipe.task.name} {split}"
     with RowsBar(None, title=f"tokenising {name}") as bar:
-        for features in encoded(recipe, rows, processes):
+        # A document is read once, before there are several processes to read it.
+        for features in encoded(recipe, list(rows) if rows.is_document and processes > 1 else rows, processes):
             parts.add(features)
             bar.show(parts.num_examples)
     if not parts.num_examples:
@@ -193,14 +205,6 @@ def _cache(config: RunFile, tokenizer: PreTrainedTokenizerBase, sources: Mapping
     return Cache(folder, facts)
 
 
-def _check_labelled(task: Task, split: str, rows: Rows, features: Features) -> None:
-    if not features.is_labelled:
-        raise UserError(
-            f"{first_unlabelled(task, rows)}: no label in column `{task.label_column}`;"
-            f" every row of the {split} split needs one"
-        )
-
-
 def _say(task: Task, splits: Mapping[str, Features]) -> None:
     for features in splits.values():
         for remark, numbers in features.remarks.items():
@@ -215,25 +219,24 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     task, data = find_task(config.task), config.data
     source = source_of(config)
-    splits = open_splits(task, source)
-    rows = choose_rows(task, source, splits, limits_of(data), data.held_out)
-    labels = _labels(task, rows)
-    counts = []
-    for split, found in rows.items():
-        ends = list[LocatedRow]()
-        for located in own_rows(task, found):
-            ends = [*ends[:1], located]
-        if not ends:
-            raise no_example(task, found)
-        ends = [(where, Example(row)) for where, row in ends]
-        count = found.count()
-        encode(Recipe(task, tokenizer, encoding_of(data), labels), ends)
+    rows = choose_rows(task, source, open_splits(task, source), limits_of(data), data.held_out)
+    recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows))
+    counts = ", ".join(f"{split} {_check_split(recipe, split, found)} rows" for split, found in rows.items())
+    labels = recipe.labels
+    return f"{counts}; labels {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
+
+
+def _check_split(recipe: Recipe, split: str, rows: Rows) -> int:
+    """Go once through the rows of a split; how many there are."""
+    task, count, ends = recipe.task, 0, list[LocatedRow]()
+    for _, chunk in chunks(rows):
+        own: list[LocatedRow] = [(where, Example(row)) for where, row in own_rows(task, chunk)]
         if find_kind(task.kind).asks_classes:
-            class_labels(task, list(own_rows(task, found)), labels)
-        for where, row in own_rows(task, found):
-            if not is_label(task, row.get(task.label_column)):
-                raise UserError(
-                    f"{where}: no label in column `{task.label_column}`; every row of the {split} split needs one"
-                )
-        counts.append(f"{split} {count} rows")
-    return f"{', '.join(counts)}; labels {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"
+            class_labels(task, own, recipe.labels)
+        check_labelled(task, split, own)
+        count += len(chunk)
+        ends = [*(ends or own)[:1], *own[-1:]] if own else ends
+    if not ends:
+        raise no_example(task, rows)
+    encode(recipe, ends)
+    return count

@@ -45,7 +45,11 @@ def read_split(task: Task, source: Source, split: str) -> Rows | None:
     if found is None:
         return None
     file, part = found
-    return Rows(partial(_rows_of_part, file, task, part), lambda: f"{content_digest(file)} {part} {file.suffix}")
+    return Rows(
+        partial(_rows_of_part, file, task, part),
+        lambda: f"{content_digest(file)} {part} {file.suffix}",
+        is_document=file.suffix == ".json",
+    )
 
 
 def _rows_of_part(file: Path, task: Task, part: str | None) -> Iterator[LocatedRow]:

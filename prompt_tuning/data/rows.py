@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -21,13 +21,15 @@ class Rows:
     read: Callable[[], Iterable[LocatedRow]]
     mark: Callable[[], str]
     """What tells their source from one of other content."""
+    is_document: bool = False
+    """Whether their file is taken into memory whole, as a JSON document is, each time they are read."""
 
     def __iter__(self) -> Iterator[LocatedRow]:
         return iter(self.read())
 
     def first(self, task: Task, limit: int | None) -> Rows:
         """Those of the first ``limit`` examples."""
-        return self if limit is None else Rows(partial(first_examples, task, self, limit), self.mark)
+        return self if limit is None else replace(self, read=partial(first_examples, task, self, limit))
 
     def where(self, chosen: np.ndarray) -> Rows:
         """Those whose place in ``chosen`` [rows] is true."""
@@ -35,7 +37,7 @@ class Rows:
         def read() -> Iterator[LocatedRow]:
             return (row for row, is_chosen in zip(self, chosen.tolist(), strict=True) if is_chosen)
 
-        return Rows(read, self.mark)
+        return replace(self, read=read)
 
     def count(self, limit: int | None = None) -> int:
         """How many there are, counted up to a limit."""

@@ -36,7 +36,7 @@ def open_splits(task: Task, source: Source, splits: tuple[str, ...] | None = Non
         if rows is not None:
             found[split] = rows
         elif not split.startswith("test"):
-            raise _missing(task, source, split, is_absent=True)
+            raise _missing(task, source, split)
     return found
 
 
@@ -59,7 +59,7 @@ def choose_rows(
         if not rows.count(1):
             if split.startswith("test/") and task.files.parted_by is not None:
                 continue  # a language that the common file does not have
-            raise _missing(task, source, split, is_absent=False)
+            raise UserError(f"task {task.name!r}: the {split} split of {_place(task, source)} is empty; give it rows")
         if split.startswith("test") and not _has_label(task, rows):
             logger.info("task %r: the %s split has no labels and is not used", task.name, split)
             continue
@@ -83,25 +83,33 @@ def is_label(task: Task, value: Any) -> bool:
     return name is not None and (name != "-1" or task.kind == "regression" or "-1" in (task.labels or ()))
 
 
-def _missing(task: Task, source: Source, split: str, is_absent: bool) -> UserError:
-    where = source.name if source.path or source.files else (task.hub or ("the hub",))[0]
+def _place(task: Task, source: Source) -> str:
+    """Where a task's splits were looked for, for messages."""
+    return source.name if source.path or source.files else (task.hub or ("the hub",))[0]
+
+
+def _missing(task: Task, source: Source, split: str) -> UserError:
+    """What to do about a split that is not there."""
+    origin = f" ({task.origin})" if task.origin is not None else ""
+    return UserError(
+        f"task {task.name!r}: the {split} split of {_place(task, source)} is missing; {_wanted(task, source, split)}{origin}"
+    )
+
+
+def _wanted(task: Task, source: Source, split: str) -> str:
+    """How a missing split would be found."""
+    if source.files:
+        return f"name its file in data.files, as {split}"
+    if source.path is None or not is_local(source):
+        return f"it needs one that is called {' or '.join(STEMS.get(split, (split,)))}"
     patterns = task.files.patterns.get(split, (split,))
     wanted = patterns if task.files.read else tuple(f"{patterns[0]}{suffix}" for suffix in TABLES)
-    hint = (
-        f"give {', '.join(wanted[:-1])}{' or ' if len(wanted) > 1 else ''}{wanted[-1]}" if is_absent else "give it rows"
-    )
-    if is_absent and source.files:
-        hint = f"name its file in data.files, as {split}"
-    elif is_absent and not is_local(source):
-        hint = f"it needs one that is called {' or '.join(STEMS.get(split, (split,)))}"
-    near = _near_misses(source.path, split) if is_absent and source.path is not None and not source.files else []
+    hint = f"give {', '.join(wanted[:-1])}{' or ' if len(wanted) > 1 else ''}{wanted[-1]}"
+    near = _near_misses(source.path, split)
     if near:
-        hint += f"; {' and '.join(near)} {'lies' if len(near) == 1 else 'lie'} there and would have to be renamed, or named in data.files"
-    if is_absent and task.origin is not None:
-        hint += f" ({task.origin})"
-    return UserError(
-        f"task {task.name!r}: the {split} split of {where} is {'missing' if is_absent else 'empty'}; {hint}"
-    )
+        lie = "lies" if len(near) == 1 else "lie"
+        hint += f"; {' and '.join(near)} {lie} there and would have to be renamed, or named in data.files"
+    return hint
 
 
 def _near_misses(path: str, split: str) -> list[str]:
@@ -128,11 +136,9 @@ def _hold_out(task: Task, rows: Rows, share: float) -> tuple[Rows, Rows]:
     return rows.where(~is_held), rows.where(is_held)
 
 
-def first_unlabelled(task: Task, rows: Iterable[LocatedRow]) -> str:
-    """Where the first row without a label stands."""
-    return next(
-        where
-        for where, raw in rows
-        for row in expanded(task, where, raw)
-        if not is_label(task, row.get(task.label_column))
-    )
+def check_labelled(task: Task, split: str, rows: Iterable[LocatedRow]) -> None:
+    """Raise :class:`UserError` that names the first row without a label, if there is one."""
+    for where, raw in rows:
+        if all(is_label(task, row.get(task.label_column)) for row in expanded(task, where, raw)):
+            continue
+        raise UserError(f"{where}: no label in column `{task.label_column}`; every row of the {split} split needs one")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +31,8 @@ from prompt_tuning.tokens.recipe import Encoding, Recipe
 from tests.contracts.test_tasks import ENCODING, FIXED, TOKENIZER, located
 from tests.support.rows import encode
 from tests.support.tiny import make_backbone, make_questions, make_tags, make_texts, run_json, write_jsonl
+
+ROOT = Path(__file__).parents[2]
 
 
 def assert_same(one, other):
@@ -109,6 +114,31 @@ def test_a_process_that_is_killed_is_said_and_none_is_left(in_parts, monkeypatch
     with pytest.raises(UserError, match="ended without a word: killed, or out of memory"):
         list(encoded(RECIPE, texts(30), 3))
     assert len(started) == 3 and not any(one.is_alive() for one in started)
+
+
+def test_a_process_that_is_killed_while_it_sends_is_said_too(in_parts, monkeypatch):
+    def work(*arguments):
+        os.write(arguments[4].fileno(), (256).to_bytes(4, "big") + b"a part of 256 bytes")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(module, "_work", work)
+    with pytest.raises(UserError, match="ended without a word: killed, or out of memory"):
+        list(encoded(RECIPE, texts(30), 2))
+
+
+def test_threads_of_a_tokenizer_do_not_hang_its_processes():
+    code = """
+from launcher.ranks.environment import quiet_libraries
+quiet_libraries()
+from tests.unit.test_large_data import RECIPE, TOKENIZER, encoded, texts
+TOKENIZER([f"w{i}" for i in range(5000)])
+print(sum(len(part) for part in encoded(RECIPE, texts(3000), 2)))
+"""
+    variables = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["3000"], done.stderr
 
 
 def test_a_mistake_of_ours_in_a_process_is_told_whole(in_parts, monkeypatch):
@@ -267,3 +297,28 @@ def test_a_row_without_label_is_named_by_training_and_by_validate(tmp_path, valu
     for read in (task_data, load.check_data):
         with pytest.raises(UserError, match=r"train\.jsonl:4: (no label in column|column `label` of task 't' is null)"):
             read(config, TOKENIZER)
+
+
+def test_validate_goes_once_through_a_split_and_keeps_a_chunk(tmp_path, monkeypatch, in_parts):
+    make_texts(tmp_path)
+    config = resolve(run_json("unused", tmp_path), tmp_path / "run.json").shared
+    held, passes = [], []
+    stock, chunks = load.class_labels, load.chunks
+    monkeypatch.setattr(load, "class_labels", lambda *given: (held.append(len(given[1])), stock(*given))[1])
+    monkeypatch.setattr(load, "chunks", lambda rows: (passes.append(rows), chunks(rows))[1])
+    load.check_data(config, TOKENIZER)
+    assert len(passes) == 3 and max(held) == 2
+
+
+def test_a_document_is_read_once_before_several_processes_tokenise_it(large, tmp_path, monkeypatch):
+    config, _ = large
+    rows = [row for _, row in texts(20)]
+    for split in ("train", "dev", "test"):
+        (tmp_path / "texts" / f"{split}.jsonl").unlink()
+        (tmp_path / "texts" / f"{split}.json").write_text(json.dumps(rows))
+    seen = []
+    stock = load.encoded
+    monkeypatch.setattr(
+        load, "encoded", lambda recipe, rows, count: (seen.append(type(rows)), stock(recipe, rows, count))[1]
+    )
+    assert len(task_data(config, TOKENIZER).splits["train"]) == 20 and seen == [list] * 3

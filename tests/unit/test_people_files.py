@@ -9,7 +9,7 @@ import pytest
 from launcher.clusters.hostfile import check_host
 from launcher.ranks.environment import find_process
 from prompt_tuning.data.load import load_task_data
-from prompt_tuning.data.read import Source, extra_splits, read_rows
+from prompt_tuning.data.read import Source, extra_splits, read_rows, read_split
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.sections import DataSection
 from prompt_tuning.tasks.find import find_task
@@ -215,6 +215,19 @@ def test_xnlis_own_tables_are_read_in_their_languages(tmp_path):
     assert {split: len(features) for split, features in data.splits.items() if "/" in split} == {
         "test/de": 1, "test/en": 2, "test/zh": 1,
     }  # fmt: skip
+
+
+def test_the_parts_and_the_kind_of_a_file_tell_its_splits_apart(tmp_path):
+    task, head = find_task("xnli"), "language\tgold_label\tsentence1\tsentence2\n"
+    for name in ("multinli.train.en.tsv", "xnli.dev.tsv", "xnli.test.tsv"):
+        (tmp_path / name).write_text(head)
+    marks = {split: read_split(task, Source(str(tmp_path)), split).mark() for split in ("dev", "test/de", "test/zh")}
+    text = find_task({"kind": "classification"})
+    for suffix in (".csv", ".tsv"):
+        file = tmp_path / f"same{suffix}"
+        file.write_text("text,label\n")
+        marks[suffix] = read_split(text, Source(files={"dev": str(file)}), "dev").mark()
+    assert len(set(marks.values())) == len(marks)
 
 
 def test_cola_with_names_of_columns_is_read_by_them(tmp_path):

@@ -84,3 +84,12 @@ def test_a_run_folder_that_is_deleted_under_a_job_is_a_sentence(config, tmp_path
     monkeypatch.setattr(place, name, delete_first)
     code, said = worker.main(config), capsys.readouterr().err
     assert code == 1 and f"the run folder {tmp_path / 'run'} is gone" in said and "Traceback" not in said, said
+
+
+def test_a_file_that_a_dry_run_misses_is_named_and_not_the_run_folder(config, monkeypatch, capsys):
+    def build(*_):
+        raise FileNotFoundError(2, "No such file or directory", "weights.bin")
+
+    monkeypatch.setattr(trainer, "build_fleet", build)
+    assert worker.main([*config, "--dry-run"]) == 1
+    assert "error: weights.bin: No such file or directory" in capsys.readouterr().err
