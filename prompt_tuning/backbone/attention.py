@@ -1,24 +1,25 @@
 """Where a prefix enters: one attention function for all families that dispatch through transformers' interface.
 
-``model(..., prefix=PrefixRows)`` carries the prefix as a forward argument down to :func:`prefix_attention`, which puts it
-in front of keys and values after rotary embedding and projection, extends the mask, and calls the kernel. No model
-is patched, and activation checkpointing recomputes the same thing.
+Tokens come end to end, ``[1, T]``, without padding. ``model(..., rows=PackedRows)`` carries where each row begins, and
+the prefix of each, as a forward argument down to :func:`prefix_attention`, which lets every token attend to its own row's
+prefix and text and to nothing else. No model is patched, and activation checkpointing recomputes the same thing.
+
+Shape letters: T tokens, R rows, n rows of a group, l tokens of each of them, P prompt tokens, G key/value heads, D head size.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from model_parallel import rng
 
@@ -38,61 +39,91 @@ class PrefixShape:
         return 2 * self.key_value_heads * self.head_size
 
 
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring rows of equal length whose prefixes are of one form: one call of a kernel attends for all of them."""
+
+    rows: slice
+    """In the order in which their tokens stand."""
+    length: int
+    """Tokens of each."""
+    form: int
+    """Number of their prefixes' form; -1: they have none."""
+    member: int | None
+    """Whose they are, where they are all one member's: its place in the batch."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows."""
+        return int(self.rows.stop - self.rows.start)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its rows."""
+        return self.num_rows * self.length
+
+
+@dataclass(frozen=True)
+class PrefixTables:
+    """The prefixes of one form of a batch's members, one above the other."""
+
+    layers: tuple[Tensor | None, ...]
+    """[M, P, 2, G, D] for each layer; None where these prefixes do not reach."""
+    places: dict[int, int]
+    """Where the table of a member (place in the batch) stands among the M."""
+
+
 @dataclass
-class PrefixRows:
-    """What the attention function needs: each row's prefix, gathered layer by layer, only when a layer asks.
+class PackedRows:
+    """What the attention function needs to know of the tokens that it sees: their rows, and each row's prefix."""
 
-    ``tables`` has [M, P, 2, G, D] for each of the N layers, zero beyond a prompt's own length, so that no member's numbers enter another's
-    softmax even masked. ``present`` [M, N, P] says which prompt columns exist. ``patterns`` has one entry a layer: None
-    where no prompt has a prefix, else a number that layers with the same present columns share. Dropout is a function of
-    ``row_keys`` [R] alone, hence the same in the recomputation of activation checkpointing.
-    """
-
-    tables: tuple[Tensor, ...]
-    present: Tensor
-    patterns: tuple[int | None, ...]
-    member_of_row: Tensor
+    groups: tuple[Group, ...]
+    """Of all rows, in the order in which their tokens stand."""
+    tables: dict[int, PrefixTables] = field(default_factory=dict)
+    """By the number of a form."""
+    table_rows: Tensor | None = None
+    """[R] Row of each row's own table among those of its form."""
     row_keys: Tensor | None = None
+    """[R] From which alone dropout follows, hence the same when checkpointing recomputes; None: none."""
     dropout: Tensor | None = None
-    """Dropout rate of each row [R]; None: no dropout."""
+    """[R] Dropout rate of each row's prefix."""
     heads: slice = field(default_factory=lambda: slice(None))
     """Which of ``all_heads`` key/value heads the tables hold."""
     all_heads: int = 0
-    _masks: dict[tuple[int, int | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _kept: dict[Any, Any] = field(default_factory=dict)
 
-    def keys_values(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of every row in one layer: two tensors [R, G, P, D]."""
-        table = self.tables[layer]
-        rows = len(self.member_of_row)
-        # One prompt needs no gather: an expanded view is concatenated straight into the keys.
-        gathered = (
-            table.expand(rows, *table.shape[1:]) if len(table) == 1 else table.index_select(0, self.member_of_row)
-        )
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Tokens of each group."""
+        return [group.num_tokens for group in self.groups]
+
+    def prefix(self, layer: int, group: Group, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the rows of a group in one layer, two tensors [n, G, P, D]; None: there are none."""
+        table = self.tables[group.form].layers[layer] if group.form in self.tables else None
+        if table is None:
+            return None
+        if group.member is not None:
+            # Rows of one member share a view of its table, and nothing is copied.
+            place = self.tables[group.form].places[group.member]
+            found = table[place].expand(group.num_rows, *table.shape[1:])
+        else:
+            assert self.table_rows is not None
+            found = table.index_select(0, self.table_rows[group.rows])
         if self.dropout is not None and self.row_keys is not None:
             # Drawn for all heads and then cut, so that the same numbers fall whatever share this rank has.
-            size = (rows, *table.shape[1:3], self.all_heads, table.shape[-1])
-            keep = rng.keep_mask(rng.fold(self.row_keys, layer), math.prod(size[1:]), self.dropout).view(size)
-            scale = (1 / (1 - self.dropout)).to(gathered.dtype)
-            gathered = gathered * (keep[:, :, :, self.heads] * scale.view(-1, 1, 1, 1, 1))
-        gathered = gathered.to(dtype)
-        keys, values = gathered.unbind(2)
-        return keys.transpose(1, 2), values.transpose(1, 2)
+            keys, rates = self.row_keys[group.rows], self.dropout[group.rows]
+            size = (group.num_rows, *table.shape[1:3], self.all_heads, table.shape[-1])
+            keep = rng.keep_mask(rng.fold(keys, layer), size[1] * size[2] * size[3] * size[4], rates).view(size)
+            scale = (1 / (1 - rates)).to(found.dtype)
+            found = found * (keep[:, :, :, self.heads] * scale.view(-1, 1, 1, 1, 1))
+        keys_, values = found.to(dtype).unbind(2)
+        return keys_.transpose(1, 2), values.transpose(1, 2)
 
-    def extend_mask(self, layer: int, mask: Tensor) -> Tensor:
-        """``mask`` [R, 1, queries, keys], bool (True: attend) or additive, with the prompt columns in front.
-
-        Computed once per forward for each mask and each distinct set of present columns.
-        """
-        entry = (id(mask), self.patterns[layer])
-        if entry not in self._masks:
-            columns = self.present[:, layer][self.member_of_row][:, None, None, :]
-            columns = columns.expand(*mask.shape[:3], columns.shape[-1])
-            if mask.dtype != torch.bool:
-                lowest = torch.finfo(mask.dtype).min
-                columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, lowest)
-            # The source mask is kept beside the result: its id stays taken as long as the entry lives.
-            self._masks[entry] = (mask, torch.cat([columns, mask], dim=-1))
-        return self._masks[entry][1]
+    def keep(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What all layers share: made once."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
 
 INDEX = "prefix_layer_index"
@@ -103,32 +134,32 @@ TENSOR_RANK = "prefix_tensor_rank"
 
 
 def prefix_attention(
-    kernel: Callable[..., tuple[Tensor, Tensor | None]],
+    kernel: Callable[..., Tensor],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    prefix: PrefixRows | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    rows: PackedRows | None = None,
     captured: dict[int, Tensor] | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention over [prefix ; text] for query [R, heads, L, D] and key, value [R, G, L, D]; ``kernel`` is what attends.
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of every token over [prefix ; text] of its row, [1, T, heads, D].
 
-    ``captured`` collects every layer's own keys and values [2, R, G, L, D], from which prefixes may start.
+    From query [1, heads, T, D] and key and value [1, G, T, D]. ``kernel`` is what attends; ``captured`` collects every
+    layer's own keys and values [2, 1, G, T, D], from which prefixes may start.
     """
     layer = getattr(module, INDEX)
     if captured is not None:
         captured[layer] = torch.stack([key, value])
-    if prefix is not None and prefix.patterns[layer] is not None:
-        # Without a mask, stock SDPA would cut the last keys of a causal model, whose keys outnumber its queries.
-        assert attention_mask is not None, "our mask functions always build a mask"
-        prefix_key, prefix_value = prefix.keys_values(layer, key.dtype)
-        key = torch.cat([prefix_key, key], dim=2)
-        value = torch.cat([prefix_value, value], dim=2)
-        attention_mask = prefix.extend_mask(layer, attention_mask)
-    with own_dropout(getattr(module, TENSOR_RANK), kwargs.get("dropout", 0.0), query.device):
-        return kernel(module, query, key, value, attention_mask, **kwargs)
+    assert rows is not None and attention_mask is None, "tokens come packed, and rows say which belong together"
+    look = Look(bool(getattr(module, "is_causal", False)), sliding_window)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    with own_dropout(getattr(module, TENSOR_RANK), dropout, query.device):
+        return kernel(query, key, value, rows, layer, look, scale, dropout), None
 
 
 @contextmanager
@@ -146,48 +177,132 @@ def own_dropout(tensor_rank: int | None, rate: float, device: torch.device) -> I
         yield
 
 
-def eager_attention(
-    module: nn.Module,
+@dataclass(frozen=True)
+class Look:
+    """Which text a token sees: all of its row, or what is not behind it, and of that the nearest ``window`` tokens."""
+
+    is_causal: bool
+    window: int | None = None
+
+    def limits(self, length: int) -> bool:
+        """Whether tokens of a row so long do not see all of it."""
+        return self.is_causal or (self.window is not None and length > self.window)
+
+    def mask(self, length: int, device: torch.device, front: int = 0) -> Tensor:
+        """True where a token of a row [l, 1] sees another [1, front + l]; all see the ``front`` prompt tokens."""
+        place = torch.arange(length, device=device)
+        distance = place[:, None] - place
+        seen = distance >= 0 if self.is_causal else torch.ones_like(distance, dtype=torch.bool)
+        if self.window is not None:
+            seen &= distance.abs() < self.window
+        return nn.functional.pad(seen, (front, 0), value=True)
+
+
+def grouped(
+    query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, layer: int, look: Look, scale: float, dropout: float
+) -> Tensor:
+    """One call of torch's fused attention for each group of rows of equal length; no row is padded or masked for another."""
+    outputs = []
+    parts = zip(rows.groups, *(tensor[0].split(rows.sizes, 1) for tensor in (query, key, value)), strict=True)
+    for group, *own in parts:
+        q, k, v = (part.unflatten(1, (group.num_rows, group.length)).transpose(0, 1) for part in own)
+        prefix = rows.prefix(layer, group, k.dtype)
+        if prefix is not None:
+            k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
+        mask = None
+        if look.limits(group.length):
+            # Torch's own causal rule counts from the first key, which is the prefix's.
+            front = k.shape[2] - group.length
+            make = functools.partial(look.mask, group.length, query.device, front)
+            mask = rows.keep((look, group.length, front), make)
+        found = scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        outputs.append(found.transpose(1, 2).flatten(0, 1))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
+
+
+def padded(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention written out; returns the weights too.
+    rows: PackedRows,
+    layer: int,
+    look: Look,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """All rows at once, padded to the longest and masked: one call for devices that want few large ones.
 
-    The modelling files' own eager functions take LLaMA's softmax in float32 even for float64; this one never rounds below
-    the type of its inputs, and takes it in float32 for half types.
+    ``attend`` takes query, key and value [R, heads, ...], the mask [R, 1, L, P + L], scale and dropout rate.
     """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(query.dtype)
-    weights = nn.functional.dropout(weights, dropout, module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    device = query.device
+    lengths = [group.length for group in rows.groups for _ in range(group.num_rows)]
+    place, real = rows.keep("places", lambda: _places(lengths, device))
+    fronts = [rows.prefix(layer, group, key.dtype) for group in rows.groups]
+    widths = [0 if front is None else front[0].shape[2] for front in fronts]
+    # Padding may hold anything, NaN included, which no weight of 0 takes away.
+    q, k, v = (
+        tensor[0][:, place].transpose(0, 1).masked_fill(~real[:, None, :, None], 0) for tensor in (query, key, value)
+    )
+    front = max(widths)
+    if front:
+        sides = []
+        for side in (0, 1):
+            pieces = [
+                key.new_zeros(group.num_rows, key.shape[1], front, key.shape[3])
+                if own is None
+                else nn.functional.pad(own[side], (0, 0, 0, front - own[side].shape[2]))
+                for group, own in zip(rows.groups, fronts, strict=True)
+            ]
+            sides.append(torch.cat(pieces))
+        k, v = torch.cat([sides[0], k], 2), torch.cat([sides[1], v], 2)
+
+    def mask() -> Tensor:
+        counts = torch.tensor([w for group, w in zip(rows.groups, widths, strict=True) for _ in range(group.num_rows)])
+        prompt = torch.arange(front, device=device) < counts.to(device)[:, None]
+        # A query of the padding sees something, be it nothing of its own: else it was NaN, and so its gradient.
+        text = real[:, None] & (look.mask(real.shape[1], device) | ~real[:, :, None])
+        return torch.cat([prompt[:, None].expand(-1, real.shape[1], -1), text], 2)[:, None]
+
+    found = attend(q, k, v, rows.keep((look, tuple(widths)), mask), scale, dropout)
+    return found.transpose(1, 2)[real][None]
 
 
-KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "sdpa": (sdpa_attention_forward, sdpa_mask),
-    "eager": (eager_attention, eager_mask),
+def _places(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the tokens of padded rows are [R, L], and which of them are real."""
+    sizes = np.array(lengths)
+    column = np.arange(sizes.max())
+    real = column < sizes[:, None]
+    place = np.where(real, np.cumsum(sizes)[:, None] - sizes[:, None] + column, 0)
+    return torch.from_numpy(place).to(device), torch.from_numpy(real).to(device)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
+    """Torch's fused attention."""
+    return scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
+    """Softmax attention written out, never rounded below the type of its inputs, and the softmax of half types in float32."""
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scores = (q @ k.transpose(2, 3) * scale).masked_fill(~mask, -torch.inf)
+    weights = nn.functional.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
+    return nn.functional.dropout(weights, dropout) @ v
+
+
+def by_device(query: Tensor, *arguments: Any) -> Tensor:
+    """What is fastest where the tokens are: groups on a processor; few large calls elsewhere."""
+    if query.device.type == "cpu":
+        return grouped(query, *arguments)
+    return padded(fused, query, *arguments)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "sdpa": by_device,
+    "eager": functools.partial(padded, written_out),
 }
-"""Attention kernels by name, each with the function that builds its mask."""
-
-
-def _always(build: Callable[..., Any]) -> Callable[..., Any]:
-    """A mask function that never answers None: a prefix needs a mask to extend, and asking "is it all ones" would wait
-    for the device."""
-
-    def mask(*args: Any, **kwargs: Any) -> Any:
-        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-        return build(*args, **kwargs)
-
-    return mask
+"""What attends, by the names of ``backbone.attention``."""
 
 
 def attention_name(kernel: str) -> str:
@@ -195,9 +310,9 @@ def attention_name(kernel: str) -> str:
     return f"promptfleet_{kernel}"
 
 
-for _name, (_kernel, _mask) in KERNELS.items():
+for _name, _kernel in KERNELS.items():
+    # Without a mask function of the same name transformers builds no mask, and none is needed.
     AttentionInterface.register(attention_name(_name), functools.partial(prefix_attention, _kernel))
-    AttentionMaskInterface.register(attention_name(_name), _always(_mask))
 
 
 def open_door(

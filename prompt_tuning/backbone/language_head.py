@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from model_parallel.grid import Grid
 from model_parallel.loading import WeightsError, load_weights, stored_tensors
 from prompt_tuning.errors import UserError
+from prompt_tuning.tokens.packed import MemberRows
 
 
 class LanguageHead(nn.Module):
@@ -36,22 +37,20 @@ class LanguageHead(nn.Module):
             )
         self._language_model = (language_model,)
 
-    def pool(self, hidden: Tensor, lengths: Tensor, backbone_pooler: nn.Module | None = None) -> Tensor:
-        """Hidden states of all tokens [R, L, H]."""
-        return hidden
+    def pool(self, hidden: Tensor, rows: MemberRows, backbone_pooler: nn.Module | None = None) -> Tensor:
+        """Hidden states of a member's text tokens [t, H], from those of all [T, H]."""
+        return hidden[rows.tokens]
 
-    def forward(
-        self, hidden: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0, tags: Tensor | None = None
-    ) -> Tensor:
-        """Log probability of each row's candidate [R], from hidden states [R, L, H] and wanted tokens ``tags`` [R, L]."""
+    def forward(self, hidden: Tensor, rows: MemberRows, row_keys: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+        """Log probability of each row's candidate [r], from hidden states [t, H] and the wanted tokens, the rows' tags."""
         (language_model,) = self._language_model
-        assert language_model is not None and tags is not None
-        rows, places = (tags >= 0).nonzero(as_tuple=True)
+        assert language_model is not None and rows.tags is not None
+        asked = (rows.tags >= 0).nonzero()[:, 0]
         weight = next(language_model.parameters())
-        logits = language_model(hidden[rows, places].to(weight.dtype))
+        logits = language_model(hidden[asked].to(weight.dtype))
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        chosen = torch.log_softmax(logits.to(dtype), -1).gather(1, tags[rows, places][:, None])[:, 0]
-        return chosen.new_zeros(len(hidden)).index_add(0, rows, chosen)
+        chosen = torch.log_softmax(logits.to(dtype), -1).gather(1, rows.tags[asked][:, None])[:, 0]
+        return chosen.new_zeros(len(rows.lengths)).index_add(0, rows.row_of_token[asked], chosen)
 
 
 def load_language_head(

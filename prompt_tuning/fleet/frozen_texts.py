@@ -39,7 +39,7 @@ class FrozenTexts:
         keys = None
         if dropout_key is not None and member.prompt.head_dropout:
             keys = rng.fold(torch.tensor(dropout_key, device=texts.device), rows)
-        logits: Tensor = member.prompt.head(texts[rows], keys, member.prompt.head_dropout)
+        logits: Tensor = member.prompt.head(texts[rows], None, keys, member.prompt.head_dropout)
         return logits.view(len(examples), -1)
 
     def step(self, index: int, examples: np.ndarray, weight: float, dropout_key: int) -> Tensor | float:
@@ -51,7 +51,7 @@ class FrozenTexts:
         logits = self.logits(index, "train", examples, dropout_key)
         labels = torch.from_numpy(member.splits["train"].labels[examples]).to(device)
         weights = torch.full_like(labels, weight, dtype=torch.float64)
-        loss = member.kind.loss(logits, Targets(labels, weights, labels, None))
+        loss = member.kind.loss(logits, Targets(labels, weights))
         loss.backward()
         return loss.detach()
 

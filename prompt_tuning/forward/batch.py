@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,33 +10,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prompt_tuning.backbone.attention import Group
+from prompt_tuning.prompt.prefix import Form
+from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.packed import MemberRows
+
+
+@dataclass(frozen=True)
+class Span:
+    """A member's part of a batch."""
+
+    examples: slice
+    rows: slice
+    tokens: slice
+    longest: int
+    """Text tokens of its longest row."""
+
+
+@dataclass(frozen=True)
+class Fronts:
+    """The F tokens that are no text: trained vectors stand there (input prompts)."""
+
+    places: Tensor
+    """[F] Where they stand."""
+    vectors: Tensor
+    """[F] Which of the vectors of all the batch's members, one member's behind another's."""
+    rows: Tensor
+    """[F] Their rows."""
+    columns: Tensor
+    """[F] Which of its member's vectors each is."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of several members, sorted by member; R rows, L padded length, E examples.
+    """Rows of several members, sorted by member: R rows, E examples, and T tokens that stand end to end.
 
+    Rows stand in another order than they are counted: those of equal length side by side, so that they can run together.
     ``members`` are the fleet indices of the members in the batch and ``member_of_row`` [R] counts them.
-    ``spans`` has, for each of ``members``, its examples and its rows as slices.
     """
 
     input_ids: Tensor
+    """[1, T]"""
     token_type_ids: Tensor | None
-    lengths: Tensor
+    positions: Tensor
+    """[1, T] Place of each token behind its row's first, and behind the prefix where the member counts it."""
+    groups: tuple[Group, ...]
+    standing: Tensor
+    """[R] The rows in the order in which they stand."""
     members: tuple[int, ...]
+    forms: tuple[int, ...]
+    """Of the prefixes of ``members``, as :class:`PromptShapes` numbers them."""
     member_of_row: Tensor
-    spans: tuple[tuple[slice, slice], ...]
+    spans: tuple[Span, ...]
+    """What is whose, for each of ``members``."""
+    first: Tensor
+    """[R] Place of each row's first text token."""
+    lengths: Tensor
+    """[R] Text tokens."""
+    tokens: Tensor
+    """[t] Places of all text tokens, row after row."""
+    row_of_token: Tensor
+    """[t] The row of each, counted from its member's first one."""
+    tags: Tensor | None
+    """[t] Labels of the tokens, negative where they have none; None where no member asks tokens."""
+    fronts: Fronts | None
     labels: Tensor
     """[E] class index or value; 0 where every token is asked."""
-    tags: Tensor | None
-    """[R, L] labels of the tokens, negative where they have none; None where no member asks tokens."""
     weights: Tensor
     """[E] float64: 1 / (terms of the member's loss in the whole step), 0 for a dummy."""
     examples: Tensor
     """[E] index of each example in its member's split."""
     row_examples: Tensor
     """[R] the same for each row, choices told apart: example * rows_per_example + choice."""
+
+    def rows_of(self, place: int) -> MemberRows:
+        """The rows of the member at a place of ``members``."""
+        span = self.spans[place]
+        tags = None if self.tags is None else self.tags[span.tokens]
+        return MemberRows(
+            self.first[span.rows],
+            self.lengths[span.rows],
+            self.tokens[span.tokens],
+            self.row_of_token[span.tokens],
+            tags,
+            span.longest,
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; copies to a GPU do not wait for it."""
@@ -46,9 +105,39 @@ class Batch:
                 return tensor.pin_memory().to(device, non_blocking=True)
             return tensor.to(device)
 
+        fronts = None if self.fronts is None else Fronts(*map(move, vars(self.fronts).values()))
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
-        return replace(self, **moved)
+        return replace(self, fronts=fronts, **moved)
+
+
+@dataclass(frozen=True)
+class PromptShapes:
+    """What the prompts of a pool's members do to the layout of their rows; int64 arrays [members]."""
+
+    lengths: np.ndarray
+    """Prompt tokens."""
+    forms: np.ndarray
+    """Number of the prefix's form: prefixes of one form run together; -1: no prefix."""
+    fronts: np.ndarray
+    """Vectors in front of the text's own (input prompts)."""
+    starts: np.ndarray
+    """Position of the first text token behind a prefix."""
+
+    @staticmethod
+    def none(members: int) -> PromptShapes:
+        """Of members without prompts."""
+        zero = np.zeros(members, np.int64)
+        return PromptShapes(zero, zero - 1, zero, zero)
+
+    @staticmethod
+    def of(prompts: Sequence[Prompt]) -> PromptShapes:
+        """Of some prompts."""
+        numbers: dict[Form, int] = {}
+        forms = [-1 if p.prefix is None else numbers.setdefault(p.prefix.form, len(numbers)) for p in prompts]
+        fronts = [0 if prompt.inputs is None else prompt.length for prompt in prompts]
+        starts = [prompt.text_start for prompt in prompts]
+        return PromptShapes(*(np.array(x, np.int64) for x in ([p.length for p in prompts], forms, fronts, starts)))
 
 
 class Pool:
@@ -57,7 +146,8 @@ class Pool:
     Nothing is copied: arrays that are mapped from files stay there until a batch asks for some of their rows.
     """
 
-    def __init__(self, features: list[Features]) -> None:
+    def __init__(self, features: list[Features], shapes: PromptShapes | None = None) -> None:
+        self.shapes = shapes or PromptShapes.none(len(features))
         self.sources = list(dict.fromkeys(features))
         place = {id(source): i for i, source in enumerate(self.sources)}
         self.source_of = np.array([place[id(own)] for own in features])
@@ -72,12 +162,12 @@ class Pool:
         for number in np.unique(sources):
             yield self.sources[number], np.flatnonzero(sources == number)
 
-    def longest(self, members: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """Tokens of the longest row of each example."""
+    def num_tokens(self, members: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """Tokens of all rows of each example, and of the prompt in front of each of them."""
         found = np.empty(len(examples), np.int64)
         for source, places in self.by_source(members):
-            found[places] = source.longest(examples[places])
-        return found
+            found[places] = source.lengths_of(examples[places])
+        return np.asarray(found + self.rows_per_example[members] * self.shapes.lengths[members])
 
 
 @dataclass(frozen=True)

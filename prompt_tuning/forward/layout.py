@@ -1,60 +1,116 @@
-"""How the tokens of a batch are laid out: right-padded rows. Another layout replaces :func:`lay_out` alone."""
+"""How the tokens of a batch are laid out: end to end, rows of equal length side by side."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from prompt_tuning.forward.batch import Batch, Items, Pool
+from prompt_tuning.backbone.attention import Group
+from prompt_tuning.forward.batch import Batch, Fronts, Items, Pool, Span
 from prompt_tuning.tokens.features import NO_TAG
 
 
 def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> Batch:
-    """Gather the items' tokens into right-padded rows on the device."""
+    """Gather the items' tokens on the device; ``pad_token`` holds the place of an input prompt's vector."""
     items = items.take(np.argsort(items.members, kind="stable"))
     members, member_of_example = np.unique(items.members, return_inverse=True)
     per_example = pool.rows_per_example[items.members]
-    row_examples = np.repeat(items.examples * per_example, per_example)
-    row_ends = np.cumsum(per_example)
-    row_examples += np.arange(row_ends[-1]) - np.repeat(row_ends - per_example, per_example)
+    row_examples = ranges(items.examples * per_example, per_example)
     row_members = np.repeat(items.members, per_example)
+    member_of_row = np.repeat(member_of_example, per_example)
     lengths = np.empty(len(row_examples), np.int64)
     for source, rows in pool.by_source(row_members):
         lengths[rows] = source.lengths(row_examples[rows])
-    shape = len(lengths), int(lengths.max())
-    input_ids = np.full(shape, pad_token, np.int64)
-    token_types = np.zeros(shape, np.int64) if pool.has_types else None
-    tags = np.full(shape, NO_TAG, np.int64) if pool.has_tags else None
-    labels = np.empty(len(items), np.result_type(*(source.labels for source in pool.sources)))
+
+    shapes, fronts = pool.shapes, pool.shapes.fronts[row_members]
+    widths, forms = lengths + fronts, shapes.forms[row_members]
+    standing = np.lexsort((member_of_row, -widths, forms))
+    begins = np.empty_like(widths)
+    begins[standing] = np.cumsum(widths[standing]) - widths[standing]
+    first = begins + fronts
+
+    row_of_token = np.repeat(np.arange(len(lengths)), lengths)
+    tokens = ranges(first, lengths)
+    total = int(widths.sum())
+    positions = np.empty(total, np.int64)
+    positions[tokens] = tokens - begins[row_of_token] + shapes.starts[row_members][row_of_token]
+    input_ids = np.full(total, pad_token, np.int64)
+    token_types = np.zeros(total, np.int64) if pool.has_types else None
+    tags = np.full(len(tokens), NO_TAG, np.int64) if pool.has_tags else None
     for source, rows in pool.by_source(row_members):
-        real = np.arange(shape[1]) < lengths[rows][:, None]
-        place, column = np.nonzero(real)
-        row = rows[place]
-        token = source.offsets[row_examples[row]] + column
-        input_ids[row, column] = source.tokens[token]
+        own: slice | np.ndarray = slice(None)
+        if len(pool.sources) > 1:
+            has = np.zeros(len(lengths), bool)
+            has[rows] = True
+            own = has[row_of_token]
+        read = ranges(source.offsets[row_examples[rows]], lengths[rows])
+        input_ids[tokens[own]] = source.tokens[read]
         if token_types is not None and source.token_types is not None:
-            token_types[row, column] = source.token_types[token]
+            token_types[tokens[own]] = source.token_types[read]
         if tags is not None and source.tags is not None:
-            tags[row, column] = source.tags[token]
+            tags[own] = source.tags[read]
+    labels = np.empty(len(items), np.result_type(*(source.labels for source in pool.sources)))
     for source, examples in pool.by_source(items.members):
         labels[examples] = source.labels[items.examples[examples]]
-    example_ends = np.searchsorted(member_of_example, np.arange(len(members)), side="right")
-    spans, example_start, row_start = [], 0, 0
-    for end in example_ends.tolist():
-        row_end = int(row_ends[end - 1])
-        spans.append((slice(example_start, end), slice(row_start, row_end)))
-        example_start, row_start = end, row_end
 
+    front_tokens = None
+    if fronts.any():
+        rows, columns = np.repeat(np.arange(len(fronts)), fronts), ranges(np.zeros_like(fronts), fronts)
+        places = begins[rows] + columns
+        positions[places] = columns
+        before = np.cumsum(shapes.fronts[members]) - shapes.fronts[members]
+        vectors = before[member_of_row[rows]] + columns
+        front_tokens = Fronts(*map(torch.from_numpy, (places, vectors, rows, columns)))
+    spans = _spans(member_of_example, member_of_row, lengths, len(members))
+    own_row = row_of_token - np.array([span.rows.start for span in spans])[member_of_row[row_of_token]]
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        token_type_ids=None if token_types is None else torch.from_numpy(token_types),
-        lengths=torch.from_numpy(lengths),
+        input_ids=torch.from_numpy(input_ids)[None],
+        token_type_ids=None if token_types is None else torch.from_numpy(token_types)[None],
+        positions=torch.from_numpy(positions)[None],
+        groups=_groups(widths[standing], forms[standing], member_of_row[standing]),
+        standing=torch.from_numpy(standing),
         members=tuple(members.tolist()),
-        member_of_row=torch.from_numpy(np.repeat(member_of_example, per_example)),
-        spans=tuple(spans),
-        labels=torch.from_numpy(labels),
+        forms=tuple(shapes.forms[members].tolist()),
+        member_of_row=torch.from_numpy(member_of_row),
+        spans=spans,
+        first=torch.from_numpy(first),
+        lengths=torch.from_numpy(lengths),
+        tokens=torch.from_numpy(tokens),
+        row_of_token=torch.from_numpy(own_row),
         tags=None if tags is None else torch.from_numpy(tags),
+        fronts=front_tokens,
+        labels=torch.from_numpy(labels),
         weights=torch.from_numpy(items.weights),
         examples=torch.from_numpy(items.examples),
         row_examples=torch.from_numpy(row_examples),
     ).to(device)
+
+
+def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``starts[i], starts[i] + 1, ...``, ``counts[i]`` numbers each, one range behind the other."""
+    ends = np.cumsum(counts)
+    return np.asarray(np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts))
+
+
+def _groups(widths: np.ndarray, forms: np.ndarray, members: np.ndarray) -> tuple[Group, ...]:
+    """Runs of rows of one width and form, given in the order in which they stand."""
+    changes = np.flatnonzero((np.diff(widths) != 0) | (np.diff(forms) != 0)) + 1
+    groups, start = [], 0
+    for end in [*changes.tolist(), len(widths)]:
+        own = members[start:end]
+        member = int(own[0]) if (own == own[0]).all() else None
+        groups.append(Group(slice(start, end), int(widths[start]), int(forms[start]), member))
+        start = end
+    return tuple(groups)
+
+
+def _spans(examples: np.ndarray, rows: np.ndarray, lengths: np.ndarray, count: int) -> tuple[Span, ...]:
+    """Each member's part, given the sorted members of examples and rows."""
+    example_ends, row_ends = (np.searchsorted(x, np.arange(count), side="right").tolist() for x in (examples, rows))
+    token_ends = np.cumsum(lengths)
+    spans, example, row, token = [], 0, 0, 0
+    for example_end, row_end in zip(example_ends, row_ends, strict=True):
+        token_end, longest = int(token_ends[row_end - 1]), int(lengths[row:row_end].max())
+        spans.append(Span(slice(example, example_end), slice(row, row_end), slice(token, token_end), longest))
+        example, row, token = example_end, row_end, token_end
+    return tuple(spans)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from model_parallel.collectives import gather_over_data_ranks
 from prompt_tuning.backbone.load import Backbone
-from prompt_tuning.forward.batch import Batch, Items, Pool
-from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.batch import Batch, Items, Pool, PromptShapes
+from prompt_tuning.forward.layout import lay_out, ranges
 from prompt_tuning.forward.plan import plan
 from prompt_tuning.forward.run import member_logits, pooled_texts
 from prompt_tuning.kinds import Kind, Targets
@@ -38,8 +38,7 @@ class Loop:
     ) -> None:
         self.backbone, self.prompts, self.kinds, self.features = backbone, prompts, kinds, features
         self.budget = budget
-        self.pool = Pool(list(features))
-        self.prompt_lengths = np.array([prompt.length for prompt in prompts])
+        self.pool = Pool(list(features), PromptShapes.of(prompts))
         self.reaches_backbone = np.array([prompt.reaches_backbone or backbone.is_trained for prompt in prompts])
 
     def batches(self, parts: Sequence[Part]) -> Iterator[Batch]:
@@ -48,7 +47,7 @@ class Loop:
         for reaches in (True, False):
             some = [part for part in parts if self.reaches_backbone[part[0]] == reaches and len(part[1])]
             if some:
-                planned = plan(self.pool, Items.of(some), self.prompt_lengths, self.budget, grid.data_rank, grid.data)
+                planned = plan(self.pool, Items.of(some), self.budget, grid.data_rank, grid.data)
                 for items in planned:
                     yield lay_out(self.pool, items, pad_token, grid.device)
 
@@ -71,7 +70,7 @@ class Loop:
         with self.backbone.at_work():
             for batch in self.batches([(m, np.arange(len(self.features[m])), 1.0) for m in members]):
                 for place, (member, logits, wanted) in enumerate(self.logits(batch)):
-                    examples = batch.examples[batch.spans[place][0]]
+                    examples = batch.examples[batch.spans[place].examples]
                     kept.append((member, examples, wanted.weights > 0, self.kinds[member].keep(logits, wanted)))
         # Only now, so that no batch waits for the one before.
         mine = [(m, e.cpu().numpy(), real.cpu().numpy(), x.double().cpu().numpy()) for m, e, real, x in kept]
@@ -80,7 +79,7 @@ class Loop:
             for member, examples, real, values in part:
                 if member not in result:
                     result[member] = _room(self.kinds[member], self.features[member], values.shape[-1])
-                _place(result[member], self.features[member], examples[real], values[real])
+                _place(result[member], self.features[member], self.kinds[member].per_token, examples, real, values)
         return result
 
     @torch.no_grad()
@@ -100,9 +99,8 @@ class Loop:
 
 def targets(batch: Batch, place: int) -> Targets:
     """What the member at a place of ``batch.members`` should answer."""
-    examples, rows = batch.spans[place]
-    tags = None if batch.tags is None else batch.tags[rows]
-    return Targets(batch.labels[examples], batch.weights[examples], batch.lengths[rows], tags)
+    examples = batch.spans[place].examples
+    return Targets(batch.labels[examples], batch.weights[examples], batch.rows_of(place))
 
 
 def _room(kind: Kind, features: Features, width: int) -> np.ndarray:
@@ -110,12 +108,12 @@ def _room(kind: Kind, features: Features, width: int) -> np.ndarray:
     return np.full((len(features.tokens) if kind.per_token else len(features), width), np.nan)
 
 
-def _place(result: np.ndarray, features: Features, examples: np.ndarray, kept: np.ndarray) -> None:
-    """Put what was kept of some examples, [E, C] or padded [R, L, k], where it belongs."""
-    if kept.ndim == 2:
-        result[examples] = kept
+def _place(
+    result: np.ndarray, features: Features, per_token: bool, examples: np.ndarray, real: np.ndarray, kept: np.ndarray
+) -> None:
+    """Put what was kept of some examples, or of their tokens, where it belongs; ``real``: which are no dummies."""
+    if not per_token:
+        result[examples[real]] = kept[real]
         return
-    starts, lengths = features.offsets[examples], features.lengths(examples)
-    column = np.arange(kept.shape[1])
-    real = column < lengths[:, None]
-    result[(starts[:, None] + column)[real]] = kept[real]
+    lengths = features.lengths(examples)
+    result[ranges(features.offsets[examples], lengths)[np.repeat(real, lengths)]] = kept[np.repeat(real, lengths)]

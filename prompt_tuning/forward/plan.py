@@ -20,32 +20,28 @@ def default_budget(device: torch.device, gathers: bool = False) -> int:
     return 1024 if device.type == "cpu" and not gathers else 16384
 
 
-def plan(pool: Pool, items: Items, prompt_lengths: np.ndarray, budget: int, rank: int, ranks: int) -> Iterator[Items]:
-    """This rank's micro-batches of at most ``budget`` padded tokens, longest first, equally many on every rank.
+def plan(pool: Pool, items: Items, budget: int, rank: int, ranks: int) -> Iterator[Items]:
+    """This rank's micro-batches of at most ``budget`` tokens of texts and prompts, longest first, equally many on every rank.
 
-    ``prompt_lengths`` [members] are the prompt tokens that each row of a member brings; a batch pads texts and prompts to
-    its longest of each. An example longer than the budget runs alone.
+    An example longer than the budget runs alone.
     """
-    texts = pool.longest(items.members, items.examples)
-    prompts, rows = prompt_lengths[items.members], pool.rows_per_example[items.members]
-    order = np.argsort(-(texts + prompts), kind="stable")
+    tokens = pool.num_tokens(items.members, items.examples)
+    order = np.argsort(-tokens, kind="stable")
     shares = [order[other::ranks] for other in range(ranks)]
-    cuts = [_cut(texts[share], prompts[share], rows[share], budget) for share in shares]
+    cuts = [_cut(tokens[share], budget) for share in shares]
     yield from (items.take(shares[rank][start:end]) for start, end in cuts[rank])
     dummy = items.take(order[-1:])
     for _ in range(max(map(len, cuts)) - len(cuts[rank])):
         yield Items(dummy.members, dummy.examples, np.zeros(1))
 
 
-def _cut(texts: np.ndarray, prompts: np.ndarray, rows: np.ndarray, budget: int) -> list[tuple[int, int]]:
-    """Starts and ends of batches of examples, given each one's longest text, prompt length and rows; longest sum first."""
+def _cut(tokens: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    """Starts and ends of batches of examples, given each one's tokens."""
+    ends = np.cumsum(tokens)
     cut, start = [], 0
-    while start < len(texts):
-        # No later row is wider by itself than the first, so at most this many come into question.
-        window = slice(start, start + max(1, int(budget // (texts[start] + prompts[start]))))
-        widths = np.maximum.accumulate(texts[window]) + np.maximum.accumulate(prompts[window])
-        tokens = widths * np.cumsum(rows[window])
-        end = start + max(1, int(np.searchsorted(tokens, budget, side="right")))
+    while start < len(tokens):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + budget, side="right")))
         cut.append((start, end))
         start = end
     return cut

@@ -1,6 +1,6 @@
 """The forward pass of a batch that mixes members.
 
-Shape letters: R rows, L padded text length, T text with input prompts in front, P prompt tokens, H hidden size.
+Shape letters: T tokens of a batch end to end, R rows, P prompt tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_parallel import rng
+from prompt_tuning.backbone.attention import PackedRows
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.forward.batch import Batch
-from prompt_tuning.prompt.prefix import gather_rows
+from prompt_tuning.prompt.prefix import Prefix, stack
 from prompt_tuning.prompt.prompt import Prompt
 
 
@@ -25,100 +26,86 @@ def hidden_states(
     row_keys: Tensor | None = None,
     from_input: bool = False,
 ) -> Tensor:
-    """Last hidden states of the text tokens [R, L, H], every row under its own member's prompt.
+    """Last hidden states of all tokens [T, H], every row under its own member's prompt.
 
     ``prompts`` are those of ``batch.members``. Prompt dropout is on where ``row_keys`` [R] are given. ``from_input`` takes
     the gradient down to the word embeddings whatever the prompts need.
     """
-    device = batch.input_ids.device
-    members = batch.member_of_row
-    rates = [prompt.dropout for prompt in prompts]
     dropout = None
-    if row_keys is not None and any(rates):
-        dropout = torch.tensor(rates, dtype=torch.float64, device=device)[members]
-    prefix = gather_rows([prompt.prefix for prompt in prompts], members, row_keys, dropout, backbone.local_heads)
-    starts = torch.tensor([prompt.text_start for prompt in prompts], device=device)[members][:, None]
-    arguments = {} if prefix is None else {"prefix": prefix}
-    if any(prompt.inputs is not None for prompt in prompts):
-        return _with_input_prompts(backbone, prompts, batch, starts, arguments, row_keys, dropout)
-    column = torch.arange(batch.input_ids.shape[1], device=device)
-    real = column < batch.lengths[:, None]
-    place = _start_gradient if from_input and torch.is_grad_enabled() else None
-    return _run(backbone, batch.input_ids, batch.token_type_ids, column + starts, real, arguments, place)
+    if row_keys is not None and any(prompt.dropout for prompt in prompts):
+        rates = torch.tensor([prompt.dropout for prompt in prompts], dtype=torch.float64, device=row_keys.device)
+        dropout = rates[batch.member_of_row]
+    place: Callable[[Tensor], Tensor] | None = _start_gradient if from_input and torch.is_grad_enabled() else None
+    if batch.fronts is not None:
+        place = _put_vectors(prompts, batch, row_keys, dropout)
+    arguments: dict[str, Any] = {"rows": _packed_rows(backbone, prompts, batch, row_keys, dropout)}
+    if batch.token_type_ids is not None:
+        arguments["token_type_ids"] = batch.token_type_ids
+    if getattr(backbone.model.config, "use_cache", False):
+        arguments["use_cache"] = False
+    hook = None
+    if place is not None:
+        # Inside the forward, so that under ZeRO-3 all ranks gather the same weights in the same order.
+        hook = backbone.model.get_input_embeddings().register_forward_hook(lambda module, args, words: place(words))
+    try:
+        positions = backbone.family.positions(batch.positions, backbone.model.config)
+        output = backbone.model(input_ids=batch.input_ids, position_ids=positions, **arguments)
+    finally:
+        if hook is not None:
+            hook.remove()
+    states: Tensor = output.last_hidden_state[0]
+    return states
 
 
 def _start_gradient(words: Tensor) -> Tensor:
     return words.detach().requires_grad_()
 
 
-def _run(
-    backbone: Backbone,
-    ids: Tensor,
-    types: Tensor | None,
-    index: Tensor,
-    real: Tensor,
-    arguments: dict[str, Any],
-    place: Callable[[Tensor], Tensor] | None,
-) -> Tensor:
-    """The backbone's last hidden states [R, T, H]; ``place`` changes its word embeddings [R, T, H] on their way."""
-    # Padding gets index 0: in a mixed batch it may lie beyond what the member's own length check allows.
-    positions = backbone.family.positions(index.masked_fill(~real, 0), real, backbone.model.config)
-    if types is not None:
-        arguments = {**arguments, "token_type_ids": types}
-    if getattr(backbone.model.config, "use_cache", False):
-        arguments = {**arguments, "use_cache": False}
-    hook = None
-    if place is not None:
-        # Inside the forward, so that under ZeRO-3 all ranks gather the same weights in the same order.
-        hook = backbone.model.get_input_embeddings().register_forward_hook(lambda module, args, words: place(words))
-    try:
-        output = backbone.model(input_ids=ids, attention_mask=real.long(), position_ids=positions, **arguments)
-    finally:
-        if hook is not None:
-            hook.remove()
-    states: Tensor = output.last_hidden_state
-    return states
+def _packed_rows(
+    backbone: Backbone, prompts: list[Prompt], batch: Batch, row_keys: Tensor | None, dropout: Tensor | None
+) -> PackedRows:
+    """The rows of a batch with the prefixes of their members."""
+    by_form: dict[int, dict[int, Prefix]] = {}
+    for place, (prompt, form) in enumerate(zip(prompts, batch.forms, strict=True)):
+        if prompt.prefix is not None:
+            by_form.setdefault(form, {})[place] = prompt.prefix
+    tables = {form: stack(prefixes, backbone.local_heads) for form, prefixes in by_form.items()}
+    rows = None
+    if any(len(table.places) > 1 for table in tables.values()):
+        places = {member: row for table in tables.values() for member, row in table.places.items()}
+        own = torch.tensor([places.get(member, 0) for member in range(len(prompts))], device=batch.input_ids.device)
+        rows = own[batch.member_of_row[batch.standing]]
+    if dropout is None or row_keys is None:
+        return PackedRows(batch.groups, tables, rows, heads=backbone.local_heads)
+    return PackedRows(
+        batch.groups,
+        tables,
+        rows,
+        row_keys[batch.standing],
+        dropout[batch.standing],
+        backbone.local_heads,
+        backbone.shape.key_value_heads,
+    )
 
 
-def _with_input_prompts(
-    backbone: Backbone,
-    prompts: list[Prompt],
-    batch: Batch,
-    starts: Tensor,
-    arguments: dict[str, Any],
-    row_keys: Tensor | None,
-    dropout: Tensor | None,
-) -> Tensor:
-    """As :func:`hidden_states`, with some members' vectors in front of the word embeddings (Lester et al. 2021)."""
-    device, members = batch.input_ids.device, batch.member_of_row
-    widths = [0 if prompt.inputs is None else prompt.length for prompt in prompts]
-    width = torch.tensor(widths, device=device)[members][:, None]
-    text = torch.arange(batch.input_ids.shape[1], device=device).expand_as(batch.input_ids)
-    column = torch.arange(batch.input_ids.shape[1] + max(widths), device=device)
-    source = (column - width).clamp(0, batch.input_ids.shape[1] - 1)
-    dtype, hidden = backbone.prompt_dtype, backbone.shape.hidden_size
-    padded = [
-        torch.zeros(max(widths), hidden, dtype=dtype, device=device)
-        if prompt.inputs is None
-        else nn.functional.pad(prompt.inputs, (0, 0, 0, max(widths) - prompt.length))
-        for prompt in prompts
-    ]
-    vectors = torch.stack(padded)[members]
+def _put_vectors(
+    prompts: list[Prompt], batch: Batch, row_keys: Tensor | None, dropout: Tensor | None
+) -> Callable[[Tensor], Tensor]:
+    """What puts some members' vectors in front of their rows' word embeddings [1, T, H] (Lester et al. 2021)."""
+    fronts = batch.fronts
+    assert fronts is not None
+    tables: list[Tensor] = [prompt.inputs for prompt in prompts if prompt.inputs is not None]
+    vectors = torch.cat(tables)[fronts.vectors]
     if dropout is not None and row_keys is not None:
-        keep = rng.keep_mask(rng.fold(row_keys, 0), vectors[0].numel(), dropout).view(vectors.shape)
-        vectors = vectors * keep / (1 - dropout).to(dtype)[:, None, None]
-    vectors = nn.functional.pad(vectors, (0, 0, 0, batch.input_ids.shape[1]))
+        longest, hidden = max(map(len, tables)), vectors.shape[1]
+        keep = rng.keep_mask(rng.fold(row_keys, 0), longest * hidden, dropout).view(-1, longest, hidden)
+        kept = keep[fronts.rows, fronts.columns]
+        vectors = vectors * kept / (1 - dropout)[fronts.rows, None].to(vectors.dtype)
 
     def place(words: Tensor) -> Tensor:
-        return torch.where((column < width)[..., None], vectors.to(words.dtype), words)
+        return words.index_copy(1, fronts.places, vectors.to(words.dtype)[None])
 
-    ids = batch.input_ids.gather(1, source)
-    types = batch.token_type_ids
-    if types is not None:
-        types = types.gather(1, source).masked_fill(column < width, 0)
-    real = column < width + batch.lengths[:, None]
-    states = _run(backbone, ids, types, column + starts, real, arguments, place)
-    return states.gather(1, (text + width)[..., None].expand(-1, -1, hidden))
+    return place
 
 
 def member_logits(
@@ -128,13 +115,15 @@ def member_logits(
     row_keys: Tensor | None = None,
     from_input: bool = False,
 ) -> list[Tensor]:
-    """Logits of each of ``batch.members``: [its examples, classes or choices], or [its rows, L, outputs] per token."""
+    """Logits of each of ``batch.members``: [its examples, classes or choices], or [its text tokens, outputs] per token."""
     logits = []
     pooled = pooled_texts(backbone, prompts, batch, row_keys, from_input)
-    for prompt, texts, (examples, rows) in zip(prompts, pooled, batch.spans, strict=True):
-        keys = None if row_keys is None else row_keys[rows]
-        found = prompt.head(texts, keys, prompt.head_dropout, None if batch.tags is None else batch.tags[rows])
-        logits.append(found if found.dim() == 3 else found.view(examples.stop - examples.start, -1))
+    for place, (prompt, texts, span) in enumerate(zip(prompts, pooled, batch.spans, strict=True)):
+        keys = None if row_keys is None else row_keys[span.rows]
+        found = prompt.head(texts, batch.rows_of(place), keys, prompt.head_dropout)
+        logits.append(
+            found if prompt.head.pooling == "tokens" else found.view(span.examples.stop - span.examples.start, -1)
+        )
     return logits
 
 
@@ -145,7 +134,7 @@ def pooled_texts(
     row_keys: Tensor | None = None,
     from_input: bool = False,
 ) -> list[Tensor]:
-    """What each of ``batch.members`` sees, pooled texts [its rows, H] or tokens [its rows, L, H].
+    """What each of ``batch.members`` sees, pooled texts [its rows, H] or tokens [its text tokens, H].
 
     Without gradient where nothing below the head trains.
     """
@@ -154,7 +143,4 @@ def pooled_texts(
     )
     with torch.set_grad_enabled(needs_gradient):
         hidden = hidden_states(backbone, prompts, batch, row_keys, from_input)
-        return [
-            prompt.head.pool(hidden[rows], batch.lengths[rows], backbone.pooler)
-            for prompt, (_, rows) in zip(prompts, batch.spans, strict=True)
-        ]
+        return [prompt.head.pool(hidden, batch.rows_of(place), backbone.pooler) for place, prompt in enumerate(prompts)]

@@ -1,8 +1,8 @@
 """Kinds of task: what the head sees, how its logits become a loss, and how they become answers. One file each.
 
 A file named ``<kind>.py`` holds ``KIND``; the trainer never asks which one it has. Shape letters: E examples, R rows,
-L tokens, C outputs of the head. A pooled kind has one vector a row and logits [E, C]; where ``per_token`` is set, the head
-sees every token, an example is one row, and logits are [R, L, C].
+t text tokens end to end, C outputs of the head. A pooled kind has one vector a row and logits [E, C]; where ``per_token``
+is set, the head sees every token, an example is one row, and logits are [t, C].
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from torch import Tensor
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.packed import MemberRows
 from prompt_tuning.tokens.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a member's part of a batch should have answered: ``labels`` and ``weights`` [E], ``lengths`` [R], ``tags`` [R, L]."""
+    """What a member's part of a batch should have answered: ``labels`` and ``weights`` [E], and its rows with their tags."""
 
     labels: Tensor
     weights: Tensor
-    lengths: Tensor
-    tags: Tensor | None
+    rows: MemberRows | None = None
+    """None where texts are all that is known, which pooled kinds without tags need no more of."""
+
+    @property
+    def tokens(self) -> tuple[MemberRows, Tensor]:
+        """The rows and the tags [t] of their tokens, where tokens are asked."""
+        assert self.rows is not None and self.rows.tags is not None
+        return self.rows, self.rows.tags
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Kind:
     describe: Callable[[Task, Features, np.ndarray, tuple[str, ...]], list[dict[str, Any]]]
     """Predictions of rows for people."""
     keep: Callable[[Tensor, Targets], Tensor] = lambda logits, targets: logits
-    """What an evaluation keeps of the logits of a batch: [E, C], or [R, L, k] per token."""
+    """What an evaluation keeps of the logits of a batch: [E, C], or [t, k] per token."""
     count: Callable[[Task, Features], int] = lambda task, features: len(features)
     """How many examples, as the task counts them, a split holds."""
     notes: type[Any] | None = None

@@ -54,9 +54,10 @@ def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
 
 def keep(logits: Tensor, targets: Targets) -> Tensor:
     """Logits [E, C], those of choices that are not there as minus infinity."""
-    if targets.tags is None:
+    if targets.rows is None or targets.rows.tags is None:
         return logits
-    return logits.masked_fill((targets.tags[:, 0] == ABSENT).view(logits.shape), -torch.inf)
+    absent = targets.rows.tags[targets.rows.first_of_row] == ABSENT
+    return logits.masked_fill(absent.view(logits.shape), -torch.inf)
 
 
 KIND = replace(

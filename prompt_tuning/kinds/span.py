@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
@@ -163,20 +162,13 @@ def _mark(answers: list[tuple[str, int]] | None, characters: np.ndarray) -> tupl
     return int(start), int(end)
 
 
-def _masked(logits: Tensor, lengths: Tensor) -> Tensor:
-    """Logits [R, L, 2] with padding out of the running."""
-    real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
-    return logits.masked_fill(~real[..., None], float("-inf"))
-
-
 def loss(logits: Tensor, targets: Targets) -> Tensor:
-    """Mean of the cross entropies of first and last token [R, L, 2]."""
-    assert targets.tags is not None
-    scores, tags = _masked(logits, targets.lengths), targets.tags.clamp(min=0)
-    total = logits.new_zeros(len(logits))
-    for place, bit in enumerate((START, END)):
-        total = total + F.cross_entropy(scores[..., place], (tags & bit).argmax(1), reduction="none") / 2
-    return (total * targets.weights.to(logits.dtype)).sum()
+    """Mean of the cross entropies of first and last token, each over its row's tokens, from [t, 2]."""
+    rows, tags = targets.tokens
+    bits = torch.tensor((START, END), device=tags.device)
+    is_gold = (tags.clamp(min=0)[:, None] & bits) > 0
+    losses = rows.log_sum_exp(logits) - rows.sum_rows(logits * is_gold)
+    return (losses.mean(1) * targets.weights.to(logits.dtype)).sum()
 
 
 def mean_loss(features: Features, outputs: np.ndarray) -> float:

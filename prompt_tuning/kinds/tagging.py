@@ -196,16 +196,15 @@ def collect_labels(task: Task, rows: Iterable[LocatedRow]) -> tuple[str, ...]:
 
 
 def loss(logits: Tensor, targets: Targets) -> Tensor:
-    """Cross entropy of the labelled tokens [R, L, C]; a row's weight goes to each of them."""
-    assert targets.tags is not None
-    losses = F.cross_entropy(logits.transpose(1, 2), targets.tags, ignore_index=NO_TAG, reduction="none")
-    return (losses.sum(1) * targets.weights.to(logits.dtype)).sum()
+    """Cross entropy of the labelled tokens [t, C]; a row's weight goes to each of them."""
+    rows, tags = targets.tokens
+    losses = F.cross_entropy(logits, tags, ignore_index=NO_TAG, reduction="none")
+    return (losses * targets.weights.to(logits.dtype)[rows.row_of_token]).sum()
 
 
 def keep(logits: Tensor, targets: Targets) -> Tensor:
-    """The likeliest tag of each token, and its loss [R, L, 2]."""
-    assert targets.tags is not None
-    losses = F.cross_entropy(logits.transpose(1, 2), targets.tags, ignore_index=NO_TAG, reduction="none")
+    """The likeliest tag of each token, and its loss [t, 2]."""
+    losses = F.cross_entropy(logits, targets.tokens[1], ignore_index=NO_TAG, reduction="none")
     return torch.stack([logits.argmax(-1).to(logits.dtype), losses], dim=-1)
 
 

@@ -1,6 +1,6 @@
 """Heads: from the backbone's last hidden states to the logits of one member.
 
-Shape letters: R rows, L tokens, H hidden size, C classes.
+Shape letters: T tokens of a batch, r rows of a member and t text tokens in them, H hidden size, C classes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model_parallel import rng
 from prompt_tuning.prompt.prefix import INIT_STD
+from prompt_tuning.tokens.packed import MemberRows
 
 
 class Head(nn.Module):
@@ -46,35 +47,40 @@ class Head(nn.Module):
             self.pooler.bias.data.zero_()
             self.pooler.requires_grad_(train_pooler)
 
-    def pool(self, hidden: Tensor, lengths: Tensor, backbone_pooler: nn.Module | None = None) -> Tensor:
-        """What the backbone says of each text [R, H] or token [R, L, H], in the head's type.
-
-        From hidden states [R, L, H] and real lengths [R].
-        """
+    def pool(self, hidden: Tensor, rows: MemberRows, backbone_pooler: nn.Module | None = None) -> Tensor:
+        """What the backbone says of each text [r, H] or token [t, H], in the head's type, from hidden states [T, H]."""
         dtype = self.weight.dtype
-        if self.pooling in ("mean", "tokens"):
-            real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-            # Padding may hold anything, NaN included, so it is replaced and not multiplied away.
-            kept = hidden.to(dtype).masked_fill(~real[..., None], 0)
-            return kept if self.pooling == "tokens" else kept.sum(1) / lengths[:, None]
+        if self.pooling == "tokens":
+            return hidden[rows.tokens].to(dtype)
+        if self.pooling == "mean":
+            return rows.sum_rows(hidden[rows.tokens].to(dtype)) / rows.lengths[:, None]
         if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1].to(dtype)
+            return hidden[rows.first + rows.lengths - 1].to(dtype)
+        first = hidden[rows.first]
         if self.pooling == "first" or self.pooler is not None:
-            return hidden[:, 0].to(dtype)
+            return first.to(dtype)
         assert backbone_pooler is not None, "a head without its own pooler needs the backbone's"
-        pooled: Tensor = backbone_pooler(hidden)
+        pooled: Tensor = backbone_pooler(first[:, None])
         return pooled.to(dtype)
 
     def forward(
-        self, pooled: Tensor, row_keys: Tensor | None = None, dropout: float = 0.0, tags: Tensor | None = None
+        self, pooled: Tensor, rows: MemberRows | None = None, row_keys: Tensor | None = None, dropout: float = 0.0
     ) -> Tensor:
-        """Logits [R, C] from texts [R, H], or [R, L, C] from tokens; dropout only where ``row_keys`` [R] are given."""
+        """Logits [r, C] from texts [r, H], or [t, C] from tokens [t, H] of ``rows``; dropout only where ``row_keys`` [r]
+        are given."""
         features = pooled if self.pooler is None else torch.tanh(self.pooler(pooled))
         if row_keys is not None and dropout > 0:
-            rates = torch.full_like(row_keys, dropout, dtype=torch.float64)
-            keep = rng.keep_mask(rng.fold(row_keys, HEAD_DROPOUT), features[0].numel(), rates)
-            features = features * keep.view(features.shape) / (1 - dropout)
+            features = features * self._keep(features, rows, rng.fold(row_keys, HEAD_DROPOUT), dropout) / (1 - dropout)
         return nn.functional.linear(features, self.weight, self.bias)
+
+    def _keep(self, features: Tensor, rows: MemberRows | None, keys: Tensor, dropout: float) -> Tensor:
+        """Which of the features stay, by their row, their place in it and nothing else."""
+        rates = torch.full_like(keys, dropout, dtype=torch.float64)
+        if self.pooling != "tokens":
+            return rng.keep_mask(keys, features.shape[1], rates)
+        assert rows is not None
+        keep = rng.keep_mask(keys, rows.longest * features.shape[1], rates).view(len(keys), rows.longest, -1)
+        return keep[rows.row_of_token, rows.tokens - rows.first[rows.row_of_token]]
 
 
 HEAD_DROPOUT = 1 << 20

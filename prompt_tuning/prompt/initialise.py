@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model_parallel import rng
 from model_parallel.collectives import gather_over_tensor_ranks
+from prompt_tuning.backbone.attention import Group, PackedRows
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.head import Head
@@ -30,12 +31,12 @@ def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed
         return
     assert prompt.prefix is not None
     captured: dict[int, Tensor] = {}
-    real = torch.ones_like(ids, dtype=torch.bool)
     index = torch.arange(ids.shape[1], device=ids.device)[None]
-    positions = backbone.family.positions(index, real, backbone.model.config)
+    positions = backbone.family.positions(index, backbone.model.config)
+    rows = PackedRows((Group(slice(0, 1), len(tokens), -1, None),))
     backbone.model.eval()
     with backbone.at_work() as model:
-        model(input_ids=ids, attention_mask=real.long(), position_ids=positions, captured=captured)
+        model(input_ids=ids, position_ids=positions, rows=rows, captured=captured)
     backbone.model.train()
     # [N, 2, G, P, D] of this tensor rank's heads G; where ranks share a head, the first of them has it for all.
     mine = torch.stack([captured[layer] for layer in sorted(captured)])[:, :, 0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model_parallel import rng
-from prompt_tuning.backbone.attention import PrefixRows, PrefixShape
+from prompt_tuning.backbone.attention import PrefixShape, PrefixTables
 
 INIT_STD = 0.02
 
@@ -21,7 +21,7 @@ class Prefix(nn.Module):
 
     Without reparameterisation ``embedding`` is the table itself, [P, layers * 2 * G * D]. With it, ``embedding`` is [P, H]
     and the table is Linear(tanh(Linear(embedding))) (Li and Liang 2021, section 4.3). All weights start as N(0, 0.02),
-    biases as 0. ``layers`` restricts the prefix to some layers; the others' table entries are zero and masked out.
+    biases as 0. ``layers`` restricts the prefix to some layers; the others attend to the text alone.
     """
 
     def __init__(
@@ -57,15 +57,18 @@ class Prefix(nn.Module):
                     else torch.zeros_like(parameter)
                 )
 
+    def own_table(self) -> Tensor:
+        """Keys and values [P, layers that it reaches, 2, G, D]; differentiable."""
+        flat: Tensor = self.embedding if self.projection is None else self.projection(self.embedding)
+        return flat.view(self.length, -1, 2, self.shape.key_value_heads, self.shape.head_size)
+
     def table(self) -> Tensor:
-        """Keys and values [P, N, 2, G, D]; differentiable."""
-        flat = self.embedding if self.projection is None else self.projection(self.embedding)
-        shape = self.shape
-        table = flat.view(self.length, -1, 2, shape.key_value_heads, shape.head_size)
+        """Keys and values [P, N, 2, G, D] of all layers, zero where it does not reach; differentiable."""
+        table = self.own_table()
         if self.layers is None:
             return table
         index = torch.tensor(self.layers, device=table.device)
-        return table.new_zeros(self.length, shape.num_layers, *table.shape[2:]).index_copy(1, index, table)
+        return table.new_zeros(self.length, self.shape.num_layers, *table.shape[2:]).index_copy(1, index, table)
 
     @torch.no_grad()
     def fill(self, table: Tensor) -> None:
@@ -74,49 +77,25 @@ class Prefix(nn.Module):
             table = table[:, list(self.layers)]
         self.embedding.copy_(table.reshape(self.length, -1))
 
+    @property
+    def form(self) -> Form:
+        """What prefixes must have in common to share a tensor: prompt tokens, and the layers that they reach."""
+        return self.length, self.layers
 
-def gather_rows(
-    prefixes: list[Prefix | None],
-    member_of_row: Tensor,
-    row_keys: Tensor | None = None,
-    dropout: Tensor | None = None,
-    heads: slice = slice(None),
-) -> PrefixRows | None:
-    """The prefixes of a batch's rows; ``None`` where no member has one.
 
-    ``prefixes`` are those of the members that ``member_of_row`` [R] counts; None: a member without prefix.
+Form = tuple[int, tuple[int, ...] | None]
+
+
+def stack(prefixes: dict[int, Prefix], heads: slice = slice(None)) -> PrefixTables:
+    """The tables of prefixes of one form, given by their members' places in the batch.
+
     ``heads`` are the key/value heads that this rank's attention has.
     """
-    present_prefixes = [prefix for prefix in prefixes if prefix is not None]
-    if not present_prefixes:
-        return None
-    shape, longest = present_prefixes[0].shape, max(prefix.length for prefix in present_prefixes)
-    device = member_of_row.device
-    whole, has_columns = [], []
-    for prefix in prefixes:
-        if prefix is None:
-            dtype = present_prefixes[0].embedding.dtype
-            size = (longest, shape.num_layers, 2, shape.key_value_heads, shape.head_size)
-            whole.append(torch.zeros(size, dtype=dtype, device=device))
-            has_columns.append([[False] * longest] * shape.num_layers)
-            continue
-        table = prefix.table()
-        missing = longest - prefix.length
-        whole.append(nn.functional.pad(table, (0, 0) * 4 + (0, missing)) if missing else table)
-        layers = set(range(shape.num_layers) if prefix.layers is None else prefix.layers)
-        column = [True] * prefix.length + [False] * missing
-        has_columns.append([column if n in layers else [False] * longest for n in range(shape.num_layers)])
-    patterns: dict[str, int] = {}
-    layer_patterns: list[int | None] = []
-    for layer in range(shape.num_layers):
-        columns = [member[layer] for member in has_columns]
-        filled = any(any(column) for column in columns)
-        layer_patterns.append(patterns.setdefault(repr(columns), layer) if filled else None)
-    stacked = whole[0][None] if len(whole) == 1 else torch.stack(whole)
-    present = torch.tensor(has_columns, device=device)
+    tables = [prefix.own_table() for prefix in prefixes.values()]
+    stacked = tables[0][None] if len(tables) == 1 else torch.stack(tables)
+    first = next(iter(prefixes.values()))
     # Unbound at once: indexing layer by layer would fill a gradient of the whole table for every layer.
-    tables = stacked[:, :, :, :, heads].unbind(2)
-    patterns_of_layers = tuple(layer_patterns)
-    return PrefixRows(
-        tables, present, patterns_of_layers, member_of_row, row_keys, dropout, heads, shape.key_value_heads
-    )
+    found = iter(stacked[:, :, :, :, heads].unbind(2))
+    reached = range(first.shape.num_layers) if first.layers is None else first.layers
+    layers = tuple(next(found) if layer in reached else None for layer in range(first.shape.num_layers))
+    return PrefixTables(layers, {member: place for place, member in enumerate(prefixes)})

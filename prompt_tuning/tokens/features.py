@@ -72,18 +72,14 @@ class Features:
         """Tokens of some rows."""
         return np.asarray(self.offsets[rows + 1] - self.offsets[rows])
 
-    def longest(self, examples: np.ndarray) -> np.ndarray:
-        """Tokens of the longest row of some examples."""
+    def lengths_of(self, examples: np.ndarray) -> np.ndarray:
+        """Tokens of all rows of each of some examples."""
         first = examples * self.rows_per_example
-        found = self.lengths(first)
-        for choice in range(1, self.rows_per_example):
-            np.maximum(found, self.lengths(first + choice), out=found)
-        return found
+        return np.asarray(self.offsets[first + self.rows_per_example] - self.offsets[first])
 
     def num_tokens(self, examples: np.ndarray) -> int:
         """Tokens of all rows of some examples."""
-        first = examples * self.rows_per_example
-        return int((self.offsets[first + self.rows_per_example] - self.offsets[first]).sum())
+        return int(self.lengths_of(examples).sum())
 
     def terms(self, examples: np.ndarray) -> int:
         """How many terms the loss of some examples is the mean of: examples, or labelled tokens where a kind counts them."""

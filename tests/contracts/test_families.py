@@ -11,7 +11,7 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone.families import families
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
-from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.batch import Items, Pool, PromptShapes
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import hidden_states
 from prompt_tuning.prompt.head import Head
@@ -19,6 +19,7 @@ from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tokens.features import Features
+from tests.support.packed import real, text_rows
 from tests.support.tiny import CONFIGS, make_backbone
 
 FAMILIES = sorted(families())
@@ -49,23 +50,26 @@ def make_prompt(backbone, length=P, seed=3, positions="after_prefix", **options)
     return Prompt(head, prefix, positions=positions)
 
 
-def make_batch(lengths=LENGTHS, members=None, vocabulary=60, with_types=False, seed=0):
+def make_batch(prompts, lengths=LENGTHS, members=None, vocabulary=60, with_types=False, seed=0, only=None):
+    """Rows of random tokens laid out for the members' prompts; ``only``: the one row to lay out."""
     generator = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = generator.integers(4, vocabulary, offsets[-1]).astype(np.int32)
     types = generator.integers(0, 2, offsets[-1]).astype(np.int8) if with_types else None
     features = Features(tokens, types, offsets, 1, np.zeros(len(lengths), np.int64))
     members = np.zeros(len(lengths), np.int64) if members is None else np.asarray(members)
-    pool = Pool([features] * (members.max() + 1))
+    pool = Pool([features] * len(prompts), PromptShapes.of(prompts))
     items = Items(members, np.arange(len(lengths)), np.ones(len(lengths)))
-    return lay_out(pool, items, pad_token=0, device=torch.device("cpu"))
+    chosen = items if only is None else items.take(np.array([only]))
+    return lay_out(pool, chosen, pad_token=0, device=torch.device("cpu"))
 
 
 def ramp_loss(hidden, batch):
-    """A fixed projection of the real tokens: a plain sum after a final norm would have no gradient."""
-    ramp = torch.linspace(-1, 1, hidden.shape[1] * hidden.shape[2], dtype=hidden.dtype).view(hidden.shape[1:]) ** 3
-    real = torch.arange(hidden.shape[1]) < batch.lengths[:, None]
-    return (hidden * ramp)[real].sum()
+    """A fixed projection of the text tokens, by their places in their rows: a plain sum after a final norm would have no
+    gradient. ``hidden`` [T, H], or padded [R, L, H]."""
+    rows = text_rows(hidden, batch) if hidden.dim() == 2 else hidden
+    ramp = torch.linspace(-1, 1, 11 * rows.shape[2], dtype=rows.dtype).view(11, -1)[: rows.shape[1]] ** 3
+    return (rows * ramp)[real(batch)].sum()
 
 
 def prefix_gradients(loss, prompts):
@@ -95,16 +99,16 @@ def cache_route(folder, backbone, prompt, batch, dtype):
     for layer in range(table.shape[1]):
         key, value = (table[:, layer, side].transpose(0, 1).expand(rows, -1, -1, -1) for side in range(2))
         cache.update(key, value, layer)
-    real = torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]
-    mask = torch.cat([torch.ones(rows, prompt.length, dtype=torch.long), real.long()], 1)
-    arguments = {"input_ids": batch.input_ids, "attention_mask": mask, "past_key_values": cache}
+    ids, present = text_rows(batch.input_ids[0], batch), real(batch)
+    mask = torch.cat([torch.ones(rows, prompt.length, dtype=torch.long), present.long()], 1)
+    arguments = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
     if batch.token_type_ids is not None:
-        arguments["token_type_ids"] = batch.token_type_ids
+        arguments["token_type_ids"] = text_rows(batch.token_type_ids[0], batch)
     if backbone.family.pooling == "pooler":
         # The route's own position ids count padding in for RoBERTa; real tokens agree either way.
-        index = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids) + prompt.length
+        index = torch.arange(ids.shape[1]).expand_as(ids) + prompt.length
         first = backbone.model.config.pad_token_id + 1 if "roberta" in backbone.model.config.model_type else 0
-        arguments["position_ids"] = torch.where(real, index + first, first)
+        arguments["position_ids"] = torch.where(present, index + first, first)
     return model(**arguments).last_hidden_state
 
 
@@ -113,11 +117,10 @@ def cache_route(folder, backbone, prompt, batch, dtype):
 def test_forward_and_gradients_equal_the_cache_route(folder, dtype, attention):
     backbone = open_backbone(folder, dtype, attention)
     prompt = make_prompt(backbone)
-    batch = make_batch(with_types=backbone.model.config.model_type == "bert")
+    batch = make_batch([prompt], with_types=backbone.model.config.model_type == "bert")
     ours = hidden_states(backbone, [prompt], batch)
     theirs = cache_route(folder, backbone, prompt, batch, dtype)
-    real = torch.arange(ours.shape[1]) < batch.lengths[:, None]
-    assert_equal([ours[real]], [theirs[real]], BOUNDS[dtype])
+    assert_equal([ours[batch.tokens]], [theirs[real(batch)]], BOUNDS[dtype])
     found = prefix_gradients(ramp_loss(ours, batch), [prompt])
     expected = prefix_gradients(ramp_loss(theirs, batch), [prompt])
     assert_equal(found, expected, BOUNDS[dtype])
@@ -129,7 +132,7 @@ def test_checkpointing_gives_the_same_bits(folder):
         backbone = open_backbone(folder, "float32", activation_checkpointing=checkpointing)
         prompt = make_prompt(backbone)
         prompt.dropout = 0.3
-        batch = make_batch()
+        batch = make_batch([prompt])
         hidden = hidden_states(backbone, [prompt], batch, row_keys=torch.arange(len(batch.lengths)))
         results.append([hidden.detach(), *prefix_gradients(ramp_loss(hidden, batch), [prompt])])
     for plain, checkpointed in zip(*results, strict=True):
@@ -138,39 +141,27 @@ def test_checkpointing_gives_the_same_bits(folder):
 
 @pytest.mark.parametrize("positions", ["after_prefix", "from_zero"])
 def test_mixed_members_equal_each_row_alone(folder, positions):
-    """Members of different lengths, layers and none at all in one padded batch, against one row, one member, no padding."""
+    """Members of different lengths, layers and none at all in one batch, against one row of one member by itself."""
     backbone = open_backbone(folder)
     prompts = [
         make_prompt(backbone, 5, 1, positions),
         make_prompt(backbone, 2, 2, "after_prefix", layers=(0, 2)),
         Prompt(Head(backbone.shape.hidden_size, 2, "first", 0, backbone.prompt_dtype)),
     ]
-    members = [0, 1, 2, 0, 1]
-    lengths = (3, 11, 7, 1, 4)
-    batch = make_batch(lengths, members)
+    members = [0, 1, 2, 0, 1, 1, 2]
+    lengths = (3, 7, 7, 3, 3, 3, 7)
+    batch = make_batch(prompts, lengths, members)
+    assert len(batch.groups) < len(lengths), "rows of equal length run together"
     hidden = hidden_states(backbone, prompts, batch)
     found = prefix_gradients(ramp_loss(hidden, batch), prompts[:2])
     total = 0.0
-    for row in range(len(members)):
+    texts = text_rows(hidden, batch)
+    for row, member in enumerate(members):
         place = int((batch.examples == row).nonzero())
-        single = make_batch(lengths, members)
-        alone = type(single)(
-            input_ids=single.input_ids[place : place + 1, : lengths[row]],
-            token_type_ids=None,
-            lengths=single.lengths[place : place + 1],
-            members=(members[row],),
-            member_of_row=torch.zeros(1, dtype=torch.long),
-            spans=((slice(0, 1), slice(0, 1)),),
-            labels=single.labels[:1],
-            tags=None,
-            weights=single.weights[:1],
-            examples=single.examples[:1],
-            row_examples=single.row_examples[:1],
-        )
-        expected = hidden_states(backbone, [prompts[members[row]]], alone)
-        assert_equal([hidden[place, : lengths[row]]], [expected[0]], 1e-10)
-        ramp = torch.linspace(-1, 1, hidden.shape[1] * hidden.shape[2], dtype=hidden.dtype).view(hidden.shape[1:]) ** 3
-        total = total + (expected[0] * ramp[: lengths[row]]).sum()
+        alone = make_batch(prompts, lengths, members, only=row)
+        expected = hidden_states(backbone, [prompts[member]], alone)
+        assert_equal([texts[place, : lengths[row]]], [expected], 1e-10)
+        total = total + ramp_loss(expected, alone)
     assert_equal(
         [g for g in found if g.norm() > 0], [g for g in prefix_gradients(total, prompts[:2]) if g.norm() > 0], 1e-10
     )
@@ -181,8 +172,8 @@ def test_nan_in_one_member_reaches_no_other(folder):
     prompts = [make_prompt(backbone, 5, 1), make_prompt(backbone, 2, 2)]
     with torch.no_grad():
         prompts[0].prefix.embedding.fill_(float("nan"))
-    batch = make_batch(LENGTHS, [0, 1, 1, 0])
-    hidden = hidden_states(backbone, prompts, batch)
+    batch = make_batch(prompts, (7, 7, 3, 7), [0, 1, 1, 0])
+    hidden = text_rows(hidden_states(backbone, prompts, batch), batch)
     rows = batch.member_of_row == 1
     assert not hidden[~rows].isfinite().all()
     assert hidden[rows].isfinite().all()
@@ -193,10 +184,8 @@ def test_nan_in_one_member_reaches_no_other(folder):
 def test_positions_change_the_numbers(folder):
     """Both policies must be told apart, or the equalities above would prove nothing about positions."""
     backbone = open_backbone(folder)
-    batch = make_batch()
-    after, zero = (
-        hidden_states(backbone, [make_prompt(backbone, positions=p)], batch) for p in ("after_prefix", "from_zero")
-    )
+    prompts = [make_prompt(backbone, positions=positions) for positions in ("after_prefix", "from_zero")]
+    after, zero = (hidden_states(backbone, [prompt], make_batch([prompt])) for prompt in prompts)
     assert (after - zero).abs().max() > 1e-3
 
 
@@ -214,22 +203,20 @@ def test_input_prompts_equal_a_hand_made_sequence(folder, with_prefix):
     """Shallow prompts of two lengths in one batch, against inputs_embeds written out row by row."""
     backbone = open_backbone(folder)
     hidden_size = backbone.shape.hidden_size
+    stock = AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
     head = Head(hidden_size, 2, "first", 0, torch.float64)
     prompts = [Prompt(head, inputs=torch.randn(length, hidden_size, dtype=torch.float64)) for length in (4, 2)]
     if with_prefix:
         prompts[1] = make_prompt(backbone, 3)
     members = [0, 1, 1, 0]
-    batch = make_batch(LENGTHS, members)
-    hidden = hidden_states(backbone, prompts, batch)
+    batch = make_batch(prompts, LENGTHS, members)
+    hidden, ids = (text_rows(v, batch) for v in (hidden_states(backbone, prompts, batch), batch.input_ids[0]))
     for place, row in enumerate(batch.examples.tolist()):
         prompt, length = prompts[members[row]], LENGTHS[row]
         if prompt.inputs is None:
             continue
-        words = backbone.model.get_input_embeddings()(batch.input_ids[place : place + 1, :length])
-        sequence = torch.cat([prompt.inputs[None], words], 1)
-        expected = backbone.model(
-            inputs_embeds=sequence, attention_mask=torch.ones(sequence.shape[:2])
-        ).last_hidden_state
+        words = stock.get_input_embeddings()(ids[place : place + 1, :length])
+        expected = stock(inputs_embeds=torch.cat([prompt.inputs[None], words], 1)).last_hidden_state
         assert_equal([hidden[place, :length]], [expected[0, prompt.length :]], 1e-10)
 
 
@@ -239,7 +226,7 @@ def test_bfloat16_follows_float32(folder):
     for dtype in ("float32", "bfloat16"):
         backbone = open_backbone(folder, dtype)
         prompt = make_prompt(backbone)
-        batch = make_batch()
+        batch = make_batch([prompt])
         gradients.append(
             torch.cat(
                 [

@@ -27,6 +27,7 @@ from prompt_tuning.settings.run import MemberSpec
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
+from tests.support.packed import rows_of_texts, text_rows
 from tests.support.tiny import make_tokenizer
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -133,10 +134,10 @@ def _real(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _difference(logits: torch.Tensor, expected: torch.Tensor, batch, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """Of logits in our order of examples; of real tokens only where every token is asked."""
-    if logits.dim() == 2:
+    if expected.dim() == 2:
         return logits[torch.argsort(batch.examples)] - expected
-    longest = logits.shape[1]
-    rows = logits[torch.argsort(batch.row_examples)]
+    longest = int(batch.lengths.max())
+    rows = rows_of_texts(logits, batch)[torch.argsort(batch.row_examples)]
     return (rows - expected[:, :longest])[_real(tensors)[:, :longest]]
 
 
@@ -156,7 +157,7 @@ def test_first_forward_and_gradients_match(golden):
     assert torch.allclose(keys.transpose(0, 1), tensors["kv.layer_first.key"][0], atol=TOLERANCES["kv"])
     assert torch.allclose(values.transpose(0, 1), tensors["kv.layer_first.value"][0], atol=TOLERANCES["kv"])
 
-    hidden = hidden_states(fleet.backbone, [member.prompt], batch)
+    hidden = text_rows(hidden_states(fleet.backbone, [member.prompt], batch), batch)
     rows = torch.argsort(batch.row_examples)
     real = _real(tensors)
     longest = hidden.shape[1]

@@ -32,13 +32,12 @@ def run(folder, device, dtype, attention="sdpa", checkpointing=False):
     backbone = load_backbone(section, Grid(device=torch.device(device)), activation_checkpointing=checkpointing)
     prompt = make_prompt(backbone).to(device)
     prompt.dropout = 0.2
-    batch = make_batch().to(torch.device(device))
+    batch = make_batch([prompt]).to(torch.device(device))
     keys = torch.arange(len(batch.lengths), device=device)
     hidden = hidden_states(backbone, [prompt], batch, keys).cpu()
     on_cpu = batch.to(torch.device("cpu"))
     gradients = prefix_gradients(ramp_loss(hidden, on_cpu), [prompt])
-    real = torch.arange(hidden.shape[1]) < on_cpu.lengths[:, None]
-    return [hidden.detach()[real], *(gradient.cpu() for gradient in gradients)]
+    return [hidden.detach()[on_cpu.tokens], *(gradient.cpu() for gradient in gradients)]
 
 
 @pytest.fixture(scope="module", params=sorted(families()))

@@ -51,7 +51,7 @@ def one_pass(backbone: Backbone, dropout: float = 0.0) -> list[Tensor]:
     """
     prompt = make_prompt(backbone)
     prompt.dropout = dropout
-    batch = make_batch(with_types=backbone.model.config.model_type == "bert")
+    batch = make_batch([prompt], with_types=backbone.model.config.model_type == "bert")
     keys = torch.arange(len(batch.lengths)) if dropout else None
     with backbone.at_work():
         hidden = hidden_states(backbone, [prompt], batch, row_keys=keys)
@@ -59,8 +59,7 @@ def one_pass(backbone: Backbone, dropout: float = 0.0) -> list[Tensor]:
         prefix_gradients(loss, [prompt])
     sum_gradients([prompt.prefix.embedding], [], backbone.grid)
     table = prompt.prefix.embedding.grad.view(prompt.length, -1, 2, prompt.prefix.shape.layer_width // 2)
-    real = torch.arange(hidden.shape[1]) < batch.lengths[:, None]
-    return [hidden.detach()[real], *[table[:, n, side] for n in range(table.shape[1]) for side in range(2)]]
+    return [hidden.detach()[batch.tokens], *[table[:, n, side] for n in range(table.shape[1]) for side in range(2)]]
 
 
 def digest(backbone: Backbone) -> str:

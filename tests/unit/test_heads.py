@@ -1,4 +1,4 @@
-"""Heads against hand computation; what stands in padding never counts, NaN included."""
+"""Heads against hand computation, row by row."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from torch import nn
 
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.settings.sections import HeadSection
+from tests.support.packed import packed
 
 ROWS, LENGTH, HIDDEN, CLASSES = 4, 6, 8, 3
 LENGTHS = torch.tensor([6, 1, 3, 2])
 
 
-def make_hidden(garbage=float("nan")):
-    hidden = torch.randn(ROWS, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    padding = torch.arange(LENGTH) >= LENGTHS[:, None]
-    return hidden.masked_fill(padding[..., None], garbage)
+def make_hidden():
+    return torch.randn(ROWS, LENGTH, HIDDEN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def make_head(pooling, seed=3, dtype=torch.float64, **options):
@@ -49,29 +48,27 @@ def test_every_pooling_of_run_files_is_covered():
     assert set(BY_HAND) == {value for part in get_args(choices) for value in get_args(part)}
 
 
-@pytest.mark.parametrize("garbage", [0.0, 1e30, float("nan"), float("inf")])
 @pytest.mark.parametrize("pooling", BY_HAND)
-def test_pooling_equals_hand_computation_whatever_stands_in_padding(pooling, garbage):
-    hidden, pooler, head = make_hidden(garbage), Pooler(), make_head(pooling)
-    found = head.pool(hidden, LENGTHS, pooler)
+def test_pooling_equals_hand_computation(pooling):
+    hidden, pooler, head = make_hidden(), Pooler(), make_head(pooling)
+    found = head.pool(*packed(hidden, LENGTHS), pooler)
     expected = [BY_HAND[pooling](row, length, pooler) for row, length in zip(hidden, LENGTHS.tolist(), strict=True)]
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-13)
     torch.testing.assert_close(head(found), found @ head.weight.T + head.bias, rtol=0, atol=1e-13)
 
 
-def test_no_gradient_reaches_padding():
-    hidden = make_hidden(garbage=7.0).requires_grad_()
-    head = make_head("mean")
-    (head(head.pool(hidden, LENGTHS)) * torch.arange(1.0, 4.0)).sum().backward()
-    real = torch.arange(LENGTH) < LENGTHS[:, None]
-    assert (hidden.grad[~real] == 0).all()
-    assert (hidden.grad[real].abs().sum(-1) > 0).all()
+def test_a_mean_keeps_to_its_row():
+    hidden, head = make_hidden().requires_grad_(), make_head("mean")
+    (head.pool(*packed(hidden, LENGTHS))[2] * torch.arange(1.0, HIDDEN + 1)).sum().backward()
+    expected = torch.zeros_like(hidden)
+    expected[2, :3] = torch.arange(1.0, HIDDEN + 1, dtype=torch.float64) / 3
+    torch.testing.assert_close(hidden.grad, expected, rtol=0, atol=1e-15)
 
 
 def test_half_precision_is_pooled_in_the_heads_own_type():
     """A sum of 2049 ones is 2048 in bfloat16."""
     hidden = torch.ones(1, 2049, HIDDEN, dtype=torch.bfloat16)
-    found = make_head("mean", dtype=torch.float32).pool(hidden, torch.tensor([2049]))
+    found = make_head("mean", dtype=torch.float32).pool(*packed(hidden, torch.tensor([2049])))
     assert found.dtype == torch.float32
     assert torch.equal(found, torch.ones(1, HIDDEN))
 
@@ -79,7 +76,7 @@ def test_half_precision_is_pooled_in_the_heads_own_type():
 def test_an_own_pooler_replaces_the_backbones():
     head = make_head("pooler", own_pooler=True)
     hidden = make_hidden()
-    texts = head.pool(hidden, LENGTHS, backbone_pooler=None)
+    texts = head.pool(*packed(hidden, LENGTHS), backbone_pooler=None)
     assert torch.equal(texts, hidden[:, 0])
     inner = torch.tanh(hidden[:, 0] @ head.pooler.weight.T + head.pooler.bias)
     torch.testing.assert_close(head(texts), inner @ head.weight.T + head.bias, rtol=0, atol=1e-13)
@@ -118,7 +115,7 @@ def dropped(rate, keys=KEYS):
     head = Head(HIDDEN, HIDDEN, "first", 0, torch.float64)
     with torch.no_grad():
         head.weight.copy_(torch.eye(HIDDEN))
-    return head(torch.ones(len(keys), HIDDEN, dtype=torch.float64), keys, rate)
+    return head(torch.ones(len(keys), HIDDEN, dtype=torch.float64), None, keys, rate)
 
 
 def test_dropout_zeroes_and_scales():
@@ -138,5 +135,20 @@ def test_dropout_differs_between_rows_and_is_a_function_of_the_row_key():
 def test_dropout_is_off_without_keys_or_rate():
     head = make_head("first")
     texts = make_hidden()[:, 0]
-    assert torch.equal(head(texts, None, 0.9), head(texts))
-    assert torch.equal(head(texts, torch.arange(ROWS), 0.0), head(texts))
+    assert torch.equal(head(texts, None, None, 0.9), head(texts))
+    assert torch.equal(head(texts, None, torch.arange(ROWS), 0.0), head(texts))
+
+
+def test_dropout_of_tokens_follows_row_and_place_alone():
+    """Rows of other lengths beside it, or another order, change nothing."""
+    head = Head(HIDDEN, HIDDEN, "tokens", 0, torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(HIDDEN))
+
+    def dropped(lengths, keys):
+        ones, rows = packed(torch.ones(len(lengths), max(lengths), HIDDEN, dtype=torch.float64), torch.tensor(lengths))
+        return head(ones, rows, torch.tensor(keys), 0.5).split(lengths)
+
+    together, alone = dropped([2, 5, 3], [7, 8, 9]), dropped([3, 2], [9, 7])
+    assert torch.equal(together[0], alone[1]) and torch.equal(together[2], alone[0])
+    assert not torch.equal(together[0], together[1][:2]) and set(together[1].unique().tolist()) == {0.0, 2.0}

@@ -16,9 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.batch import Items, Pool
 from prompt_tuning.forward.layout import lay_out
-from prompt_tuning.kinds import Targets, find_kind, span
+from prompt_tuning.forward.loop import targets
+from prompt_tuning.kinds import find_kind, span
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.recipe import Encoding
+from tests.support.packed import rows_of_texts
 from tests.support.rows import encode
 from tests.support.tiny import make_tokenizer
 
@@ -89,23 +91,19 @@ def batch_of(features, examples=None):
     return lay_out(pool, Items.of([(0, chosen, weight)]), 0, torch.device("cpu"))
 
 
-def targets_of(batch):
-    return Targets(batch.labels, batch.weights, batch.lengths, batch.tags)
-
-
 def test_the_loss_of_tags_is_the_mean_over_labelled_tokens():
     rows = [{"words": ["w1"] * n, "tags": (["B-X", "I-X", "O"] * 3)[:n]} for n in (1, 3, 7)]
     features = encode(TAGS, WORDS, locate(rows), Encoding(20), LABELS)
     batch = batch_of(features)
-    logits = torch.randn(3, batch.input_ids.shape[1], 3, dtype=torch.float64)
+    logits = torch.randn(len(batch.tokens), 3, dtype=torch.float64)
     by_hand = []
-    for row, token in itertools.product(range(3), range(logits.shape[1])):
-        if batch.tags[row, token] >= 0:
-            by_hand.append(-torch.log_softmax(logits[row, token], -1)[batch.tags[row, token]].item())
+    for token, tag in enumerate(batch.tags.tolist()):
+        if tag >= 0:
+            by_hand.append(-torch.log_softmax(logits[token], -1)[tag].item())
     assert len(by_hand) == 11
     kind = find_kind("tagging")
-    assert kind.loss(logits, targets_of(batch)).item() == pytest.approx(np.mean(by_hand), abs=1e-12)
-    kept = kind.keep(logits, targets_of(batch))
+    assert kind.loss(logits, targets(batch, 0)).item() == pytest.approx(np.mean(by_hand), abs=1e-12)
+    kept = kind.keep(logits, targets(batch, 0))
     assert torch.equal(kept[..., 0], logits.argmax(-1).double())
     assert kept[..., 1].sum().item() == pytest.approx(sum(by_hand), abs=1e-12)
 
@@ -158,20 +156,19 @@ def test_questions_that_are_too_long_are_cut_and_counted(caplog):
         encode(SPANS, WORDS, locate([row]), Encoding(21, stride=8), ())
 
 
-def test_the_loss_of_spans_ignores_padding():
+def test_the_loss_of_spans_keeps_to_each_row():
     rows = [question("w3 w4 w5", "w4"), question("w3", None), question(CONTEXT, "w12 w13")]
     features = encode(SPANS, WORDS, locate(rows), Encoding(20, stride=3), ())
     batch = batch_of(features)
-    logits = torch.randn(*batch.input_ids.shape, 2, dtype=torch.float64)
-    padding = torch.arange(logits.shape[1]) >= batch.lengths[:, None]
-    logits[padding] = 1e6
+    packed = torch.randn(len(batch.tokens), 2, dtype=torch.float64) * 50
+    logits, tags = rows_of_texts(packed, batch), rows_of_texts(batch.tags, batch)
     by_hand = []
     for row, length in enumerate(batch.lengths.tolist()):
         for place, bit in ((0, 1), (1, 2)):
-            gold = (batch.tags[row, :length] & bit).argmax()
+            gold = (tags[row, :length] & bit).argmax()
             by_hand.append(-torch.log_softmax(logits[row, :length, place], -1)[gold].item())
     kind = find_kind("span")
-    assert kind.loss(logits, targets_of(batch)).item() == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert kind.loss(packed, targets(batch, 0)).item() == pytest.approx(np.mean(by_hand), abs=1e-12)
     order = torch.argsort(batch.examples)
     outputs = torch.cat([logits[row, : batch.lengths[row]] for row in order.tolist()]).numpy()
     assert kind.mean_loss(features, outputs) == pytest.approx(np.mean(by_hand), abs=1e-12)
@@ -219,7 +216,7 @@ def test_values_are_trained_by_least_squares():
     logits = torch.tensor([[0.5], [0.0], [1.0]], dtype=torch.float64)[batch.examples]
     kind = find_kind("regression")
     expected = np.mean([0.25, 6.25, 16.0])
-    assert kind.loss(logits, targets_of(batch)).item() == pytest.approx(expected)
+    assert kind.loss(logits, targets(batch, 0)).item() == pytest.approx(expected)
     assert kind.mean_loss(features, np.array([[0.5], [0.0], [1.0]])) == pytest.approx(expected)
     for wrong in ("much", True, float("nan"), [1]):
         with pytest.raises(UserError, match=r"row 0: label .* is not a finite number"):

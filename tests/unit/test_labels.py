@@ -11,6 +11,9 @@ import torch
 from prompt_tuning.data.load import load_task_data
 from prompt_tuning.data.read import Source
 from prompt_tuning.errors import UserError
+from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.loop import targets as targets_of
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.kinds.choice import keep
 from prompt_tuning.tasks.find import find_task
@@ -112,10 +115,9 @@ def test_choices_stand_in_a_list_and_their_number_may_differ(tmp_path):
 def test_choices_that_are_not_there_take_no_part(tmp_path):
     """Loss, gradient and probabilities are those of the real choices alone."""
     features = choices(tmp_path, [{"options": ["w3", "w4", "w5"], "label": 1}, {"options": ["w3", "w4"], "label": 0}])
-    tags = torch.from_numpy(features.tags[features.offsets[:-1]])[:, None]
-    from prompt_tuning.kinds import Targets
-
-    targets = Targets(torch.tensor([1, 0]), torch.ones(2, dtype=torch.float64), torch.zeros(10), tags)
+    batch = lay_out(Pool([features]), Items.of([(0, np.arange(2), 1.0)]), 0, torch.device("cpu"))
+    targets = targets_of(batch, 0)
+    assert targets.labels.tolist() == [1, 0]
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     kind = find_kind("choice")
     loss = kind.loss(logits, targets)

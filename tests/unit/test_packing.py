@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.forward.batch import Items, Pool
+from prompt_tuning.forward.batch import Items, Pool, PromptShapes
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.plan import plan
 from prompt_tuning.tokens.features import Features
+from tests.support.packed import text_rows
 
 CPU = torch.device("cpu")
 PAD = 99
@@ -27,6 +28,15 @@ def make_features(row_lengths, choices=1, seed=0, with_types=True):
     return Features(tokens, types, offsets, choices, labels)
 
 
+def draw_shapes(draw, members):
+    """Prefixes of some forms, input prompts, or nothing."""
+    drawn = [
+        draw(st.sampled_from([(0, -1, 0, 0), (1, 0, 0, 1), (5, 1, 0, 5), (5, 2, 0, 0), (40, -1, 40, 0)]))
+        for _ in range(members)
+    ]
+    return PromptShapes(*np.array(drawn).T)
+
+
 @st.composite
 def fleets(draw):
     """A pool whose members differ in choices and prompts, some with the same data, and items of it."""
@@ -37,7 +47,7 @@ def fleets(draw):
         lengths = draw(st.lists(st.integers(1, 30), min_size=choices * examples, max_size=choices * examples))
         distinct.append(make_features(lengths, choices, seed))
     members = [draw(st.sampled_from(distinct)) for _ in range(draw(st.integers(1, 4)))]
-    prompts = np.array([draw(st.sampled_from([0, 1, 5, 40])) for _ in members])
+    prompts = draw_shapes(draw, len(members))
     parts = []
     for index, features in enumerate(members):
         chosen = draw(st.lists(st.integers(0, len(features) - 1), unique=True))
@@ -52,8 +62,8 @@ def fleets(draw):
 @settings(max_examples=150, deadline=None)
 def test_a_plan_covers_every_item_once_in_equally_many_batches(fleet, budget, ranks):
     members, prompts, parts = fleet
-    pool, items = Pool(members), Items.of(parts)
-    plans = [list(plan(pool, items, prompts, budget, rank, ranks)) for rank in range(ranks)]
+    pool, items = Pool(members, prompts), Items.of(parts)
+    plans = [list(plan(pool, items, budget, rank, ranks)) for rank in range(ranks)]
     assert len({len(batches) for batches in plans}) == 1
     batches = [batch for batches in plans for batch in batches]
     found = [
@@ -70,28 +80,28 @@ def test_a_plan_covers_every_item_once_in_equally_many_batches(fleet, budget, ra
 @given(fleet=fleets(), budget=st.sampled_from([1, 30, 100, 400]), ranks=st.integers(1, 3))
 @settings(max_examples=150, deadline=None)
 def test_no_batch_outgrows_its_budget(fleet, budget, ranks):
-    """Padding counts, of texts and of prompts; only an example that is too long by itself may exceed the budget."""
+    """Tokens of texts and prompts count; only an example that is too long by itself may exceed the budget."""
     members, prompts, parts = fleet
-    pool = Pool(members)
+    pool = Pool(members, prompts)
     for rank in range(ranks):
-        for chosen in plan(pool, Items.of(parts), prompts, budget, rank, ranks):
+        for chosen in plan(pool, Items.of(parts), budget, rank, ranks):
             batch = lay_out(pool, chosen, PAD, CPU)
-            rows, longest = batch.input_ids.shape
-            tokens = rows * (longest + prompts[list(batch.members)].max())
-            assert tokens <= budget or len(chosen) == 1
+            of_prompts = prompts.lengths[list(batch.members)][batch.member_of_row.numpy()].sum()
+            assert len(batch.tokens) + of_prompts <= budget or len(chosen) == 1
 
 
 def test_a_large_budget_makes_one_batch():
-    pool = Pool([make_features([3, 9, 4, 7])])
-    (batch,) = plan(pool, Items.of([(0, np.arange(4), 0.25)]), np.array([5]), 4 * 14, 0, 1)
+    pool = Pool([make_features([3, 9, 4, 7])], PromptShapes(*np.array([[5, 0, 0, 5]]).T))
+    items, tokens = Items.of([(0, np.arange(4), 0.25)]), 3 + 9 + 4 + 7 + 4 * 5
+    (batch,) = plan(pool, items, tokens, 0, 1)
     assert batch.examples.tolist() == [1, 3, 2, 0], "longest first"
-    assert len(list(plan(pool, Items.of([(0, np.arange(4), 0.25)]), np.array([5]), 4 * 14 - 1, 0, 1))) == 2
+    assert len(list(plan(pool, items, tokens - 1, 0, 1))) == 2
 
 
 def test_a_rank_without_examples_runs_the_shortest_as_a_dummy():
     pool = Pool([make_features([8, 2])])
     items = Items.of([(0, np.array([0, 1]), 0.5)])
-    (idle,) = plan(pool, items, np.array([0]), 100, 2, 3)
+    (idle,) = plan(pool, items, 100, 2, 3)
     assert idle.examples.tolist() == [1]
     assert idle.weights.tolist() == [0.0]
     batch = lay_out(pool, idle, PAD, CPU)
@@ -117,14 +127,16 @@ def naive_rows(members, items):
 @given(fleet=fleets())
 @settings(max_examples=150, deadline=None)
 def test_a_layout_equals_a_loop_over_rows(fleet):
-    members, _, parts = fleet
-    pool, items = Pool(members), Items.of(parts)
+    members, prompts, parts = fleet
+    pool, items = Pool(members, prompts), Items.of(parts)
     shuffled = items.take(np.random.default_rng(0).permutation(len(items)))
     batch = lay_out(pool, shuffled, PAD, CPU)
     rows = naive_rows(members, shuffled)
     longest = max(len(tokens) for *_, tokens, _ in rows)
-    assert batch.input_ids.tolist() == [tokens + [PAD] * (longest - len(tokens)) for *_, tokens, _ in rows]
-    assert batch.token_type_ids.tolist() == [types + [0] * (longest - len(types)) for *_, types in rows]
+    padded = [tokens + [PAD] * (longest - len(tokens)) for *_, tokens, _ in rows]
+    assert text_rows(batch.input_ids[0], batch, PAD).tolist() == padded
+    padded = [types + [0] * (longest - len(types)) for *_, types in rows]
+    assert text_rows(batch.token_type_ids[0], batch).tolist() == padded
     assert batch.lengths.tolist() == [len(tokens) for *_, tokens, _ in rows]
     assert [batch.members[i] for i in batch.member_of_row] == [row[0] for row in rows]
     keys = [example * members[member].rows_per_example + choice for member, example, choice, _, _ in rows]
@@ -135,9 +147,47 @@ def test_a_layout_equals_a_loop_over_rows(fleet):
     assert batch.weights.dtype == torch.float64
     weights = {member: weight for member, _, weight in parts}
     assert batch.weights.tolist() == [weights[member] for member, *_ in firsts]
-    for member, (examples, span) in zip(batch.members, batch.spans, strict=True):
-        assert {row[0] for row in rows[span]} == {member} == {row[0] for row in firsts[examples]}
-    assert sum(span.stop - span.start for _, span in batch.spans) == len(rows)
+    for place, (member, span) in enumerate(zip(batch.members, batch.spans, strict=True)):
+        assert {row[0] for row in rows[span.rows]} == {member} == {row[0] for row in firsts[span.examples]}
+        own = batch.rows_of(place)
+        assert own.lengths.tolist() == batch.lengths[span.rows].tolist() and own.longest == own.lengths.max()
+        assert own.row_of_token.tolist() == [i for i, n in enumerate(own.lengths.tolist()) for _ in range(n)]
+        assert own.tokens[own.first_of_row].tolist() == own.first.tolist()
+    assert sum(span.rows.stop - span.rows.start for span in batch.spans) == len(rows)
+    check_where_rows_stand(batch, prompts)
+
+
+def check_where_rows_stand(batch, prompts):
+    """Tokens stand end to end, group by group, behind their input prompts; rows of a group are alike."""
+    place, standing = 0, batch.standing.tolist()
+    positions = batch.positions[0].tolist()
+    fronts = set() if batch.fronts is None else set(batch.fronts.places.tolist())
+    seen_groups = set()
+    for group in batch.groups:
+        assert (group.length, group.form) not in seen_groups, "neighbours of a kind run together"
+        seen_groups.add((group.length, group.form))
+        rows = standing[group.rows]
+        members = {batch.members[batch.member_of_row[row]] for row in rows}
+        assert {prompts.forms[member] for member in members} == {group.form}
+        places = {int(batch.member_of_row[row]) for row in rows}
+        assert group.member == (places.pop() if len(places) == 1 else None)
+        for row in rows:
+            member = batch.members[batch.member_of_row[row]]
+            front, start, length = prompts.fronts[member], prompts.starts[member], int(batch.lengths[row])
+            assert group.length == front + length and int(batch.first[row]) == place + front
+            assert positions[place : place + front] == list(range(front))
+            text = range(place + front, place + front + length)
+            assert [positions[i] for i in text] == [front + start + i for i in range(length)]
+            assert fronts.issuperset(range(place, place + front)) and fronts.isdisjoint(text)
+            assert all(batch.input_ids[0, i] == PAD for i in range(place, place + front))
+            place += group.length
+    assert place == batch.input_ids.shape[1] and sorted(standing) == list(range(len(standing)))
+    if batch.fronts is not None:
+        before = np.cumsum(prompts.fronts[list(batch.members)]) - prompts.fronts[list(batch.members)]
+        for row, column, vector in zip(
+            *(x.tolist() for x in (batch.fronts.rows, batch.fronts.columns, batch.fronts.vectors)), strict=True
+        ):
+            assert vector == before[batch.member_of_row[row]] + column
 
 
 def test_members_with_the_same_data_share_its_arrays():

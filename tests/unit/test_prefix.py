@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prompt_tuning.backbone.attention import PrefixShape
-from prompt_tuning.prompt.prefix import Prefix, gather_rows
+from prompt_tuning.backbone.attention import Group, PackedRows, PrefixShape
+from prompt_tuning.prompt.prefix import Prefix, stack
 
 SHAPE = PrefixShape(num_layers=3, key_value_heads=2, head_size=4, hidden_size=8)
 P, N, G, D = 5, SHAPE.num_layers, SHAPE.key_value_heads, SHAPE.head_size
@@ -14,6 +14,44 @@ P, N, G, D = 5, SHAPE.num_layers, SHAPE.key_value_heads, SHAPE.head_size
 
 def make_prefix(length=P, seed=1, dtype=torch.float64, **options):
     return Prefix(SHAPE, length, seed, dtype, **options)
+
+
+def rows_of(prefixes, members, keys=None, rates=None):
+    """Packed rows of one token each, one group a form, of members with these prefixes; and the groups' members."""
+    forms = {}
+    for place, prefix in enumerate(prefixes):
+        if prefix is not None:
+            forms.setdefault(prefix.form, []).append(place)
+    tables = {n: stack({m: prefixes[m] for m in own}) for n, own in enumerate(forms.values())}
+    groups, order = [], []
+    for number, own in [*enumerate(forms.values()), (-1, [m for m, p in enumerate(prefixes) if p is None])]:
+        some = [row for row, member in enumerate(members) if member in own]
+        if some:
+            only = {members[row] for row in some}
+            member = only.pop() if len(only) == 1 else None
+            groups.append(Group(slice(len(order), len(order) + len(some)), 1, number, member))
+            order += some
+    places = {m: row for table in tables.values() for m, row in table.places.items()}
+    table_rows = torch.tensor([places.get(members[row], 0) for row in order])
+    packed = PackedRows(tuple(groups), tables, table_rows, all_heads=G)
+    if keys is not None:
+        packed.row_keys = torch.tensor(keys)[order]
+        packed.dropout = torch.tensor(rates, dtype=torch.float64)[[members[row] for row in order]]
+    return packed, order
+
+
+def seen(prefixes, members, *dropout, dtype=torch.float64):
+    """By layer: what each row sees, [2, G, P, D], or None."""
+    packed, order = rows_of(prefixes, members, *dropout)
+    found = []
+    for layer in range(N):
+        rows = [None] * len(members)
+        for group in packed.groups:
+            pair = packed.prefix(layer, group, dtype)
+            for place in range(group.num_rows) if pair is not None else ():
+                rows[order[group.rows.start + place]] = torch.stack([side[place] for side in pair])
+        found.append(rows)
+    return found
 
 
 def test_the_flat_layout_is_the_reference_one():
@@ -31,14 +69,16 @@ def test_the_flat_layout_is_the_reference_one():
 
 def test_attention_gets_keys_and_values_of_the_table():
     prefix = make_prefix()
-    rows = gather_rows([prefix], torch.zeros(3, dtype=torch.long))
-    for layer in range(N):
-        keys, values = rows.keys_values(layer, torch.float32)
-        assert keys.shape == values.shape == (3, G, P, D)
-        assert keys.dtype == torch.float32
-        for side, found in enumerate((keys, values)):
-            expected = prefix.table()[:, layer, side].transpose(0, 1).float()
-            assert all(torch.equal(row, expected) for row in found)
+    for layer, rows in enumerate(seen([prefix], [0, 0, 0], dtype=torch.float32)):
+        expected = prefix.table()[:, layer].permute(1, 2, 0, 3).float()
+        assert all(torch.equal(row, expected) for row in rows)
+
+
+def test_rows_of_one_member_share_its_table_without_a_copy():
+    prefix = make_prefix()
+    packed, _ = rows_of([prefix], [0] * 7)
+    keys, _ = packed.prefix(1, packed.groups[0], torch.float64)
+    assert keys.untyped_storage().data_ptr() == prefix.embedding.untyped_storage().data_ptr()
 
 
 def test_the_reparameterisation_is_linear_tanh_linear():
@@ -68,9 +108,9 @@ def test_a_subset_of_layers_stands_in_its_places():
     flat = prefix.embedding.view(P, 2, 2, G, D)
     assert torch.equal(table[:, [0, 2]], flat)
     assert (table[:, 1] == 0).all()
-    rows = gather_rows([prefix], torch.zeros(1, dtype=torch.long))
-    assert rows.patterns[1] is None, "attention of that layer is left alone"
-    assert rows.patterns[0] == rows.patterns[2] is not None
+    first, second, third = (rows[0] for rows in seen([prefix], [0]))
+    assert second is None, "attention of that layer is left alone"
+    assert torch.equal(first, flat[:, 0].permute(1, 2, 0, 3)) and torch.equal(third, flat[:, 1].permute(1, 2, 0, 3))
     other = make_prefix(layers=(0, 2), seed=9)
     other.fill(table)
     assert torch.equal(other.embedding, prefix.embedding)
@@ -95,69 +135,38 @@ def test_the_start_is_a_function_of_the_seed():
     assert halves, "the type rounds the same numbers"
 
 
-def test_no_member_has_no_prefix_rows():
-    assert gather_rows([None, None], torch.zeros(2, dtype=torch.long)) is None
+def test_a_member_sees_its_own_prefix_only():
+    """Members of two forms, two of one, and one without prefix."""
+    prefixes = [make_prefix(2, 1), None, make_prefix(5, 3, layers=(1,)), make_prefix(2, 4)]
+    members = [0, 2, 1, 3, 0]
+    for layer, rows in enumerate(seen(prefixes, members)):
+        for member, row in zip(members, rows, strict=True):
+            has = prefixes[member] is not None and (prefixes[member].layers is None or layer in prefixes[member].layers)
+            assert (row is not None) == has
+            if has:
+                assert torch.equal(row, prefixes[member].table()[:, layer].permute(1, 2, 0, 3))
 
 
-def test_a_member_sees_its_own_columns_only():
-    """Three members, one without prefix: zero tables and masked columns beyond a member's own length and layers."""
-    prefixes = [make_prefix(2, 1), None, make_prefix(5, 3, layers=(1,))]
-    member_of_row = torch.tensor([0, 2, 1, 0])
-    rows = gather_rows(prefixes, member_of_row)
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)[:, None, None, :].expand(
-        -1, 1, 3, -1
-    )
-    has = {0: [[2, 2, 2], 0], 1: [[0, 0, 0], 1], 2: [[0, 5, 0], 2]}
-    for layer in range(N):
-        keys, values = rows.keys_values(layer, torch.float64)
-        extended = rows.extend_mask(layer, mask)
-        assert extended.shape == (4, 1, 3, 5 + 3)
-        for row, member in enumerate(member_of_row.tolist()):
-            length = has[member][0][layer]
-            columns = [True] * length + [False] * (5 - length)
-            assert all(extended[row, 0, q].tolist() == columns + mask[row, 0, q].tolist() for q in range(3))
-            assert (keys[row, :, length:] == 0).all()
-            assert (values[row, :, length:] == 0).all()
-            if length:
-                expected = prefixes[member].table()[:, layer, 0].transpose(0, 1)
-                assert torch.equal(keys[row, :, :length], expected)
-
-
-def test_an_additive_mask_is_extended_by_its_lowest_number():
-    rows = gather_rows([make_prefix(2), None], torch.tensor([0, 1]))
-    mask = torch.full((2, 1, 1, 3), -7.0)
-    extended = rows.extend_mask(0, mask)
-    lowest = torch.finfo(torch.float32).min
-    assert extended[:, 0, 0].tolist() == [[0, 0, -7, -7, -7], [lowest, lowest, -7, -7, -7]]
-
-
-def test_masks_of_different_layers_and_sources_are_not_mixed_up():
-    """They are cached by source and pattern; a second source of equal values must not take the first one's place."""
-    rows = gather_rows([make_prefix(2, layers=(0, 2)), make_prefix(1)], torch.tensor([0, 1]))
-    full, causal = (
-        torch.ones(2, 1, 3, 3, dtype=torch.bool),
-        torch.ones(3, 3, dtype=torch.bool).tril().expand(2, 1, 3, 3),
-    )
-    assert rows.extend_mask(0, full) is rows.extend_mask(2, full)
-    assert not torch.equal(rows.extend_mask(0, full), rows.extend_mask(1, full))
-    assert torch.equal(rows.extend_mask(0, causal)[..., 2:], causal)
+def test_gradients_of_shared_tables_go_to_their_members():
+    prefixes = [make_prefix(2, 1), make_prefix(2, 4)]
+    rows = seen(prefixes, [0, 1, 1])[1]
+    (rows[0].sum() + 10 * rows[1].sum() + 100 * rows[2].sum()).backward()
+    for prefix, expected in zip(prefixes, (1.0, 110.0), strict=True):
+        gradient = prefix.embedding.grad.view(2, N, -1)
+        assert (gradient[:, 1] == expected).all() and not gradient[:, [0, 2]].any()
 
 
 # ---- Dropout
 
 
 def dropped(prefixes, members, keys, rates):
-    members = torch.tensor(members)
-    rates = torch.tensor(rates, dtype=torch.float64)
-    rows = gather_rows(prefixes, members, torch.tensor(keys), rates[members])
-    return [torch.stack(rows.keys_values(layer, torch.float64), 1) for layer in range(N)]
+    return [torch.stack(rows) for rows in seen(prefixes, members, keys, rates)]
 
 
 def test_dropout_of_rate_zero_changes_no_bit():
     prefix = make_prefix()
-    plain = gather_rows([prefix], torch.zeros(2, dtype=torch.long))
-    for layer, found in enumerate(dropped([prefix], [0, 0], [7, 8], [0.0])):
-        assert torch.equal(found, torch.stack(plain.keys_values(layer, torch.float64), 1))
+    for plain, found in zip(seen([prefix], [0, 0]), dropped([prefix], [0, 0], [7, 8], [0.0]), strict=True):
+        assert torch.equal(found, torch.stack(plain))
 
 
 def test_dropout_zeroes_elements_and_scales_the_rest():
@@ -176,10 +185,18 @@ def test_dropout_zeroes_elements_and_scales_the_rest():
 
 
 def test_dropout_does_not_depend_on_the_neighbours():
-    """A longer prompt in the batch pads the table; the elements dropped stay the same."""
-    short, long = make_prefix(3), make_prefix(9, seed=2)
-    alone = dropped([short], [0, 0], [7, 8], [0.5])
-    together = dropped([long, short], [0, 1, 0, 1], [5, 7, 6, 8], [0.1, 0.5])
+    """Other members in the batch, of its form and of another, change nothing of what a row drops."""
+    prefixes = [make_prefix(9, seed=2), make_prefix(3), make_prefix(3, seed=5)]
+    alone = dropped([prefixes[1]], [0, 0], [7, 8], [0.5])
+    together = seen(prefixes, [0, 1, 2, 1], [5, 7, 6, 8], [0.1, 0.5, 0.3])
     for a, b in zip(alone, together, strict=True):
-        assert torch.equal(a, b[[1, 3], :, :, :3])
-        assert (b[[1, 3], :, :, 3:] == 0).all()
+        assert torch.equal(a, torch.stack([b[1], b[3]]))
+
+
+def test_dropout_falls_in_the_whole_models_heads():
+    """A rank that has some of the heads drops of them what one with all heads does."""
+    whole, cut = rows_of([make_prefix()], [0, 0], [7, 8], [0.5])[0], rows_of([make_prefix()], [0, 0], [7, 8], [0.5])[0]
+    cut.tables, cut.heads = {0: stack({0: make_prefix()}, slice(1, 2))}, slice(1, 2)
+    for layer in range(N):
+        for a, b in zip(*(rows.prefix(layer, rows.groups[0], torch.float64) for rows in (whole, cut)), strict=True):
+            assert torch.equal(a[:, 1:2], b)

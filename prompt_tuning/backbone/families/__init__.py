@@ -21,9 +21,8 @@ from prompt_tuning.errors import UserError
 class Family:
     """How prompts fit one family of transformers models.
 
-    ``plan`` says where the weights are cut over the tensor axis. ``positions`` turns indices counted from 0 and a mask of
-    real tokens (int64, bool, both [R, L]) into position ids; padding's positions are the family's own. ``table_offset`` is
-    how many rows of the position table text can not use.
+    ``plan`` says where the weights are cut over the tensor axis. ``positions`` turns indices counted from 0
+    (int64 [1, T]) into position ids. ``table_offset`` is how many rows of the position table text can not use.
     """
 
     model_types: tuple[str, ...]
@@ -32,7 +31,7 @@ class Family:
     pooling: str
     hidden_dropout: tuple[str, ...]
     attention_dropout: tuple[str, ...]
-    positions: Callable[[Tensor, Tensor, Any], Tensor] = lambda index, real, config: index
+    positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
 
     def max_positions(self, config: Any) -> int:

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020): positions from padding_idx + 1, padding stays at padding_idx."""
+"""RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020): positions from padding_idx + 1."""
 
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.families.bert import ENCODER_PLAN
@@ -10,8 +10,6 @@ FAMILY = Family(
     pooling="pooler",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
-    positions=lambda index, real, config: (index + config.pad_token_id + 1).where(
-        real, index.new_tensor(config.pad_token_id)
-    ),
+    positions=lambda index, config: index + config.pad_token_id + 1,
     table_offset=lambda config: config.pad_token_id + 1,
 )
