@@ -19,8 +19,6 @@ from prompt_tuning.data.load import load_task_data
 from prompt_tuning.data.read import Source
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.step import Fleet
-from prompt_tuning.forward.batch import Items, Pool
-from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import member_logits
 from prompt_tuning.prompt.build import build_prompt
 from prompt_tuning.settings.members import RunFile
@@ -127,19 +125,24 @@ def peft_batches(settings: Settings, static_padding: bool) -> list[dict[str, Ten
         find_task("boolq"), tokenizer, Source(settings.data), Encoding(MAX_LENGTH), limits=limits
     ).splits["train"]
     order = rng.permutation(rng.key(SEED, "order", 0), len(features)).numpy()
-    pool, batches = Pool([features]), []
+    batches = []
     for examples in np.split(order, settings.num_steps):
-        rows = lay_out(pool, Items.of([(0, examples, 1.0)]), tokenizer.pad_token_id, torch.device(settings.device))
-        missing = MAX_LENGTH - rows.input_ids.shape[1] if static_padding else 0
-        input_ids = nn.functional.pad(rows.input_ids, (0, missing), value=tokenizer.pad_token_id)
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        lengths = features.lengths(examples)
+        width = MAX_LENGTH if static_padding else int(lengths.max())
+        real = np.arange(width) < lengths[:, None]
+        place = features.offsets[examples][:, None] + np.arange(width)
+
+        def padded(values: np.ndarray, padding: int) -> Tensor:
+            rows = np.where(real, values[np.where(real, place, 0)], padding)  # noqa: B023
+            return torch.from_numpy(rows.astype(np.int64)).to(settings.device)
+
         batch = {
-            "input_ids": input_ids,
-            "attention_mask": (columns < rows.lengths[:, None]).long(),
-            "labels": rows.labels,
+            "input_ids": padded(features.tokens, tokenizer.pad_token_id),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)).to(settings.device),
+            "labels": torch.from_numpy(features.labels[examples]).to(settings.device),
         }
-        if rows.token_type_ids is not None:
-            batch["token_type_ids"] = nn.functional.pad(rows.token_type_ids, (0, missing))
+        if features.token_types is not None:
+            batch["token_type_ids"] = padded(features.token_types, 0)
         batches.append(batch)
     return batches
 

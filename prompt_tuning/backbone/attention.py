@@ -215,9 +215,19 @@ def grouped(
             front = k.shape[2] - group.length
             make = functools.partial(look.mask, group.length, query.device, front)
             mask = rows.keep((look, group.length, front), make)
-        found = scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        found = _attend(q, k, v, mask, scale, dropout)
         outputs.append(found.transpose(1, 2).flatten(0, 1))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """Torch's fused attention. Of half types in float32: its own half kernels for processors are several times slower backward."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    gqa = q.shape[1] != k.shape[1]
+    found = scaled_dot_product_attention(
+        q.to(dtype), k.to(dtype), v.to(dtype), mask, dropout, scale=scale, enable_gqa=gqa
+    )
+    return found.to(q.dtype)
 
 
 def padded(

@@ -192,7 +192,7 @@ def _restore(member: Member, state: dict[str, Any], tensors: dict[str, torch.Ten
         parameter.copy_(tensors[f"trained.{name}"])
         if f"exp_avg.{name}" in tensors:
             member.optimizer.state[parameter] = {
-                "step": torch.tensor(float(member.step)),
+                "step": torch.tensor(float(member.step), device=parameter.device),
                 "exp_avg": tensors[f"exp_avg.{name}"].to(parameter),
                 "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter),
             }

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from model_parallel.collectives import sum_over_data_ranks
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.step import Fleet, StepRecord
 
@@ -46,8 +45,7 @@ class Pending:
         """Wait for the device. A member's first reading that is not finite stops it and is its last one."""
         if not self._records:
             return []
-        shares = torch.cat([record.losses for record in self._records])
-        losses = sum_over_data_ranks(shares, self.fleet.grid).tolist()
+        losses = torch.cat([record.losses for record in self._records]).tolist()
         norms = torch.cat([record.norms.double() for record in self._records]).tolist()
         places = [(member, record.step + 1) for record in self._records for member in record.members]
         self._records.clear()

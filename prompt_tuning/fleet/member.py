@@ -75,6 +75,7 @@ class Member:
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             weight_decay=settings.weight_decay,
+            fused=True,
         )
 
     @property

@@ -10,19 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_parallel import rng
-from model_parallel.collectives import sum_gradients
+from model_parallel.collectives import sum_over_data_ranks
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.fleet.frozen_texts import FrozenTexts
 from prompt_tuning.fleet.member import Member
-from prompt_tuning.fleet.schedule import learning_rate_factor
+from prompt_tuning.fleet.update import Updater
 from prompt_tuning.forward.batch import Batch
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
-from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.tokens.features import Features
 
 
@@ -33,7 +32,7 @@ class StepRecord:
     step: int
     members: list[int]
     losses: Tensor
-    """This rank's share; the sum over the data axis is the mean loss of the step."""
+    """Of the whole step, over all ranks."""
     norms: Tensor
     tokens: list[int]
     """[members] Tokens that each brought to the step over all ranks: of its texts and prompt, or one a row for a head whose
@@ -54,6 +53,7 @@ class Fleet:
         }
         """By split."""
         self.frozen = FrozenTexts(members, self.loops)
+        self.updater = Updater(members, grid)
         # ZeRO-3 gathers a layer's weights for its backward, which all ranks must do together whichever members' rows they
         # have: where members' gradients end in different layers, all go down to the word embeddings.
         depths = {prompt.first_layer for prompt in prompts if prompt.reaches_backbone}
@@ -89,9 +89,8 @@ class Fleet:
             if index in self.frozen.members:
                 mine = examples[self.grid.data_rank :: self.grid.data]
                 losses[place[index]] += self.frozen.step(index, mine, weight, self._step_key(self.members[index]))
-        trained = [(Prompt.is_split(name), p) for index in active for name, p in self.members[index].parameters]
-        sum_gradients([p for split, p in trained if split], [p for split, p in trained if not split], self.grid)
-        norms = torch.stack([self._update(self.members[index]) for index in active])
+        sum_over_data_ranks(losses, self.grid)
+        norms = self.updater.step(active, losses)
         tokens = [self._num_tokens(index, examples) for index, examples, _ in parts]
         return StepRecord(step, active, losses, norms, tokens)
 
@@ -101,20 +100,6 @@ class Fleet:
         if index in self.frozen.members:
             return rows
         return features.num_tokens(examples) + rows * self.members[index].prompt.length
-
-    def _update(self, member: Member) -> Tensor:
-        """Clip, set the rate, step. Returns the unclipped norm. Touches this member's tensors only."""
-        settings = member.spec.config.optimizer
-        parameters = [parameter for _, parameter in member.parameters]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if settings.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-        factor = learning_rate_factor(settings, member.step, member.total_steps, member.steps_per_epoch)
-        for group in member.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        member.optimizer.step()
-        member.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     @staticmethod
     def _step_key(member: Member) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from model_parallel.collectives import sum_over_data_ranks
 from model_parallel.grid import Grid, make_grid
 from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.fleet.step import Fleet
@@ -60,8 +59,7 @@ def follow(fleet: Fleet, steps: int = STEPS) -> Course:
         course.losses[member.name], course.norms[member.name] = [], []
     for _ in range(steps):
         record = fleet.train_step(list(range(len(members))))
-        losses = sum_over_data_ranks(record.losses, fleet.grid)
-        for member, loss, norm in zip(members, losses.tolist(), record.norms.tolist(), strict=True):
+        for member, loss, norm in zip(members, record.losses.tolist(), record.norms.tolist(), strict=True):
             member.step += 1
             course.losses[member.name].append(loss)
             course.norms[member.name].append(norm)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -408,3 +409,45 @@ def test_a_checkpoint_waits_until_all_running_members_were_evaluated(places, tmp
     raw = run_json(places["backbone"], places["texts"], train={"max_steps": 12}, fleet={"members": members})
     train(make_run(raw, tmp_path / "run"), Grid())
     assert saved == [5, 10, 12]  # not 2, 3, 4, 5, 6, 8, 10, 12
+
+
+def plant(fleet, where, monkeypatch):
+    """Let the first member meet a NaN in its third step alone: in a value of its prompt, a gradient, or its loss."""
+    member = fleet.members[0]
+    if where == "gradient":
+        member.prompt.head.bias.register_hook(lambda g: g * float("nan") if member.step == 2 else g)
+    elif where == "loss":
+        loss = member.kind.loss
+
+        def planted(logits, wanted):
+            return loss(logits, wanted) * (float("inf") if member.step == 2 else 1)
+
+        monkeypatch.setattr(member, "kind", replace(member.kind, loss=planted))
+    else:
+        head = member.prompt.head.forward
+
+        def forward(pooled, *rest):
+            return head(pooled * (float("nan") if member.step == 2 else 1), *rest)
+
+        monkeypatch.setattr(member.prompt.head, "forward", forward)
+
+
+@pytest.mark.parametrize("where", ["value", "gradient", "loss"])
+def test_a_member_takes_no_step_from_the_first_number_that_is_not_finite(places, monkeypatch, where):
+    """It keeps the tensors of its last good step though later ones are finite; the others have the bits they would have had."""
+    raw = five_members(places, "float32")
+    healthy, fleet = open_fleet(raw), open_fleet(raw)
+    plant(fleet, where, monkeypatch)
+    courses = []
+    for one in (healthy, fleet):
+        courses.append([])
+        for _ in range(5):
+            one.train_step(list(range(len(one.members))))
+            for member in one.members:
+                member.step += 1
+            courses[-1].append([member.tensors() for member in one.members])
+    for step, (expected, found) in enumerate(zip(*courses, strict=True)):
+        wanted = [courses[0][min(step, 1)][0], *expected[1:]]
+        for own, other in zip(found, wanted, strict=True):
+            assert all(torch.equal(own[name], other[name]) for name in other), step
+    assert fleet.updater.sick.tolist() == [1, 0, 0, 0, 0]
