@@ -94,6 +94,11 @@ class Backbone:
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
     @property
+    def recomputes(self) -> bool:
+        """Whether layers run anew in the backward (activation checkpointing)."""
+        return bool(self.model.is_activation_checkpointing)
+
+    @property
     def drops(self) -> bool:
         """Whether a training forward drops anything of the backbone's own."""
         names = (*self.family.hidden_dropout, *self.family.attention_dropout)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_tuning.backbone.attention import Group
+from prompt_tuning.backbone.rows import Group
 from prompt_tuning.prompt.prefix import Form
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.tokens.features import Features
@@ -56,6 +56,8 @@ class Batch:
     positions: Tensor
     """[1, T] Place of each token behind its row's first, and behind the prefix where the member counts it."""
     groups: tuple[Group, ...]
+    read: Tensor | None
+    """Places of the tokens of which some head sees the last hidden states; None: of all."""
     standing: Tensor
     """[R] The rows in the order in which they stand."""
     members: tuple[int, ...]
@@ -111,6 +113,10 @@ class Batch:
         return replace(self, fronts=fronts, **moved)
 
 
+FIRST, LAST, ALL = range(3)
+_READS = {"first": FIRST, "pooler": FIRST, "last": LAST}
+
+
 @dataclass(frozen=True)
 class PromptShapes:
     """What the prompts of a pool's members do to the layout of their rows; int64 arrays [members]."""
@@ -123,12 +129,14 @@ class PromptShapes:
     """Vectors in front of the text's own (input prompts)."""
     starts: np.ndarray
     """Position of the first text token behind a prefix."""
+    reads: np.ndarray
+    """Which tokens of a row the head sees: :data:`FIRST`, :data:`LAST` or :data:`ALL`."""
 
     @staticmethod
     def none(members: int) -> PromptShapes:
         """Of members without prompts."""
         zero = np.zeros(members, np.int64)
-        return PromptShapes(zero, zero - 1, zero, zero)
+        return PromptShapes(zero, zero - 1, zero, zero, zero + ALL)
 
     @staticmethod
     def of(prompts: Sequence[Prompt]) -> PromptShapes:
@@ -137,7 +145,9 @@ class PromptShapes:
         forms = [-1 if p.prefix is None else numbers.setdefault(p.prefix.form, len(numbers)) for p in prompts]
         fronts = [0 if prompt.inputs is None else prompt.length for prompt in prompts]
         starts = [prompt.text_start for prompt in prompts]
-        return PromptShapes(*(np.array(x, np.int64) for x in ([p.length for p in prompts], forms, fronts, starts)))
+        reads = [_READS.get(prompt.head.pooling, ALL) for prompt in prompts]
+        lengths = [prompt.length for prompt in prompts]
+        return PromptShapes(*(np.array(x, np.int64) for x in (lengths, forms, fronts, starts, reads)))
 
 
 class Pool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from prompt_tuning.backbone.attention import Group
-from prompt_tuning.forward.batch import Batch, Fronts, Items, Pool, Span
+from prompt_tuning.backbone.rows import Group
+from prompt_tuning.forward.batch import ALL, FIRST, Batch, Fronts, Items, Pool, Span
 from prompt_tuning.tokens.features import NO_TAG
 
 
@@ -61,6 +61,8 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         before = np.cumsum(shapes.fronts[members]) - shapes.fronts[members]
         vectors = before[member_of_row[rows]] + columns
         front_tokens = Fronts(*map(torch.from_numpy, (places, vectors, rows, columns)))
+    reads = shapes.reads[row_members]
+    reading = None if (reads == ALL).any() else np.sort(np.where(reads == FIRST, first, first + lengths - 1))
     spans = _spans(member_of_example, member_of_row, lengths, len(members))
     own_row = row_of_token - np.array([span.rows.start for span in spans])[member_of_row[row_of_token]]
     return Batch(
@@ -68,6 +70,7 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         token_type_ids=None if token_types is None else torch.from_numpy(token_types)[None],
         positions=torch.from_numpy(positions)[None],
         groups=_groups(widths[standing], forms[standing], member_of_row[standing]),
+        read=None if reading is None else torch.from_numpy(reading),
         standing=torch.from_numpy(standing),
         members=tuple(members.tolist()),
         forms=tuple(shapes.forms[members].tolist()),

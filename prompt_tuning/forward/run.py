@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from model_parallel import rng
-from prompt_tuning.backbone.attention import PackedRows
 from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.backbone.rows import PackedRows
 from prompt_tuning.forward.batch import Batch
 from prompt_tuning.prompt.prefix import Prefix, stack
 from prompt_tuning.prompt.prompt import Prompt
@@ -26,7 +26,7 @@ def hidden_states(
     row_keys: Tensor | None = None,
     from_input: bool = False,
 ) -> Tensor:
-    """Last hidden states of all tokens [T, H], every row under its own member's prompt.
+    """Last hidden states of the tokens [T, H], every row under its own member's prompt; of use where ``batch.read`` says.
 
     ``prompts`` are those of ``batch.members``. Prompt dropout is on where ``row_keys`` [R] are given. ``from_input`` takes
     the gradient down to the word embeddings whatever the prompts need.
@@ -49,7 +49,10 @@ def hidden_states(
         hook = backbone.model.get_input_embeddings().register_forward_hook(lambda module, args, words: place(words))
     try:
         positions = backbone.family.positions(batch.positions, backbone.model.config)
-        output = backbone.model(input_ids=batch.input_ids, position_ids=positions, **arguments)
+        # Checkpointing runs a layer anew in the backward, where other tokens may be read than in its forward.
+        read = None if backbone.recomputes and torch.is_grad_enabled() else batch.read
+        with backbone.family.reading(backbone.model, read):
+            output = backbone.model(input_ids=batch.input_ids, position_ids=positions, **arguments)
     finally:
         if hook is not None:
             hook.remove()

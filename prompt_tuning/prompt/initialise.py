@@ -8,8 +8,8 @@ from torch import Tensor
 
 from model_parallel import rng
 from model_parallel.collectives import gather_over_tensor_ranks
-from prompt_tuning.backbone.attention import Group, PackedRows
 from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.backbone.rows import Group, PackedRows
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prompt import Prompt

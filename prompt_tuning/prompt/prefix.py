@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from model_parallel import rng
-from prompt_tuning.backbone.attention import PrefixShape, PrefixTables
+from prompt_tuning.backbone.attention import PrefixShape
+from prompt_tuning.backbone.rows import PrefixTables
 
 INIT_STD = 0.02
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.batch import Items, Pool, PromptShapes
 from prompt_tuning.forward.layout import lay_out
-from prompt_tuning.forward.run import hidden_states
+from prompt_tuning.forward.run import hidden_states, member_logits
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
@@ -50,8 +52,11 @@ def make_prompt(backbone, length=P, seed=3, positions="after_prefix", **options)
     return Prompt(head, prefix, positions=positions)
 
 
-def make_batch(prompts, lengths=LENGTHS, members=None, vocabulary=60, with_types=False, seed=0, only=None):
-    """Rows of random tokens laid out for the members' prompts; ``only``: the one row to lay out."""
+def make_batch(
+    prompts, lengths=LENGTHS, members=None, vocabulary=60, with_types=False, seed=0, only=None, only_read=False
+):
+    """Rows of random tokens laid out for the members' prompts; ``only``: the one row to lay out. All tokens are read unless
+    ``only_read`` leaves that to the heads."""
     generator = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = generator.integers(4, vocabulary, offsets[-1]).astype(np.int32)
@@ -61,7 +66,8 @@ def make_batch(prompts, lengths=LENGTHS, members=None, vocabulary=60, with_types
     pool = Pool([features] * len(prompts), PromptShapes.of(prompts))
     items = Items(members, np.arange(len(lengths)), np.ones(len(lengths)))
     chosen = items if only is None else items.take(np.array([only]))
-    return lay_out(pool, chosen, pad_token=0, device=torch.device("cpu"))
+    batch = lay_out(pool, chosen, pad_token=0, device=torch.device("cpu"))
+    return batch if only_read else replace(batch, read=None)
 
 
 def ramp_loss(hidden, batch):
@@ -137,6 +143,32 @@ def test_checkpointing_gives_the_same_bits(folder):
         results.append([hidden.detach(), *prefix_gradients(ramp_loss(hidden, batch), [prompt])])
     for plain, checkpointed in zip(*results, strict=True):
         assert torch.equal(plain, checkpointed)
+
+
+def test_what_no_head_reads_changes_nothing(folder):
+    """Logits, and all trained tensors' gradients, where the last layer works for the read tokens alone; in both, one row
+    each of heads that see the first token and the last."""
+    backbone, results = open_backbone(folder), []
+    for only_read in (False, True):
+        prompts = [make_prompt(backbone, 5, 1), make_prompt(backbone, 2, 2)]
+        prompts[1].head.pooling = "last"
+        batch = make_batch(prompts, LENGTHS, [0, 1, 1, 0], only_read=only_read)
+        assert (batch.read is not None and len(batch.read) == 4) == only_read
+        logits = torch.cat([found.flatten() for found in member_logits(backbone, prompts, batch)])
+        gradients = prefix_gradients((logits * torch.linspace(-1, 1, len(logits))).sum(), prompts)
+        results.append([logits.detach(), *gradients, *(prompt.head.weight.grad for prompt in prompts)])
+    assert_equal(results[1], results[0], BOUNDS["float64"])
+
+
+def test_fewer_tokens_run_through_the_last_layer(folder):
+    backbone = open_backbone(folder)
+    seen, layer = [], list(backbone.model.get_submodule(backbone.family.layers).children())[-1]
+    name = "intermediate.dense" if "bert" in backbone.model.config.model_type else "mlp.down_proj"
+    layer.get_submodule(name).register_forward_hook(lambda module, given, found: seen.append(found.shape[1]))
+    for only_read in (False, True):
+        prompt = make_prompt(backbone)
+        hidden_states(backbone, [prompt], make_batch([prompt], only_read=only_read))
+    assert seen == [sum(LENGTHS), len(LENGTHS)]
 
 
 @pytest.mark.parametrize("positions", ["after_prefix", "from_zero"])

@@ -6,6 +6,7 @@ Of question answering only the logits of real tokens: the reference also lets pa
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,8 @@ def test_first_forward_and_gradients_match(golden):
     assert torch.allclose(keys.transpose(0, 1), tensors["kv.layer_first.key"][0], atol=TOLERANCES["kv"])
     assert torch.allclose(values.transpose(0, 1), tensors["kv.layer_first.value"][0], atol=TOLERANCES["kv"])
 
-    hidden = text_rows(hidden_states(fleet.backbone, [member.prompt], batch), batch)
+    everything = replace(batch, read=None)
+    hidden = text_rows(hidden_states(fleet.backbone, [member.prompt], everything), batch)
     rows = torch.argsort(batch.row_examples)
     real = _real(tensors)
     longest = hidden.shape[1]

@@ -96,8 +96,8 @@ def describe_step(fleet, step):
     real = [
         (member, int(batch.examples[i]), float(batch.weights[i]))
         for batch in batches
-        for member, (examples, _) in zip(batch.members, batch.spans, strict=True)
-        for i in range(examples.start, examples.stop)
+        for member, span in zip(batch.members, batch.spans, strict=True)
+        for i in range(span.examples.start, span.examples.stop)
         if batch.weights[i] > 0
     ]
     expected = [(member, int(e), weight) for member, examples, weight in parts for e in examples]

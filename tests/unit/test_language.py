@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.recipe import Encoding
 from prompt_tuning.tokens.tokenise import word_lead
 from tests.support.fleets import follow, open_fleet
+from tests.support.packed import packed
 from tests.support.rows import ROWS, encode, write_rows
 from tests.support.tiny import make_backbone, make_language_backbone, make_tokenizer, run_json
 from tests.unit.test_kinds import byte_level
@@ -73,7 +75,8 @@ def test_scores_are_log_probabilities_of_the_candidates(tmp_path, model_type):
         wanted = torch.from_numpy(features.tags[part].astype(np.int64))[None]
         with torch.no_grad():
             logs = torch.log_softmax(theirs(**inputs).logits, -1)
-            found = score(base(**inputs).last_hidden_state, tags=wanted)
+            hidden, rows = packed(base(**inputs).last_hidden_state, torch.tensor([wanted.shape[1]]))
+            found = score(hidden, replace(rows, tags=wanted[0]))
         expected.append(
             sum(logs[0, place, wanted[0, place]].item() for place in range(logs.shape[1]) if wanted[0, place] >= 0)
         )

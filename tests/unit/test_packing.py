@@ -31,7 +31,7 @@ def make_features(row_lengths, choices=1, seed=0, with_types=True):
 def draw_shapes(draw, members):
     """Prefixes of some forms, input prompts, or nothing."""
     drawn = [
-        draw(st.sampled_from([(0, -1, 0, 0), (1, 0, 0, 1), (5, 1, 0, 5), (5, 2, 0, 0), (40, -1, 40, 0)]))
+        draw(st.sampled_from([(0, -1, 0, 0, 0), (1, 0, 0, 1, 1), (5, 1, 0, 5, 0), (5, 2, 0, 0, 2), (40, -1, 40, 0, 1)]))
         for _ in range(members)
     ]
     return PromptShapes(*np.array(drawn).T)
@@ -91,7 +91,7 @@ def test_no_batch_outgrows_its_budget(fleet, budget, ranks):
 
 
 def test_a_large_budget_makes_one_batch():
-    pool = Pool([make_features([3, 9, 4, 7])], PromptShapes(*np.array([[5, 0, 0, 5]]).T))
+    pool = Pool([make_features([3, 9, 4, 7])], PromptShapes(*np.array([[5, 0, 0, 5, 0]]).T))
     items, tokens = Items.of([(0, np.arange(4), 0.25)]), 3 + 9 + 4 + 7 + 4 * 5
     (batch,) = plan(pool, items, tokens, 0, 1)
     assert batch.examples.tolist() == [1, 3, 2, 0], "longest first"
@@ -155,6 +155,17 @@ def test_a_layout_equals_a_loop_over_rows(fleet):
         assert own.tokens[own.first_of_row].tolist() == own.first.tolist()
     assert sum(span.rows.stop - span.rows.start for span in batch.spans) == len(rows)
     check_where_rows_stand(batch, prompts)
+    check_what_is_read(batch, prompts)
+
+
+def check_what_is_read(batch, prompts):
+    """None where a head sees all tokens of a row; else one token a row."""
+    own = [prompts.reads[batch.members[member]] for member in batch.member_of_row]
+    expected = [
+        int(first + (length - 1) * (read == 1))
+        for read, first, length in zip(own, batch.first, batch.lengths, strict=True)
+    ]
+    assert (batch.read is None) if 2 in own else (batch.read.tolist() == sorted(expected))
 
 
 def check_where_rows_stand(batch, prompts):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prompt_tuning.backbone.attention import Group, PackedRows, PrefixShape
+from prompt_tuning.backbone.attention import PrefixShape
+from prompt_tuning.backbone.rows import Group, PackedRows
 from prompt_tuning.prompt.prefix import Prefix, stack
 
 SHAPE = PrefixShape(num_layers=3, key_value_heads=2, head_size=4, hidden_size=8)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +27,55 @@ class Family:
     """
 
     model_types: tuple[str, ...]
-    attention_modules: Callable[[Any], Iterable[nn.Module]]
+    layers: str
+    """Name of the list of layers."""
+    attention: str
+    """Name, in a layer, of the module that attends."""
+    by_token: tuple[str, str]
+    """Names, in a layer, of the module from which on, and of the one up to which, it sees every token by itself; the latter
+    may be "", the layer."""
     plan: Plan
     pooling: str
     hidden_dropout: tuple[str, ...]
     attention_dropout: tuple[str, ...]
     positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
+
+    def attention_modules(self, model: nn.Module) -> list[nn.Module]:
+        """What attends, layer by layer."""
+        return [layer.get_submodule(self.attention) for layer in self._layers(model)]
+
+    def _layers(self, model: nn.Module) -> list[nn.Module]:
+        return list(model.get_submodule(self.layers).children())
+
+    @contextmanager
+    def reading(self, model: nn.Module, read: Tensor | None) -> Iterator[None]:
+        """Forwards in which, behind its attention, the last layer works for the tokens at the places ``read`` alone.
+
+        Hidden states [1, T, H] of the others are of no use then. None: all are read.
+        """
+        if read is None:
+            yield
+            return
+        last = self._layers(model)[-1]
+        first, behind = (last.get_submodule(name) for name in self.by_token)
+        width: list[int] = []
+
+        def cut(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+            tensors = [value for value in (*given, *named.values()) if isinstance(value, Tensor)]
+            width[:] = [tensors[0].shape[1]]
+            own = {name: v.index_select(1, read) if isinstance(v, Tensor) else v for name, v in named.items()}
+            return tuple(v.index_select(1, read) if isinstance(v, Tensor) else v for v in given), own
+
+        def spread(module: nn.Module, given: Any, found: Tensor) -> Tensor:
+            return found.new_zeros(1, width[0], found.shape[2]).index_copy(1, read, found)
+
+        hooks = [first.register_forward_pre_hook(cut, with_kwargs=True), behind.register_forward_hook(spread)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def max_positions(self, config: Any) -> int:
         """Largest number of prompt and text tokens together."""

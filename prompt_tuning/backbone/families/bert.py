@@ -18,7 +18,9 @@ ENCODER_PLAN = Plan(
 
 FAMILY = Family(
     model_types=("bert",),
-    attention_modules=lambda model: [layer.attention.self for layer in model.encoder.layer],
+    layers="encoder.layer",
+    attention="attention.self",
+    by_token=("attention.output", ""),
     plan=ENCODER_PLAN,
     pooling="pooler",
     hidden_dropout=("hidden_dropout_prob",),

@@ -6,7 +6,9 @@ from prompt_tuning.backbone.families.llama import EMBEDDING_AND_ATTENTION
 
 FAMILY = Family(
     model_types=("glm", "glm4"),
-    attention_modules=lambda model: [layer.self_attn for layer in model.layers],
+    layers="layers",
+    attention="self_attn",
+    by_token=("mlp", "mlp"),
     plan=Plan(
         rules=(
             *EMBEDDING_AND_ATTENTION,

@@ -12,7 +12,9 @@ EMBEDDING_AND_ATTENTION = (
 
 FAMILY = Family(
     model_types=("llama", "mistral", "qwen2", "qwen3"),
-    attention_modules=lambda model: [layer.self_attn for layer in model.layers],
+    layers="layers",
+    attention="self_attn",
+    by_token=("mlp", "mlp"),
     plan=Plan(
         rules=(
             *EMBEDDING_AND_ATTENTION,

@@ -5,7 +5,9 @@ from prompt_tuning.backbone.families.bert import ENCODER_PLAN
 
 FAMILY = Family(
     model_types=("roberta", "xlm-roberta"),
-    attention_modules=lambda model: [layer.attention.self for layer in model.encoder.layer],
+    layers="encoder.layer",
+    attention="attention.self",
+    by_token=("attention.output", ""),
     plan=ENCODER_PLAN,
     pooling="pooler",
     hidden_dropout=("hidden_dropout_prob",),

@@ -1,0 +1,157 @@
+"""What attends: one function a device, over packed tokens [1, heads, T, D] whose rows know their prefixes.
+
+Shape letters: T tokens, R rows, L tokens of the longest, n rows of a group, l tokens of each of them, P prompt tokens, G
+key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from prompt_tuning.backbone.rows import PackedRows
+
+
+@dataclass(frozen=True)
+class Look:
+    """Which text a token sees: all of its row, or what is not behind it, and of that the nearest ``window`` tokens."""
+
+    is_causal: bool
+    window: int | None = None
+
+    def limits(self, length: int) -> bool:
+        """Whether tokens of a row so long do not see all of it."""
+        return self.is_causal or (self.window is not None and length > self.window)
+
+    def mask(self, length: int, device: torch.device, front: int = 0) -> Tensor:
+        """True where a token of a row [l, 1] sees another [1, front + l]; all see the ``front`` prompt tokens."""
+        place = torch.arange(length, device=device)
+        distance = place[:, None] - place
+        seen = distance >= 0 if self.is_causal else torch.ones_like(distance, dtype=torch.bool)
+        if self.window is not None:
+            seen &= distance.abs() < self.window
+        return nn.functional.pad(seen, (front, 0), value=True)
+
+
+def grouped(
+    query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, layer: int, look: Look, scale: float, dropout: float
+) -> Tensor:
+    """One call of torch's fused attention for each group of rows of equal length; no row is padded or masked for another."""
+    outputs = []
+    parts = zip(rows.groups, *(tensor[0].split(rows.sizes, 1) for tensor in (query, key, value)), strict=True)
+    for group, *own in parts:
+        q, k, v = (part.unflatten(1, (group.num_rows, group.length)).transpose(0, 1) for part in own)
+        prefix = rows.prefix(layer, group, k.dtype)
+        if prefix is not None:
+            k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
+        mask = None
+        if look.limits(group.length):
+            # Torch's own causal rule counts from the first key, which is the prefix's.
+            front = k.shape[2] - group.length
+            make = functools.partial(look.mask, group.length, query.device, front)
+            mask = rows.keep((look, group.length, front), make)
+        found = _attend(q, k, v, mask, scale, dropout)
+        outputs.append(found.transpose(1, 2).flatten(0, 1))
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """Torch's fused attention. Of half types in float32: its own half kernels for processors are several times slower backward."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    gqa = q.shape[1] != k.shape[1]
+    found = scaled_dot_product_attention(
+        q.to(dtype), k.to(dtype), v.to(dtype), mask, dropout, scale=scale, enable_gqa=gqa
+    )
+    return found.to(q.dtype)
+
+
+def padded(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: PackedRows,
+    layer: int,
+    look: Look,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """All rows at once, padded to the longest and masked: one call for devices that want few large ones.
+
+    ``attend`` takes query, key and value [R, heads, ...], the mask [R, 1, L, P + L], scale and dropout rate.
+    """
+    device = query.device
+    lengths = [group.length for group in rows.groups for _ in range(group.num_rows)]
+    place, real = rows.keep("places", lambda: _places(lengths, device))
+    fronts = [rows.prefix(layer, group, key.dtype) for group in rows.groups]
+    widths = [0 if front is None else front[0].shape[2] for front in fronts]
+    # Padding may hold anything, NaN included, which no weight of 0 takes away.
+    q, k, v = (
+        tensor[0][:, place].transpose(0, 1).masked_fill(~real[:, None, :, None], 0) for tensor in (query, key, value)
+    )
+    front = max(widths)
+    if front:
+        sides = []
+        for side in (0, 1):
+            pieces = [
+                key.new_zeros(group.num_rows, key.shape[1], front, key.shape[3])
+                if own is None
+                else nn.functional.pad(own[side], (0, 0, 0, front - own[side].shape[2]))
+                for group, own in zip(rows.groups, fronts, strict=True)
+            ]
+            sides.append(torch.cat(pieces))
+        k, v = torch.cat([sides[0], k], 2), torch.cat([sides[1], v], 2)
+
+    def mask() -> Tensor:
+        counts = torch.tensor([w for group, w in zip(rows.groups, widths, strict=True) for _ in range(group.num_rows)])
+        prompt = torch.arange(front, device=device) < counts.to(device)[:, None]
+        # A query of the padding sees something, be it nothing of its own: else it was NaN, and so its gradient.
+        text = real[:, None] & (look.mask(real.shape[1], device) | ~real[:, :, None])
+        return torch.cat([prompt[:, None].expand(-1, real.shape[1], -1), text], 2)[:, None]
+
+    found = attend(q, k, v, rows.keep((look, tuple(widths)), mask), scale, dropout)
+    return found.transpose(1, 2)[real][None]
+
+
+def _places(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the tokens of padded rows are [R, L], and which of them are real."""
+    sizes = np.array(lengths)
+    column = np.arange(sizes.max())
+    real = column < sizes[:, None]
+    place = np.where(real, np.cumsum(sizes)[:, None] - sizes[:, None] + column, 0)
+    return torch.from_numpy(place).to(device), torch.from_numpy(real).to(device)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
+    """Torch's fused attention."""
+    return scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
+    """Softmax attention written out, never rounded below the type of its inputs, and the softmax of half types in float32."""
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scores = (q @ k.transpose(2, 3) * scale).masked_fill(~mask, -torch.inf)
+    weights = nn.functional.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
+    return nn.functional.dropout(weights, dropout) @ v
+
+
+def by_device(query: Tensor, *arguments: Any) -> Tensor:
+    """What is fastest where the tokens are: groups on a processor; few large calls elsewhere."""
+    if query.device.type == "cpu":
+        return grouped(query, *arguments)
+    return padded(fused, query, *arguments)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "sdpa": by_device,
+    "eager": functools.partial(padded, written_out),
+}
+"""What attends, by the names of ``backbone.attention``."""
