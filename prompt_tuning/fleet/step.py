@@ -47,8 +47,9 @@ class Fleet:
         shared = members[0].spec.config
         budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
         prompts, kinds = [member.prompt for member in members], [member.kind for member in members]
+        keeps = [member.spec.config.data.cache_activations for member in members]
         self.loops = {
-            split: Loop(backbone, prompts, kinds, [m.splits.get(split, _NOTHING) for m in members], budget)
+            split: Loop(backbone, prompts, kinds, [m.splits.get(split, _NOTHING) for m in members], budget, keeps)
             for split in dict.fromkeys(name for m in members for name in ("train", "dev", *m.splits))
         }
         """By split."""

@@ -85,6 +85,10 @@ class Batch:
     """[E] index of each example in its member's split."""
     row_examples: Tensor
     """[R] the same for each row, choices told apart: example * rows_per_example + choice."""
+    layer: int = 0
+    """Where the forward begins."""
+    states: Tensor | None = None
+    """[1, T, H] Hidden states that enter that layer; None: it begins at the embeddings."""
 
     def rows_of(self, place: int) -> MemberRows:
         """The rows of the member at a place of ``members``."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from model_parallel.collectives import gather_over_data_ranks
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.forward.batch import Batch, Items, Pool, PromptShapes
+from prompt_tuning.forward.depth import Depth, Where, kept_states, put_states
 from prompt_tuning.forward.layout import lay_out, ranges
 from prompt_tuning.forward.plan import plan
 from prompt_tuning.forward.run import member_logits, pooled_texts
@@ -35,21 +36,51 @@ class Loop:
         kinds: Sequence[Kind],
         features: Sequence[Features],
         budget: int,
+        keeps: Sequence[Where] | None = None,
     ) -> None:
         self.backbone, self.prompts, self.kinds, self.features = backbone, prompts, kinds, features
         self.budget = budget
         self.pool = Pool(list(features), PromptShapes.of(prompts))
         self.reaches_backbone = np.array([prompt.reaches_backbone or backbone.is_trained for prompt in prompts])
+        self.keeps = list(keeps or [False] * len(prompts))
+        """By member: whether and where the hidden states under its prompt are kept."""
+        self.layers = np.array(
+            [
+                max(0, prompt.first_layer) if keep and prompt.reaches_backbone else 0
+                for prompt, keep in zip(prompts, self.keeps, strict=True)
+            ]
+        )
+        """By member: where its forwards begin."""
+        self._states: dict[tuple[int, Depth], Tensor] = {}
 
     def batches(self, parts: Sequence[Part]) -> Iterator[Batch]:
-        """This rank's laid-out batches. Members that do not reach the backbone run apart, without its gradient."""
+        """This rank's laid-out batches.
+
+        Members that do not reach the backbone run apart, without its gradient, and so do those that begin at other layers.
+        """
         grid, pad_token = self.backbone.grid, self.backbone.description.pad_token
-        for reaches in (True, False):
-            some = [part for part in parts if self.reaches_backbone[part[0]] == reaches and len(part[1])]
-            if some:
-                planned = plan(self.pool, Items.of(some), self.budget, grid.data_rank, grid.data)
-                for items in planned:
-                    yield lay_out(self.pool, items, pad_token, grid.device)
+        alike: dict[tuple[bool, int], list[Part]] = {}
+        for part in parts:
+            if len(part[1]):
+                key = not self.reaches_backbone[part[0]], int(self.layers[part[0]])
+                alike.setdefault(key, []).append(part)
+        for (_, layer), some in sorted(alike.items(), key=lambda entry: entry[0]):
+            states = self._states_at(layer, [member for member, _, _ in some])
+            for items in plan(self.pool, Items.of(some), self.budget, grid.data_rank, grid.data):
+                batch = lay_out(self.pool, items, pad_token, torch.device("cpu"))
+                yield (put_states(batch, self.pool, layer, states) if layer else batch).to(grid.device)
+
+    def _states_at(self, layer: int, members: list[int]) -> dict[tuple[int, int], Tensor]:
+        """The kept hidden states that enter a layer, by source and position of the first text token."""
+        found = {}
+        for member in members if layer else ():
+            source, start = int(self.pool.source_of[member]), int(self.pool.shapes.starts[member])
+            entry = (source, Depth(layer, start))
+            if entry not in self._states:
+                features, where = self.pool.sources[source], self.keeps[member]
+                self._states[entry] = kept_states(self.backbone, features, entry[1], where, self.budget)
+            found[source, start] = self._states[entry]
+        return found
 
     def logits(
         self, batch: Batch, row_keys: Tensor | None = None, from_input: bool = False

@@ -51,8 +51,9 @@ def hidden_states(
         positions = backbone.family.positions(batch.positions, backbone.model.config)
         # Checkpointing runs a layer anew in the backward, where other tokens may be read than in its forward.
         read = None if backbone.recomputes and torch.is_grad_enabled() else batch.read
-        with backbone.family.reading(backbone.model, read):
-            output = backbone.model(input_ids=batch.input_ids, position_ids=positions, **arguments)
+        family, model = backbone.family, backbone.model
+        with family.reading(model, read), family.layers_from(model, batch.layer, batch.states):
+            output = model(input_ids=batch.input_ids, position_ids=positions, **arguments)
     finally:
         if hook is not None:
             hook.remove()

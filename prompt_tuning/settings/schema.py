@@ -131,6 +131,14 @@ class RunFile(Section):
                 f"data.template={self.data.template!r} needs the whole word embedding on every rank;"
                 " use parallel.tensor 1 and parallel.zero false"
             )
+        if self.data.cache_activations and self.train.backbone_dropout:
+            problems.append(
+                "data.cache_activations keeps what train.backbone_dropout changes in every step; set the latter to false"
+            )
+        if self.data.cache_activations and self.parallel.zero:
+            problems.append(
+                "data.cache_activations does not fit parallel.zero, whose ranks go through all layers together"
+            )
         if self.method == "shallow_prompt" and prompt.layers is not None:
             problems.append("prompt.layers does not fit method 'shallow_prompt', whose prompts are at the input only")
         if prompt.reparameterisation == "mlp" and prompt.init != "normal":

@@ -50,6 +50,13 @@ class DataSection(Section):
         json_schema_extra=LAUNCH,
     )
 
+    cache_activations: bool | str = Field(
+        False,
+        description="Keep the hidden states under the lowest of `prompt.layers` for each example: in memory (true), or in a"
+        " folder that later starts read. Same numbers, less work; needs `train.backbone_dropout` false.",
+        json_schema_extra=LAUNCH,
+    )
+
     @field_validator("files")
     @classmethod
     def _splits(cls, value: dict[str, str] | None) -> dict[str, str] | None:
@@ -68,7 +75,9 @@ class PromptSection(Section):
     positions: Literal["after_prefix", "from_zero"] = Field(
         "after_prefix", description="Position of the first text token: P (as the reference) or 0."
     )
-    layers: list[int] | None = Field(None, min_length=1, description="Layers (from 0) that get a prefix; None: all.")
+    layers: list[int] | None = Field(
+        None, min_length=1, description='Layers (from 0) that get a prefix, as a list or as "12-23"; None: all.'
+    )
     init: Literal["normal", "zero", "text"] = Field(
         "normal",
         description="normal: N(0, 0.02); zero; text: the backbone's own keys and values of training text.",
@@ -79,6 +88,21 @@ class PromptSection(Section):
     )
     projection_width: int = Field(512, gt=0, le=65536, description="Inner width of the reparameterisation.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Per-example dropout on prompts and on the head's input.")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _ranges(cls, value: Any) -> Any:
+        """``"0-2,8"`` is [0, 1, 2, 8]."""
+        if not isinstance(value, str):
+            return value
+        found: list[int] = []
+        for piece in value.split(","):
+            match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", piece)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if last < first:
+                raise ValueError(f'{show(value)} names no layers; write a list, or ranges such as "12-23" or "0-2,8"')
+            found += range(first, last + 1)
+        return found
 
 
 class HeadSection(Section):

@@ -7,7 +7,8 @@ import torch
 
 from model_parallel import apply, collectives, layers, rng
 from model_parallel.collectives import sum_over_tensor_ranks
-from prompt_tuning.fleet import step as fleet_module
+from prompt_tuning.fleet import update
+from prompt_tuning.forward import loop
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_texts, run_json
@@ -31,7 +32,7 @@ def take_prefix_gradient_of_first_rank():
     def summed(split, whole, grid):
         collectives.sum_gradients([], [*split, *whole], grid)
 
-    fleet_module.sum_gradients = summed
+    update.sum_gradients = summed
 
 
 def average_prefix_gradient():
@@ -40,14 +41,14 @@ def average_prefix_gradient():
         for parameter in split:
             parameter.grad /= grid.tensor
 
-    fleet_module.sum_gradients = summed
+    update.sum_gradients = summed
 
 
 def count_head_gradient_twice():
     def summed(split, whole, grid):
         collectives.sum_gradients([*split, *whole], [], grid)
 
-    fleet_module.sum_gradients = summed
+    update.sum_gradients = summed
 
 
 def draw_prompt_dropout_by_rank():
@@ -64,12 +65,12 @@ def forget_to_sum_what_enters():
 
 
 def leave_a_rank_without_rows():
-    whole_plan = fleet_module.plan
+    whole_plan = loop.plan
 
     def without_dummies(*args):
         yield from (items for items in whole_plan(*args) if items.weights.any())
 
-    fleet_module.plan = without_dummies
+    loop.plan = without_dummies
 
 
 MUTATIONS = [

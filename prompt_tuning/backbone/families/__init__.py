@@ -27,6 +27,8 @@ class Family:
     """
 
     model_types: tuple[str, ...]
+    embeddings: str
+    """Name of the module whose output enters the first layer."""
     layers: str
     """Name of the list of layers."""
     attention: str
@@ -47,6 +49,40 @@ class Family:
 
     def _layers(self, model: nn.Module) -> list[nn.Module]:
         return list(model.get_submodule(self.layers).children())
+
+    @contextmanager
+    def layers_until(self, model: nn.Module, end: int) -> Iterator[list[Tensor]]:
+        """Forwards of the layers below ``end`` alone; gives a list that gets the hidden states which would enter it."""
+        layers, entering = self._layers(model), list[Tensor]()
+        hook = layers[end - 1].register_forward_hook(lambda module, given, found: entering.append(found))
+        with self._with_layers(model, layers[:end]):
+            try:
+                yield entering
+            finally:
+                hook.remove()
+
+    @contextmanager
+    def layers_from(self, model: nn.Module, start: int, states: Tensor | None) -> Iterator[None]:
+        """Forwards that begin at the layer ``start`` with these hidden states [1, T, H]; None: at the embeddings."""
+        if states is None:
+            yield
+            return
+        hook = model.get_submodule(self.embeddings).register_forward_hook(lambda module, given, found: states)
+        with self._with_layers(model, self._layers(model)[start:]):
+            try:
+                yield
+            finally:
+                hook.remove()
+
+    @contextmanager
+    def _with_layers(self, model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
+        parent, _, name = self.layers.rpartition(".")
+        owner, whole = model.get_submodule(parent), model.get_submodule(self.layers)
+        setattr(owner, name, nn.ModuleList(layers))
+        try:
+            yield
+        finally:
+            setattr(owner, name, whole)
 
     @contextmanager
     def reading(self, model: nn.Module, read: Tensor | None) -> Iterator[None]:

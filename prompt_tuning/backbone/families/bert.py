@@ -18,6 +18,7 @@ ENCODER_PLAN = Plan(
 
 FAMILY = Family(
     model_types=("bert",),
+    embeddings="embeddings",
     layers="encoder.layer",
     attention="attention.self",
     by_token=("attention.output", ""),

@@ -12,6 +12,7 @@ EMBEDDING_AND_ATTENTION = (
 
 FAMILY = Family(
     model_types=("llama", "mistral", "qwen2", "qwen3"),
+    embeddings="embed_tokens",
     layers="layers",
     attention="self_attn",
     by_token=("mlp", "mlp"),

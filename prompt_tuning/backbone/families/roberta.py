@@ -5,6 +5,7 @@ from prompt_tuning.backbone.families.bert import ENCODER_PLAN
 
 FAMILY = Family(
     model_types=("roberta", "xlm-roberta"),
+    embeddings="embeddings",
     layers="encoder.layer",
     attention="attention.self",
     by_token=("attention.output", ""),
