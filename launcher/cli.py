@@ -1,4 +1,4 @@
-"""The driver: promptfleet validate | submit | suite | status | report | tasks | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | submit | suite | status | report | profile | tasks | schema | predict | evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -32,12 +32,25 @@ examples:
   promptfleet suite configs/*_minilm.json --backend slurm --time 4:00:00 --output runs/suite
   promptfleet status runs/suite
   promptfleet report runs/suite
+  promptfleet profile configs/quickstart.json --trace trace.json
   promptfleet predict --prompt runs/quickstart/members/tickets-deep_prompt-seed11/prompt --input tickets.jsonl
   promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
   promptfleet export runs/boolq --output exported/"""
 
 
-VERBS = ("validate", "submit", "suite", "status", "report", "tasks", "schema", "predict", "evaluate", "export")
+VERBS = (
+    "validate",
+    "submit",
+    "suite",
+    "status",
+    "report",
+    "profile",
+    "tasks",
+    "schema",
+    "predict",
+    "evaluate",
+    "export",
+)
 """Files of :mod:`launcher.verbs`, in the order of ``--help``; each has ``add(verbs)`` and ``run(options)``."""
 
 
