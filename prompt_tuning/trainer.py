@@ -27,10 +27,10 @@ from prompt_tuning.prompt.initialise import start_from_prompt, start_from_text
 from prompt_tuning.report.metrics_log import MetricsLog
 from prompt_tuning.report.progress import Progress, size
 from prompt_tuning.report.rates import Rates
-from prompt_tuning.report.results import finish_member, write_results
+from prompt_tuning.report.results import earlier_result, finish_member, write_results
 from prompt_tuning.settings.identity import experiment
 from prompt_tuning.settings.run import MemberSpec, Run
-from prompt_tuning.storage.records import RunResult
+from prompt_tuning.storage.records import MemberResult, RunResult
 from prompt_tuning.tasks.find import find_task
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,16 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     Where ``stop`` asks for it on any rank the run is checkpointed and left for later; the result is then None. Several
     ranks agree on that every ``train.log_steps``, one process alone after each step.
     """
+    checkpoints, names = run.output / "checkpoints", [spec.name for spec in run.members]
+    path = _newest(checkpoints, grid)
+    run = run if path is None else checkpoint.in_order(path, run)
     fleet = build_fleet(run, grid)
     prove_frozen(fleet)
-    checkpoints = run.output / "checkpoints"
-    step = _resume(fleet, checkpoints, run)
+    step = 0 if path is None else _resume(fleet, path, run)
+    ended = [member for member in fleet.members if member.status != "running"]
     log, pending, rates = MetricsLog(run, fleet, step), Pending(fleet), Rates(fleet.members)
     judged = set[int]()  # members evaluated since the last checkpoint
-    horizon = max(member.total_steps for member in fleet.members)
+    horizon = step + max((m.total_steps - m.step for m in fleet.members if m.status == "running"), default=0)
     stop()  # what is asked from here on is answered after a step
     with Progress(horizon, step, visible=grid.is_first) as progress:
         while fleet.running():
@@ -80,7 +83,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     if fleet.backbone.zero is not None:
         most = fleet.backbone.zero.peak_numel / fleet.backbone.num_parameters
         logger.info("ZeRO-3 gathered at most %.1f %% of the backbone at once on this rank", 100 * most)
-    return _results(run, fleet)
+    return _results(run, fleet, names, ended)
 
 
 def build_fleet(run: Run, grid: Grid) -> Fleet:
@@ -188,17 +191,25 @@ def _say_bytes(fleet: Fleet) -> None:
     )
 
 
-def _resume(fleet: Fleet, folder: Path, run: Run) -> int:
-    """Load the newest sound checkpoint, the same on every rank; 0 where there is none."""
+def _newest(folder: Path, grid: Grid) -> Path | None:
+    """The newest sound checkpoint, the same on every rank; None: there is none."""
     path = None
-    if fleet.grid.is_first:
+    if grid.is_first:
         path = checkpoint.newest(folder)
         checkpoint.set_aside(folder, path)
-    path = broadcast_object(path, fleet.grid)
-    if path is None:
-        return 0
-    step = checkpoint.load(Path(str(path)), fleet, experiment(run))
+    path = broadcast_object(path, grid)
+    return None if path is None else Path(str(path))
+
+
+def _resume(fleet: Fleet, path: Path, run: Run) -> int:
+    """Load a checkpoint; members that bear another name now take their folders with them. Returns the step."""
+    step = checkpoint.load(path, fleet, experiment(run))
     logger.info("continuing from %s", path)
+    for saved, member in zip(checkpoint.read_state(path)["members"], fleet.members, strict=False):
+        old, new = (run.output / "members" / name for name in (saved["name"], member.name))
+        if fleet.grid.is_first and old != new and old.exists() and not new.exists():
+            old.rename(new)
+            logger.info("%s is now called %s", old.name, new.name)
     return step
 
 
@@ -259,22 +270,29 @@ def _checkpoint_due(run: Run, step: int, judged: set[int], fleet: Fleet) -> bool
     return bool(judged) and judged >= set(fleet.running()) if every is None else step % every == 0
 
 
-def _results(run: Run, fleet: Fleet) -> RunResult:
-    """Test every member with its best tensors, export its prompt and write results, the run's own last."""
+def _results(run: Run, fleet: Fleet, names: list[str], ended: list[Member]) -> RunResult:
+    """Test every member with its best tensors, export its prompt and write results, the run's own last.
+
+    ``names``: members in the order of the run file; ``ended``: those that had ended before this start, which keep a result.
+    """
+    found = {m.name: earlier_result(run, m) for m in ended} if fleet.grid.is_first else {}
+    kept: dict[str, MemberResult] = broadcast_object({n: r for n, r in found.items() if r is not None}, fleet.grid)
     for member in fleet.members:
         member.part()
         if member.best is not None:
             member.load_tensors(member.best.tensors)
     tests: list[dict[str, tuple[dict[str, float], float]]] = [{} for _ in fleet.members]
     for split in dict.fromkeys(name for m in fleet.members for name in m.splits if name.startswith("test")):
-        tested = [i for i, m in enumerate(fleet.members) if split in m.splits and m.best is not None]
-        for index, found in (evaluate(fleet, tested, split) if tested else {}).items():
-            tests[index][split] = found
-    results = []
+        able = [i for i, m in enumerate(fleet.members) if split in m.splits and m.best is not None]
+        tested = [i for i in able if fleet.members[i].name not in kept]
+        for index, scores in (evaluate(fleet, tested, split) if tested else {}).items():
+            tests[index][split] = scores
+    results = dict(kept)
     if fleet.grid.is_first:
-        for member, found_tests in zip(fleet.members, tests, strict=True):
-            results.append(finish_member(run, member, found_tests))
-    result = write_results(run, fleet.members, results) if fleet.grid.is_first else None
+        for member, scores_by_split in zip(fleet.members, tests, strict=True):
+            if member.name not in kept:
+                results[member.name] = finish_member(run, member, scores_by_split)
+    result = write_results(run, fleet.members, [results[name] for name in names]) if fleet.grid.is_first else None
     wait_long(fleet.grid)  # the first rank has exported and written for all
     whole: RunResult = broadcast_object(result, fleet.grid)
     return whole

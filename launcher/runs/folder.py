@@ -10,7 +10,7 @@ from typing import Any
 from launcher.ranks.lock import locked
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import difference
-from prompt_tuning.settings.identity import experiment_difference
+from prompt_tuning.settings.identity import Comparison, compare, experiment
 from prompt_tuning.settings.merge import read_json
 from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import make_folder
@@ -21,7 +21,8 @@ logger = logging.getLogger("launcher.run")
 def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> bool:
     """Make the run folder ready. False: the run in it has finished. Raises :class:`UserError`.
 
-    A folder that holds a run with other settings is refused; ``fresh`` moves it aside. ``held`` has the folder's lock.
+    A folder that holds a run with other settings is refused; ``fresh`` moves it aside. A finished run goes on where members
+    have been added to it. ``held`` has the folder's lock.
     """
     folder = run.output
     for record in (folder / "run.json", folder / "environment.json"):
@@ -42,13 +43,45 @@ def prepare_folder(run: Run, held: ExitStack, *, resume: bool, fresh: bool) -> b
         if newest(folder / "checkpoints") is None:
             raise UserError(f"--resume: {folder} has no checkpoint to continue from; leave the flag out to start anew")
     if (folder / "run.json").exists() and _results(folder):
-        differs = experiment_difference(folder, run)
-        if differs:
+        found = _compare(folder, run)
+        if found.difference:
             raise UserError(
-                f"{folder} holds a run with other settings ({differs});"
+                f"{folder} holds a run with other settings ({found.difference});"
                 " use --fresh to start anew or --output for another folder"
             )
+        if found.added and (folder / "result.json").exists():
+            _reopen(folder, found.added)
     return not (folder / "result.json").exists()
+
+
+def _compare(folder: Path, run: Run) -> Comparison:
+    """What a folder holds beside ``run``: an unfinished run's checkpoint, or else its run.json.
+
+    A run that is to go on may find its data and backbone elsewhere: its checkpoint knows them.
+    """
+    from prompt_tuning.fleet.checkpoint import recorded_experiment
+
+    is_finished = (folder / "result.json").exists()
+    try:
+        saved = None if is_finished else recorded_experiment(folder / "checkpoints")
+        record = saved or read_json(folder / "run.json")
+        return compare(record, experiment(run), may_move=not is_finished)
+    except (UserError, KeyError, TypeError, AttributeError):
+        return Comparison("its run.json is damaged")
+
+
+def _reopen(folder: Path, added: tuple[str, ...]) -> None:
+    """Let a finished run go on with members that were added to it. Raises :class:`UserError`."""
+    from prompt_tuning.fleet.checkpoint import newest
+
+    names = ", ".join(added)
+    if newest(folder / "checkpoints") is None:
+        raise UserError(
+            f"{folder} has finished and has no checkpoint that {names} could be added to;"
+            " use --fresh to train all members anew or --output for another folder"
+        )
+    (folder / "result.json").unlink()
+    logger.info("%s has finished before; added to it: %s", folder, names)
 
 
 def is_record(file: Path) -> bool:

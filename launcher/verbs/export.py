@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.fleet import checkpoint
     from prompt_tuning.prompt.export import rebuild_prompt, write_prompt
-    from prompt_tuning.settings.identity import load_recorded_run
+    from prompt_tuning.settings.identity import experiment, load_recorded_run
 
     quiet_libraries()
     run = load_recorded_run(Path(options.run))
@@ -41,13 +41,15 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--member {sorted(unknown)[0]}: not in {options.run}; its members: {', '.join(known)}")
     if run.shared.method == "full" or any("prompt" not in saved for saved in state["members"]):
         return _from_fleet(run, path, names, Path(options.output))
-    for index, (spec, saved) in enumerate(zip(run.members, state["members"], strict=True)):
+    by_place = dict(zip(checkpoint.places(path, state, experiment(run)), state["members"], strict=True))
+    for place, spec in enumerate(run.members):
+        saved = by_place.get(place)  # None: of a member that was added since
         if spec.name not in names:
             continue
-        if saved["best"] is None:
+        if saved is None or saved["best"] is None:
             _nothing(spec.name)
             continue
-        tensors = checkpoint.read_tensors(path, index)
+        tensors = checkpoint.read_tensors(path, saved)
         own: dict[str, Any] = {}
         for kind in ("frozen.", "best."):
             own |= {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}

@@ -36,10 +36,12 @@ class Pending:
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
         self._records: list[StepRecord] = []
+        self._steps: list[list[int]] = []
 
     def add(self, record: StepRecord) -> None:
-        """Remember a step without waiting for the device."""
+        """Remember a step that members have just done, each its own, without waiting for the device."""
         self._records.append(record)
+        self._steps.append([self.fleet.members[index].step for index in record.members])
 
     def read(self) -> list[Reading]:
         """Wait for the device. A member's first reading that is not finite stops it and is its last one."""
@@ -47,8 +49,10 @@ class Pending:
             return []
         losses = torch.cat([record.losses for record in self._records]).tolist()
         norms = torch.cat([record.norms.double() for record in self._records]).tolist()
-        places = [(member, record.step + 1) for record in self._records for member in record.members]
+        done = zip(self._records, self._steps, strict=True)
+        places = [pair for record, steps in done for pair in zip(record.members, steps, strict=True)]
         self._records.clear()
+        self._steps.clear()
         readings = []
         for (index, step), loss, norm in zip(places, losses, norms, strict=True):
             member = self.fleet.members[index]

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import majority_metrics
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.prompt.export import write_model, write_prompt
 from prompt_tuning.report.rates import rate
+from prompt_tuning.settings.merge import read_json
 from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import write_json
 from prompt_tuning.storage.lines import finite
@@ -54,6 +56,21 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
     whole = cast(MemberResult, {**result, **extra})
     write_json(folder / "result.json", finite(whole))
     return whole
+
+
+def earlier_result(run: Run, member: Member) -> MemberResult | None:
+    """The result that an earlier start of the run has written of a member that has ended; None: it has to be written."""
+    folder = run.output / "members" / member.name
+    try:
+        result = read_json(folder / "result.json")
+    except UserError:
+        return None
+    steps = None if member.best is None else member.best.step
+    best = result.get("best")
+    as_now = {"member": member.name, "overrides": member.spec.overrides, "status": member.status, "steps": member.step}
+    is_its = all(result.get(key) == value for key, value in as_now.items()) and steps == (best and best["step"])
+    is_whole = member.best is None or (folder / "prompt" / "prompt.json").exists()
+    return cast(MemberResult, result) if is_its and is_whole else None
 
 
 def export_member(folder: Path, member: Member, best: dict[str, Any] | None = None) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -55,10 +59,34 @@ def recipe(config: Json) -> Json:
     return {**config, "train": {key: value for key, value in config["train"].items() if key != "seed"}}
 
 
-def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None:
-    """Where a recorded experiment differs from :func:`experiment`'s of today, as a phrase; None: nowhere.
+@dataclass(frozen=True)
+class Comparison:
+    """A recorded experiment beside one of today."""
 
-    What was recorded is read as a run file of today, so that a key that came later has its default in it.
+    difference: str | None
+    """Why the one may not be continued as the other, as a phrase; None: it may."""
+    places: tuple[int, ...] = ()
+    """For every recorded member its place among today's; nothing where the experiments differ."""
+    added: tuple[str, ...] = ()
+    """Names of today's members that were not recorded."""
+
+
+def identities(members: Sequence[MemberSpec]) -> list[str]:
+    """A digest of each member's settings that change the numbers; where data and backbone lie does not count.
+
+    Of members with equal digests the second and later ones are numbered.
+    """
+    configs = [spec.config.model_dump(mode="json", by_alias=True) for spec in members]
+    digests = [_digest(_unplaced(without(config, RunFile, "parallel", "launch", "people"))) for config in configs]
+    numbers = [digests[:place].count(digest) + 1 for place, digest in enumerate(digests)]
+    return [f"{d}-{number}" if number > 1 else d for d, number in zip(digests, numbers, strict=True)]
+
+
+def compare(recorded: Json, new: Json, may_move: bool) -> Comparison:
+    """A recorded experiment beside :func:`experiment`'s of today.
+
+    Members are the same by their settings, whatever they are called and wherever they stand in their file; others may have
+    been added. What was recorded is read as a run file of today, so that a key that came later has its default in it.
     ``may_move``: whether data and backbone may lie elsewhere, because something else tells that they are the same.
     """
     old = copy.deepcopy(recorded)
@@ -69,26 +97,76 @@ def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None
             problems = sentences(error, RunFile, ("extends",))
             unknown = [place for place, sentence in problems if sentence.startswith("unknown key")]
             if unknown:
-                return f"{', '.join(unknown)}: unknown to this version; continue with the one that wrote it"
+                return Comparison(f"{', '.join(unknown)}: unknown to this version; continue with the one that wrote it")
             place, sentence = problems[0]
-            return f"{place}: {sentence}"
-    old, now = _experiment(cast(RunRecord, old)), copy.deepcopy(new)
-    for member in (*old["members"], *now["members"]) if may_move else ():
-        for section, key in (("data", "path"), ("data", "files"), ("backbone", "path")):
-            member["config"][section].pop(key, None)
-            for overrides in (member["overrides"], member["overrides"].get(section)):
-                if isinstance(overrides, dict) and isinstance(overrides.get(section), dict):
-                    overrides[section].pop(key, None)
-    return None if old == now else difference(old, now)
+            return Comparison(f"{place}: {sentence}")
+    old = _experiment(cast(RunRecord, old))
+    before, now = old["members"], new["members"]
+    places = _places(before, now, may_move)
+    differs = _difference(before, now, places, may_move)
+    if old["shared_prompt"] != new["shared_prompt"]:
+        differs = difference(old["shared_prompt"], new["shared_prompt"], "shared_prompt")
+    elif differs is None and new["shared_prompt"] and places != list(range(len(now))):
+        differs = "its members train one prompt together: none is added, and their order stays"
+    if differs is not None:
+        return Comparison(differs)
+    found = tuple(place for place in places if place is not None)
+    return Comparison(None, found, tuple(member["name"] for i, member in enumerate(now) if i not in found))
 
 
-def experiment_difference(folder: Path, run: Run) -> str | None:
-    """Where the experiment that a folder's run.json records differs from ``run``'s; None: nowhere.
+def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None:
+    """As :func:`compare`, its difference alone."""
+    return compare(recorded, new, may_move).difference
 
-    A run that is to go on may find its data and backbone elsewhere: its checkpoint knows them.
+
+def _places(before: list[Json], now: list[Json], may_move: bool) -> list[int | None]:
+    """Where recorded members stand today; None: nowhere. Of several equal ones those of the same place on disk and name go
+    together.
     """
-    is_finished = (folder / "result.json").exists()
-    try:
-        return recorded_difference(read_json(folder / "run.json"), experiment(run), may_move=not is_finished)
-    except (UserError, KeyError, TypeError, AttributeError):
-        return "its run.json is damaged"
+    places: list[int | None] = [None] * len(before)
+    for moves, renamed in ((False, False), (False, True), *([(True, False), (True, True)] if may_move else [])):
+        free: dict[tuple[str, str], list[int]] = {}
+        for place, member in enumerate(now):
+            if place not in places:
+                free.setdefault(_key(member, moves, renamed), []).append(place)
+        for index, member in enumerate(before):
+            candidates = free.get(_key(member, moves, renamed))
+            if places[index] is None and candidates:
+                places[index] = candidates.pop(0)
+    return places
+
+
+def _key(member: Json, moves: bool, renamed: bool) -> tuple[str, str]:
+    return _digest(_unplaced(member["config"]) if moves else member["config"]), "" if renamed else member["name"]
+
+
+def _difference(before: list[Json], now: list[Json], places: list[int | None], may_move: bool) -> str | None:
+    """The first recorded member whose settings are others today, those that are gone, or names that were exchanged."""
+    left = [member for place, member in enumerate(now) if place not in places]
+    lost = [index for index, place in enumerate(places) if place is None]
+    for number, index in enumerate(lost):
+        named = [member for member in left if member["name"] == before[index]["name"]]
+        if named or len(lost) == len(before) == len(now):
+            sides = [side["config"] for side in (before[index], (named or left[number:])[0])]
+            old, new = (_unplaced(side) if may_move else side for side in sides)
+            return difference(old, new, f"members[{index}].config")
+    if lost:
+        return f"it has members that are missing now: {', '.join(before[index]['name'] for index in lost)}"
+    names = {member["name"] for member in before}
+    for member, place in zip(before, places, strict=True):
+        name = now[place or 0]["name"]
+        if name != member["name"] and name in names:
+            return f"{member['name']} is now called {name}, which is another member's name there"
+    return None
+
+
+def _unplaced(config: Json) -> Json:
+    """Settings without where data and backbone lie."""
+    config = {**config, "data": dict(config["data"]), "backbone": dict(config["backbone"])}
+    for section, key in (("data", "path"), ("data", "files"), ("backbone", "path")):
+        config[section].pop(key, None)
+    return config
+
+
+def _digest(value: Json) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

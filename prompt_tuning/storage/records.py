@@ -70,8 +70,8 @@ class SavedBest(BestRecord):
     loss: float
 
 
-class SavedMember(TypedDict, total=False):
-    """A member in a checkpoint's ``state.json``. ``data`` and ``prompt`` are missing in those of version 0.1.0."""
+class MemberState(TypedDict, total=False):
+    """What a checkpoint says of a member beside its tensors. ``data`` and ``prompt`` are missing in those of version 0.1.0."""
 
     name: str
     data: dict[str, Any]
@@ -82,6 +82,13 @@ class SavedMember(TypedDict, total=False):
     seconds: float
     examples: int
     best: SavedBest | None
+
+
+class SavedMember(MemberState, total=False):
+    """A member in a checkpoint's ``state.json``. Version 0.1.0 wrote no ``identity``, and no ``file``: it followed from the place."""
+
+    identity: str
+    file: str
 
 
 class MetricsLine(TypedDict, total=False):

@@ -81,3 +81,22 @@ def test_a_run_stopped_on_two_ranks_ends_equal_on_others(job, size):
         for line, expected in zip(lines[member], expected_lines[member], strict=True):
             assert abs(line["loss"] - expected["loss"]) < 1e-8
             assert line.get("metrics") == expected.get("metrics")
+
+
+def test_two_ranks_train_a_member_that_is_added_to_a_finished_run(job):
+    """The first rank alone looks for earlier results; both must test the same members then."""
+    raw, folder = job
+    new = {"name": "new", "prompt": {"length": 4}, "train": {"seed": 21}}
+    more = {**raw, "fleet": {"members": [new, *raw["fleet"]["members"]]}}
+    run_ranks(1, train_run, {**raw, "fleet": {"members": [new]}}, folder / "alone")
+    output = folder / "more"
+    shutil.copytree(folder / "whole", output)
+    before = {file: file.read_bytes() for file in output.glob("members/*/*.json*")}
+    run_ranks(2, train_run, more, output)
+    assert before == {file: file.read_bytes() for file in before}
+    assert json.loads((output / "result.json").read_text())["members"][0]["member"] == "new"
+    (prompts, lines), (expected_prompts, expected_lines) = results(output), results(folder / "alone")
+    for name, tensor in expected_prompts["new"].items():
+        assert (prompts["new"][name] - tensor).abs().max() < 1e-8, name
+    assert [line["step"] for line in lines["new"]] == [line["step"] for line in expected_lines["new"]]
+    assert [line.get("metrics") for line in lines["new"]] == [line.get("metrics") for line in expected_lines["new"]]

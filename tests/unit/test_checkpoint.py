@@ -54,10 +54,21 @@ def trained(raw):
 
 @pytest.fixture
 def saved(raw, trained, tmp_path):
-    """A folder with checkpoints of steps 3 and 4."""
-    for step in (3, 4):
-        checkpoint.save(tmp_path, trained, step, experiment(raw), keep=2)
+    """A folder with checkpoints of steps 3 and 4, between which every member has changed."""
+    save_changed(raw, trained, tmp_path)
     return tmp_path
+
+
+def save_changed(raw, fleet, folder):
+    for step in (3, 4):
+        for member in fleet.members:
+            member.seconds += 1
+        checkpoint.save(folder, fleet, step, experiment(raw), keep=2)
+
+
+def file_of(path, name):
+    """The file of a member in a checkpoint."""
+    return next(path / saved["file"] for saved in checkpoint.read_state(path)["members"] if saved["name"] == name)
 
 
 def experiment(raw):
@@ -136,7 +147,7 @@ def test_damaged_checkpoints_never_push_out_new_ones(raw, trained, saved, tmp_pa
     folder, source = tmp_path / "others", checkpoint.newest(saved)
     for step in (100, 1000000):
         shutil.copytree(source, folder / f"step-{step:06d}")
-        (folder / f"step-{step:06d}" / "member-0000.safetensors").write_bytes(b"damaged")
+        file_of(folder / f"step-{step:06d}", "deep").write_bytes(b"damaged")
     assert checkpoint.newest(folder) is None
     checkpoint.set_aside(folder, None)
     checkpoint.save(folder, trained, 10, {}, keep=1)
@@ -192,22 +203,24 @@ class _warnings_of:
         checkpoint.logger.removeHandler(self.caplog.handler)
 
 
-@pytest.mark.parametrize("file", ["member-0001.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["tensors", "state.json"])
 @pytest.mark.parametrize("size", [0, 100])
 def test_a_truncated_file_is_damage(saved, file, size):
-    os.truncate(saved / "step-000004" / file, size)
+    path = saved / "step-000004"
+    os.truncate(file_of(path, "mlp") if file == "tensors" else path / file, size)
     assert checkpoint.newest(saved) == saved / "step-000003"
 
 
-@pytest.mark.parametrize("file", ["member-0001.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["tensors", "state.json"])
 def test_a_missing_file_is_damage(saved, file):
-    (saved / "step-000004" / file).unlink()
+    path = saved / "step-000004"
+    (file_of(path, "mlp") if file == "tensors" else path / file).unlink()
     assert checkpoint.newest(saved) == saved / "step-000003"
 
 
 def test_where_all_are_damaged_there_is_none(saved):
     for step in (3, 4):
-        os.truncate(saved / f"step-{step:06d}" / "member-0000.safetensors", 10)
+        os.truncate(file_of(saved / f"step-{step:06d}", "deep"), 10)
     assert checkpoint.newest(saved) is None
 
 
@@ -220,7 +233,15 @@ def test_a_half_written_folder_is_not_a_checkpoint(saved):
     assert checkpoint.newest(saved) == saved / "step-000004"
 
 
-CALLS = [(os, "fsync"), (os, "open"), (Path, "rename"), (Path, "replace"), (shutil, "rmtree"), (Path, "mkdir")]
+CALLS = [
+    (os, "fsync"),
+    (os, "open"),
+    (os, "link"),
+    (Path, "rename"),
+    (Path, "replace"),
+    (shutil, "rmtree"),
+    (Path, "mkdir"),
+]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a new step", "a step saved before"])
@@ -230,8 +251,8 @@ def test_a_crash_at_any_moment_of_a_save_leaves_a_sound_checkpoint(raw, trained,
     survived = set()
     for deadline in range(1, 200):
         shutil.rmtree(saved, ignore_errors=True)
-        for earlier in (3, 4):
-            checkpoint.save(saved, trained, earlier, experiment(raw), keep=2)
+        save_changed(raw, trained, saved)
+        trained.members[0].seconds += 1  # the others' files are linked
         with monkeypatch.context() as patch:
             if not _dies(patch, deadline, lambda: checkpoint.save(saved, trained, step, experiment(raw), keep=2)):
                 break
