@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from prompt_tuning.fleet.step import Fleet
 
@@ -63,7 +64,7 @@ def profile_steps(fleet: Fleet, steps: int, trace: Path | None = None, warm_up: 
 
     for _ in range(warm_up):
         step()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         step()
     examples = tokens = 0
     before = _matrix_rate(fleet)
@@ -91,6 +92,21 @@ def profile_steps(fleet: Fleet, steps: int, trace: Path | None = None, warm_up: 
     operators.sort(key=lambda line: -line[1])
     lines = [(name, spent, int(calls)) for name, (spent, calls) in kinds.items()]
     return Profile(seconds, *counted, counter.get_total_flops(), rate, tuple(lines), tuple(operators[:12]))
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+# Torch's counter knows the fused attention of other devices only.
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def _matrix_rate(fleet: Fleet, repeats: int = 5) -> float:
