@@ -94,11 +94,6 @@ class Backbone:
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
     @property
-    def recomputes(self) -> bool:
-        """Whether layers run anew in the backward (activation checkpointing)."""
-        return bool(self.model.is_activation_checkpointing)
-
-    @property
     def drops(self) -> bool:
         """Whether a training forward drops anything of the backbone's own."""
         names = (*self.family.hidden_dropout, *self.family.attention_dropout)
@@ -178,6 +173,7 @@ def _load(
     if shards is not None:
         shards.attach(model)
     open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
+    family.narrow_last_layer(model)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()

@@ -56,6 +56,8 @@ class PackedRows:
 
     groups: tuple[Group, ...]
     """Of all rows, in the order in which their tokens stand."""
+    read: Tensor | None = None
+    """Places of the tokens of which some head sees the last hidden states; None: of all."""
     tables: dict[int, PrefixTables] = field(default_factory=dict)
     """By the number of a form."""
     table_rows: Tensor | None = None

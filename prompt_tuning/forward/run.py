@@ -49,11 +49,8 @@ def hidden_states(
         hook = backbone.model.get_input_embeddings().register_forward_hook(lambda module, args, words: place(words))
     try:
         positions = backbone.family.positions(batch.positions, backbone.model.config)
-        # Checkpointing runs a layer anew in the backward, where other tokens may be read than in its forward.
-        read = None if backbone.recomputes and torch.is_grad_enabled() else batch.read
-        family, model = backbone.family, backbone.model
-        with family.reading(model, read), family.layers_from(model, batch.layer, batch.states):
-            output = model(input_ids=batch.input_ids, position_ids=positions, **arguments)
+        with backbone.family.layers_from(backbone.model, batch.layer, batch.states):
+            output = backbone.model(input_ids=batch.input_ids, position_ids=positions, **arguments)
     finally:
         if hook is not None:
             hook.remove()
@@ -80,9 +77,10 @@ def _packed_rows(
         own = torch.tensor([places.get(member, 0) for member in range(len(prompts))], device=batch.input_ids.device)
         rows = own[batch.member_of_row[batch.standing]]
     if dropout is None or row_keys is None:
-        return PackedRows(batch.groups, tables, rows, heads=backbone.local_heads)
+        return PackedRows(batch.groups, batch.read, tables, rows, heads=backbone.local_heads)
     return PackedRows(
         batch.groups,
+        batch.read,
         tables,
         rows,
         row_keys[batch.standing],

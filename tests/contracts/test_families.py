@@ -132,14 +132,17 @@ def test_forward_and_gradients_equal_the_cache_route(folder, dtype, attention):
     assert_equal(found, expected, BOUNDS[dtype])
 
 
-def test_checkpointing_gives_the_same_bits(folder):
+@pytest.mark.parametrize("only_read", [False, True])
+def test_checkpointing_gives_the_same_bits(folder, only_read):
     results = []
     for checkpointing in (False, True):
         backbone = open_backbone(folder, "float32", activation_checkpointing=checkpointing)
         prompt = make_prompt(backbone)
         prompt.dropout = 0.3
-        batch = make_batch([prompt])
+        batch = make_batch([prompt], only_read=only_read)
         hidden = hidden_states(backbone, [prompt], batch, row_keys=torch.arange(len(batch.lengths)))
+        # Another batch beside it, whose forward comes between: each backward must know its own.
+        hidden_states(backbone, [prompt], make_batch([prompt], (5, 2), only_read=True))
         results.append([hidden.detach(), *prefix_gradients(ramp_loss(hidden, batch), [prompt])])
     for plain, checkpointed in zip(*results, strict=True):
         assert torch.equal(plain, checkpointed)

@@ -34,7 +34,7 @@ def rows_of(prefixes, members, keys=None, rates=None):
             order += some
     places = {m: row for table in tables.values() for m, row in table.places.items()}
     table_rows = torch.tensor([places.get(members[row], 0) for row in order])
-    packed = PackedRows(tuple(groups), tables, table_rows, all_heads=G)
+    packed = PackedRows(tuple(groups), None, tables, table_rows, all_heads=G)
     if keys is not None:
         packed.row_keys = torch.tensor(keys)[order]
         packed.dropout = torch.tensor(rates, dtype=torch.float64)[[members[row] for row in order]]

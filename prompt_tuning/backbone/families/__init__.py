@@ -84,34 +84,33 @@ class Family:
         finally:
             setattr(owner, name, whole)
 
-    @contextmanager
-    def reading(self, model: nn.Module, read: Tensor | None) -> Iterator[None]:
-        """Forwards in which, behind its attention, the last layer works for the tokens at the places ``read`` alone.
+    def narrow_last_layer(self, model: nn.Module) -> None:
+        """Let the last layer, behind its attention, work for the tokens alone that the forward's ``rows`` say are read.
 
-        Hidden states [1, T, H] of the others are of no use then. None: all are read.
+        Hidden states [1, T, H] of the others are of no use then. Checkpointing, which runs the layer anew, sees the same.
         """
-        if read is None:
-            yield
-            return
         last = self._layers(model)[-1]
         first, behind = (last.get_submodule(name) for name in self.by_token)
-        width: list[int] = []
+        reads: list[tuple[Tensor | None, int]] = [(None, 0)]
+
+        def begin(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden = given[0] if given else named["hidden_states"]
+            reads[0] = named["rows"].read, hidden.shape[1]
 
         def cut(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
-            tensors = [value for value in (*given, *named.values()) if isinstance(value, Tensor)]
-            width[:] = [tensors[0].shape[1]]
-            own = {name: v.index_select(1, read) if isinstance(v, Tensor) else v for name, v in named.items()}
-            return tuple(v.index_select(1, read) if isinstance(v, Tensor) else v for v in given), own
+            def some(value: Any) -> Any:
+                return value if read is None or not isinstance(value, Tensor) else value.index_select(1, read)
+
+            read, _ = reads[0]
+            return tuple(map(some, given)), {name: some(value) for name, value in named.items()}
 
         def spread(module: nn.Module, given: Any, found: Tensor) -> Tensor:
-            return found.new_zeros(1, width[0], found.shape[2]).index_copy(1, read, found)
+            read, width = reads[0]
+            return found if read is None else found.new_zeros(1, width, found.shape[2]).index_copy(1, read, found)
 
-        hooks = [first.register_forward_pre_hook(cut, with_kwargs=True), behind.register_forward_hook(spread)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        last.register_forward_pre_hook(begin, with_kwargs=True)
+        first.register_forward_pre_hook(cut, with_kwargs=True)
+        behind.register_forward_hook(spread)
 
     def max_positions(self, config: Any) -> int:
         """Largest number of prompt and text tokens together."""
