@@ -108,7 +108,8 @@ class Family:
             read, width = reads[0]
             return found if read is None else found.new_zeros(1, width, found.shape[2]).index_copy(1, read, found)
 
-        last.register_forward_pre_hook(begin, with_kwargs=True)
+        # Not of the layer itself, whose hooks do not run when checkpointing runs it anew.
+        last.get_submodule(self.attention).register_forward_pre_hook(begin, with_kwargs=True)
         first.register_forward_pre_hook(cut, with_kwargs=True)
         behind.register_forward_hook(spread)
 
