@@ -42,6 +42,9 @@ class PrefixShape:
 INDEX = "prefix_layer_index"
 """Attribute of an attention module: which layer of the prefix is its own."""
 
+IS_LAST = "prefix_is_last"
+"""Attribute of an attention module: whether it is the last layer's, of which only what is read counts."""
+
 TENSOR_RANK = "prefix_tensor_rank"
 """Attribute of an attention module: which share of the heads it has; None: all."""
 
@@ -69,7 +72,7 @@ def prefix_attention(
     if captured is not None:
         captured[layer] = torch.stack([key, value])
     assert rows is not None and attention_mask is None, "tokens come packed, and rows say which belong together"
-    look = Look(bool(getattr(module, "is_causal", False)), sliding_window)
+    look = Look(bool(getattr(module, "is_causal", False)), sliding_window, getattr(module, IS_LAST))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with own_dropout(getattr(module, TENSOR_RANK), dropout, query.device):
         return kernel(query, key, value, rows, layer, look, scale, dropout), None
@@ -104,7 +107,9 @@ def open_door(
     model: PreTrainedModel, attention_modules: Iterable[nn.Module], kernel: str, tensor_rank: int | None = None
 ) -> None:
     """Let prefixes into ``model``: number its attention modules and select our attention function."""
-    for index, module in enumerate(attention_modules):
+    modules = list(attention_modules)
+    for index, module in enumerate(modules):
         setattr(module, INDEX, index)
+        setattr(module, IS_LAST, index == len(modules) - 1)
         setattr(module, TENSOR_RANK, tensor_rank)
     model.set_attn_implementation(attention_name(kernel))

@@ -21,10 +21,14 @@ from prompt_tuning.backbone.rows import PackedRows
 
 @dataclass(frozen=True)
 class Look:
-    """Which text a token sees: all of its row, or what is not behind it, and of that the nearest ``window`` tokens."""
+    """Which text a token sees: all of its row, or what is not behind it, and of that the nearest ``window`` tokens.
+
+    ``reads_only``: what the tokens see that no head reads does not count.
+    """
 
     is_causal: bool
     window: int | None = None
+    reads_only: bool = False
 
     def limits(self, length: int) -> bool:
         """Whether tokens of a row so long do not see all of it."""
@@ -45,9 +49,14 @@ def grouped(
 ) -> Tensor:
     """One call of torch's fused attention for each group of rows of equal length; no row is padded or masked for another."""
     outputs = []
-    parts = zip(rows.groups, *(tensor[0].split(rows.sizes, 1) for tensor in (query, key, value)), strict=True)
-    for group, *own in parts:
-        q, k, v = (part.unflatten(1, (group.num_rows, group.length)).transpose(0, 1) for part in own)
+    # Of the read tokens there is one a row, and they stand in the order of the rows.
+    read = rows.read if look.reads_only and not any(look.limits(group.length) for group in rows.groups) else None
+    queries, sizes = query[0], rows.sizes
+    if read is not None:
+        queries, sizes = queries.index_select(1, read), [group.num_rows for group in rows.groups]
+    parts = [queries.split(sizes, 1), *(tensor[0].split(rows.sizes, 1) for tensor in (key, value))]
+    for group, *own in zip(rows.groups, *parts, strict=True):
+        q, k, v = (part.unflatten(1, (group.num_rows, -1)).transpose(0, 1) for part in own)
         prefix = rows.prefix(layer, group, k.dtype)
         if prefix is not None:
             k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
@@ -59,7 +68,10 @@ def grouped(
             mask = rows.keep((look, group.length, front), make)
         found = _attend(q, k, v, mask, scale, dropout)
         outputs.append(found.transpose(1, 2).flatten(0, 1))
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
+    whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if read is not None:
+        whole = whole.new_zeros(query.shape[2], *whole.shape[1:]).index_copy(0, read, whole)
+    return whole[None]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:

@@ -17,7 +17,7 @@ from prompt_tuning.forward.batch import Items, Pool
 def default_budget(device: torch.device, gathers: bool = False) -> int:
     """Tokens of one forward: few keep a CPU's caches warm and padding low; many fill a GPU, or pay for the weights that
     every forward ``gathers`` (ZeRO-3)."""
-    return 1024 if device.type == "cpu" and not gathers else 16384
+    return 2048 if device.type == "cpu" and not gathers else 16384
 
 
 def plan(pool: Pool, items: Items, budget: int, rank: int, ranks: int) -> Iterator[Items]:
