@@ -6,6 +6,7 @@ seed and data alone; only rounding depends on who runs beside it and on how many
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from prompt_tuning.forward.batch import Batch
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.tokens.features import Features
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,6 +51,11 @@ class Fleet:
         budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
         prompts, kinds = [member.prompt for member in members], [member.kind for member in members]
         keeps = [member.spec.config.data.cache_activations for member in members]
+        for member, keep in zip(members, keeps, strict=True):
+            if keep and member.prompt.reaches_backbone and member.prompt.first_layer < 1 and grid.is_first:
+                logger.info(
+                    "%s: its prompt begins at the lowest layer, so data.cache_activations keeps nothing", member.name
+                )
         self.loops = {
             split: Loop(backbone, prompts, kinds, [m.splits.get(split, _NOTHING) for m in members], budget, keeps)
             for split in dict.fromkeys(name for m in members for name in ("train", "dev", *m.splits))

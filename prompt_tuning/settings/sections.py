@@ -156,7 +156,7 @@ class TrainSection(Section):
     tokens_per_batch: int | None = Field(
         None,
         gt=0,
-        description="Most tokens, padding and prompts included, of one forward on one rank; None: 1024 on CPU, 16384 on GPU.",
+        description="Most tokens, prompts included, of one forward on one rank; None: 2048 on CPU, 16384 on GPU.",
     )
 
     tensorboard: bool = Field(
