@@ -52,8 +52,7 @@ class DataSection(Section):
 
     cache_activations: bool | str = Field(
         False,
-        description="Keep the hidden states under the lowest of `prompt.layers` for each example: in memory (true), or in a"
-        " folder that later starts read. Same numbers, less work; needs `train.backbone_dropout` false.",
+        description="Keep hidden states under the lowest of `prompt.layers`: true: in memory; a folder: in files. Same numbers.",
         json_schema_extra=LAUNCH,
     )
 
