@@ -45,6 +45,10 @@ def _table(fields: list[tuple[str, FieldInfo]]) -> list[str]:
     for name, field in fields:
         default = "required" if field.is_required() else f"`{_json(field.default)}`"
         rows.append(f"| `{field.alias or name}` | {_type(field.annotation)} | {default} | {field.description or ''} |")
+        inner = _section(field)
+        if inner is not None:
+            keys = [(f"{name}.{key}", part) for key, part in inner.model_fields.items()]
+            rows += _table(keys)[3:]
     return rows
 
 
@@ -72,6 +76,8 @@ def _type(annotation: Any) -> str:
     if origin is list:
         return f"list of {_type(arguments[0])}"
     if origin is dict:
+        return "object"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "object"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     return names.get(annotation, getattr(annotation, "__name__", "any").lower())

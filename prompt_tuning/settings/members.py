@@ -10,7 +10,7 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from prompt_tuning.settings.changes import keys_that_change, without
 from prompt_tuning.settings.merge import Json, extend, merge, parse_set, put, read_json
 from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.settings.search import RandomSection
 
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 
@@ -103,9 +104,18 @@ def _members(
 ) -> Iterator[tuple[str, Label, Json, Json]]:
     """Where it stands, label, overrides and merged settings of every member; adds what is wrong to ``problems``."""
     grid, seeds = fleet.get("grid") or {}, fleet.get("seeds") or []
-    problems += _contradictions(grid, seeds, [dotted for dotted, _ in sets])
-    problems += [f"fleet.grid: `{key}` {_ONE_FOR_ALL}" for key in grid if key.partition(".")[0] in (*SHARED, "extends")]
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    random = RandomSection.model_validate(fleet["random"]) if fleet.get("random") else None
+    drawn = {} if random is None else random.distributions
+    sources = {**dict.fromkeys(grid, "fleet.grid"), **dict.fromkeys(drawn, "fleet.random.distributions")}
+    problems += _contradictions(grid, drawn, seeds, [dotted for dotted, _ in sets])
+    problems += [
+        f"{s}: `{key}` {_ONE_FOR_ALL}" for key, s in sources.items() if key.partition(".")[0] in (*SHARED, "extends")
+    ]
+    points = [
+        {**sample, **dict(zip(grid, values, strict=True))}
+        for sample in ([{}] if random is None else random.points())
+        for values in itertools.product(*grid.values())
+    ]
     for index, member in enumerate(fleet.get("members") or [{}]):
         where = f"fleet.members[{index}]" if fleet.get("members") else "fleet"
         own = dict(member)
@@ -122,7 +132,7 @@ def _members(
             for point, seed in itertools.product(points, seeds or [None]):
                 overrides: Json = copy.deepcopy(own)
                 for dotted, value in point.items():
-                    put(overrides, dotted, value, f"{where}: fleet.grid.{dotted}")
+                    put(overrides, dotted, value, f"{where}: {sources[dotted]}.{dotted}")
                 if seed is not None:
                     put(overrides, "train.seed", seed, where)
                 merged = merge(merge(outer, base), overrides)
@@ -138,13 +148,14 @@ def _members(
             problems.append(text if text.startswith(where) else f"{where}: {text}")
 
 
-def _contradictions(grid: Json, seeds: list[int], sets: list[str]) -> list[str]:
+def _contradictions(grid: Json, drawn: Mapping[str, Any], seeds: list[int], sets: list[str]) -> list[str]:
     """Keys for which a fleet and ``--set``, or two parts of a fleet, give values that would undo each other."""
     varied = {key: f"fleet.grid varies `{key}`" for key in grid}
-    found = []
+    found = [f"fleet.grid and fleet.random both vary `{key}`; keep one of them" for key in grid if key in drawn]
+    varied |= {key: f"fleet.random varies `{key}`" for key in drawn}
     if seeds:
         if "train.seed" in varied:
-            found.append("fleet.seeds and fleet.grid both vary `train.seed`; keep one of them")
+            found.append(f"fleet.seeds and {varied['train.seed'].split()[0]} both vary `train.seed`; keep one of them")
         varied["train.seed"] = "fleet.seeds varies `train.seed`"
     for dotted in sets:
         for key, sentence in varied.items():

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from prompt_tuning.messages import show
 from prompt_tuning.section import Section
 from prompt_tuning.settings.changes import LAUNCH
+from prompt_tuning.settings.search import RandomSection
 
 
 class BackboneSection(Section):
@@ -229,6 +230,7 @@ class FleetSection(Section):
         None, description="Overrides, one object a member; each may have `name` and may extend a run file."
     )
     grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
+    random: RandomSection | None = Field(None, description="Members drawn at random (times members, grid and seeds).")
     shared_prompt: bool = Field(
         False, description="Members train one prefix together, each with its own data and head (MPT-2 of P-tuning v2)."
     )
