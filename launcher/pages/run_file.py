@@ -60,11 +60,9 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _json(value: Any) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, float)
-        else repr(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _type(annotation: Any) -> str:
