@@ -180,7 +180,8 @@ def train_in_folder(
     """Take the run folder, train, report; the exit code."""
     from launcher.pages.scores import print_report
     from model_parallel.collectives import broadcast_object
-    from prompt_tuning.trainer import build_fleet, prove_frozen, train
+    from prompt_tuning.report.holdings import prove_frozen
+    from prompt_tuning.trainer import build_fleet, train
 
     if options.dry_run:
         prove_frozen(build_fleet(run, grid))

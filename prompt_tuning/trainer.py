@@ -9,7 +9,6 @@ from pathlib import Path
 
 from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects, wait_long
 from model_parallel.grid import Grid
-from model_parallel.memory import resident_bytes
 from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.load import TaskData, task_data
@@ -18,14 +17,16 @@ from prompt_tuning.fleet import checkpoint
 from prompt_tuning.fleet.divergence import Pending
 from prompt_tuning.fleet.divergence import stop as stop_diverged
 from prompt_tuning.fleet.evaluate import evaluate
+from prompt_tuning.fleet.halving import halve
 from prompt_tuning.fleet.member import Best, Member
 from prompt_tuning.fleet.step import Fleet, StepRecord
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.prompt.build import build_prompt, check_lengths
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.prompt.initialise import start_from_prompt, start_from_text
+from prompt_tuning.report.holdings import prove_frozen
 from prompt_tuning.report.metrics_log import MetricsLog
-from prompt_tuning.report.progress import Progress, size
+from prompt_tuning.report.progress import Progress
 from prompt_tuning.report.rates import Rates
 from prompt_tuning.report.results import earlier_result, finish_member, write_results
 from prompt_tuning.settings.identity import experiment
@@ -114,7 +115,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     for spec in run.members:
         lender = members[0] if run.shared_prompt and members else None
         members.append(_build_member(spec, backbone, data[_data_of(spec)], lender))
-    return Fleet(backbone, members, grid)
+    return Fleet(backbone, members, grid, run.halving)
 
 
 def _check_same_data(data: dict[str, TaskData], grid: Grid) -> None:
@@ -157,40 +158,6 @@ def _build_member(spec: MemberSpec, backbone: Backbone, data: TaskData, lender: 
     return Member(spec, task.for_labels(data.labels), data.labels, data.splits, prompt, backbone, borrowed)
 
 
-def prove_frozen(fleet: Fleet) -> None:
-    """Check that the backbone has no gradient, no gradient buffer and no optimizer state; say what is trained and held."""
-    weights = list(fleet.backbone.model.parameters())
-    if fleet.members[0].spec.config.method != "full":
-        groups = [group for member in fleet.members for group in member.optimizer.param_groups]
-        trained = {id(parameter) for group in groups for parameter in group["params"]}
-        loose = [w for w in weights if w.requires_grad or w.grad is not None or id(w) in trained]
-        assert not loose, "the backbone is not frozen"
-    total = fleet.backbone.num_parameters
-    for member in fleet.members:
-        count = sum(p.numel() for _, p in member.parameters)
-        is_all = member.spec.config.method == "full"
-        share = "all of the backbone's and a head's" if is_all else f"{100 * count / total:.3f} % of the backbone's"
-        logger.info("%s: %s trained parameters, %s", member.name, f"{count:,}", share)
-    _say_bytes(fleet)
-
-
-def _say_bytes(fleet: Fleet) -> None:
-    """One line on what each rank holds; ranks differ by little, so the largest number of each kind stands for all."""
-    backbone, grid = fleet.backbone, fleet.grid
-    trained = sum(p.numel() * p.element_size() for member in fleet.members for _, p in member.parameters)
-    mine = (resident_bytes(backbone.model), backbone.bytes_read)
-    held, read = (max(column) for column in zip(*gather_objects(mine, grid), strict=True))
-    whole = backbone.num_parameters * next(backbone.model.parameters()).element_size()
-    logger.info(
-        "bytes per rank (tensor %d x data %d%s): backbone %s of %s (%.1f %%), trained %s, their gradients %s, AdamW %s;"
-        " read %s",
-        grid.tensor,
-        grid.data,
-        ", ZeRO-3" if backbone.zero else "",
-        *(size(held), size(whole), 100 * held / whole, size(trained), size(trained), size(2 * trained), size(read)),
-    )
-
-
 def _newest(folder: Path, grid: Grid) -> Path | None:
     """The newest sound checkpoint, the same on every rank; None: there is none."""
     path = None
@@ -230,7 +197,8 @@ def _due(fleet: Fleet) -> list[int]:
     for index in fleet.running():
         member = fleet.members[index]
         every = member.spec.config.train.eval_steps or member.steps_per_epoch
-        if member.step % every == 0 or member.step >= member.total_steps:
+        is_rung = fleet.halving is not None and member.step in fleet.halving.rungs
+        if member.step % every == 0 or member.step >= member.total_steps or is_rung:
             due.append(index)
     return due
 
@@ -246,6 +214,8 @@ def _evaluate(fleet: Fleet, due: list[int], log: MetricsLog, progress: Progress)
             stop_diverged(member, member.step, fleet.grid.is_first)
             continue
         key = member.task.selects_by
+        if fleet.halving is not None and member.step in fleet.halving.rungs:
+            member.rungs[member.step] = metrics[key]
         if member.best is None or metrics[key] > member.best.metrics[key]:
             member.best = Best(member.step, metrics, loss, member.tensors())
             member.stale = 0
@@ -255,6 +225,8 @@ def _evaluate(fleet: Fleet, due: list[int], log: MetricsLog, progress: Progress)
         patience = member.spec.config.train.patience
         if patience is not None and member.stale >= patience:
             member.status = "stopped"
+    if fleet.halving is not None:
+        halve(fleet.members, due, fleet.halving, fleet.grid.is_first)
 
 
 def _finish(fleet: Fleet) -> None:

@@ -231,6 +231,7 @@ def _state(member: Member) -> MemberState:
         "stale": member.stale,
         "seconds": member.seconds,
         "examples": member.examples,
+        **({"rungs": {str(step): score for step, score in member.rungs.items()}} if member.rungs else {}),
         "best": None if best is None else {"step": best.step, "metrics": best.metrics, "loss": best.loss},
     }
 
@@ -239,6 +240,7 @@ def _state(member: Member) -> MemberState:
 def _restore(member: Member, state: SavedMember, tensors: dict[str, torch.Tensor]) -> None:
     member.status, member.step, member.stale = state["status"], state["step"], state["stale"]
     member.seconds, member.examples = state["seconds"], state["examples"]
+    member.rungs = {int(step): score for step, score in state.get("rungs", {}).items()}
     for name, parameter in member.prompt.named_parameters():
         if not parameter.requires_grad:
             parameter.copy_(tensors[f"frozen.{name}"])

@@ -52,6 +52,8 @@ class Member:
     seconds: float = 0.0
     examples: int = 0
     best: Best | None = None
+    rungs: dict[int, float] = field(default_factory=dict)
+    """Its score on dev at the steps where a search compared it with others."""
     kind: Kind = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
     parameters: list[tuple[str, nn.Parameter]] = field(init=False)

@@ -23,6 +23,7 @@ from prompt_tuning.fleet.update import Updater
 from prompt_tuning.forward.batch import Batch
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
+from prompt_tuning.settings.search import HalvingSection
 from prompt_tuning.tokens.features import Features
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,10 @@ class StepRecord:
 class Fleet:
     """Members, and the arrays and settings that a step over all of them needs."""
 
-    def __init__(self, backbone: Backbone, members: list[Member], grid: Grid) -> None:
-        self.backbone, self.members, self.grid = backbone, members, grid
+    def __init__(
+        self, backbone: Backbone, members: list[Member], grid: Grid, halving: HalvingSection | None = None
+    ) -> None:
+        self.backbone, self.members, self.grid, self.halving = backbone, members, grid, halving
         shared = members[0].spec.config
         budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
         prompts, kinds = [member.prompt for member in members], [member.kind for member in members]

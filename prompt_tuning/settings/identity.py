@@ -19,6 +19,7 @@ from prompt_tuning.settings.changes import without
 from prompt_tuning.settings.merge import Json, read_json
 from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.settings.search import HalvingSection
 from prompt_tuning.storage.records import RunRecord
 
 
@@ -31,7 +32,9 @@ def load_recorded_run(folder: Path) -> Run:
             MemberSpec(member["name"], member["overrides"], RunFile.model_validate(member["config"]))
             for member in record["members"]
         )
-        run = Run(record["name"], folder, members, record["shared_prompt"])
+        halving = record.get("halving")
+        rungs = None if halving is None else HalvingSection.model_validate(halving)
+        run = Run(record["name"], folder, members, record["shared_prompt"], rungs)
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{file}: not the record of a run ({type(error).__name__}); give a run folder") from None
     if not members:
@@ -48,7 +51,7 @@ def _experiment(record: RunRecord) -> Json:
     members = copy.deepcopy(record["members"])
     for member in members:
         member["config"] = without(member["config"], RunFile, "parallel", "launch", "people")
-    return {"members": members, "shared_prompt": record["shared_prompt"]}
+    return {"members": members, "shared_prompt": record["shared_prompt"], "halving": record.get("halving")}
 
 
 def recipe(config: Json) -> Json:
@@ -106,6 +109,8 @@ def compare(recorded: Json, new: Json, may_move: bool) -> Comparison:
     differs = _difference(before, now, places, may_move)
     if old["shared_prompt"] != new["shared_prompt"]:
         differs = difference(old["shared_prompt"], new["shared_prompt"], "shared_prompt")
+    elif old["halving"] != new["halving"]:
+        differs = difference(old["halving"], new["halving"], "fleet.halving")
     elif differs is None and new["shared_prompt"] and places != list(range(len(now))):
         differs = "its members train one prompt together: none is added, and their order stays"
     if differs is not None:

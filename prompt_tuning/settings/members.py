@@ -22,7 +22,7 @@ from prompt_tuning.settings.changes import keys_that_change, without
 from prompt_tuning.settings.merge import Json, extend, merge, parse_set, put, read_json
 from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.settings.schema import RunFile
-from prompt_tuning.settings.search import RandomSection
+from prompt_tuning.settings.search import HalvingSection, RandomSection
 
 SHARED = ("$schema", "name", "backbone", "parallel", "deepspeed", "launch", "fleet", "output")
 
@@ -68,7 +68,14 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
     names = _unique([_name(label, config) for label, _, config in configs])
     folder = Path(output or outer.get("output") or Path("runs") / run_name)
     members = tuple(MemberSpec(n, o, c) for n, (_, o, c) in zip(names, configs, strict=True))
-    return Run(run_name, folder, members, bool((fleet or {}).get("shared_prompt")))
+    halving = (fleet or {}).get("halving")
+    return Run(
+        run_name,
+        folder,
+        members,
+        bool((fleet or {}).get("shared_prompt")),
+        None if halving is None else HalvingSection.model_validate(halving),
+    )
 
 
 _PLACEHOLDER: Json = {"task": "boolq", "backbone": {"path": "."}}

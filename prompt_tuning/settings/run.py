@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prompt_tuning.settings.merge import Json
 from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.settings.search import HalvingSection
 from prompt_tuning.storage.records import RunRecord
 
 
@@ -28,6 +29,7 @@ class Run:
     members: tuple[MemberSpec, ...]
     shared_prompt: bool = False
     """Whether all members train one prefix."""
+    halving: HalvingSection | None = None
 
     @property
     def shared(self) -> RunFile:
@@ -39,6 +41,7 @@ class Run:
         return {
             "name": self.name,
             "shared_prompt": self.shared_prompt,
+            "halving": None if self.halving is None else self.halving.model_dump(mode="json"),
             "members": [
                 {"name": m.name, "overrides": m.overrides, "config": m.config.model_dump(mode="json", by_alias=True)}
                 for m in self.members

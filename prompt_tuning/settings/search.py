@@ -1,4 +1,4 @@
-"""Random search: members whose settings are drawn from distributions (Bergstra and Bengio 2012)."""
+"""Searches: members whose settings are drawn from distributions (Bergstra and Bengio 2012), and halving among them."""
 
 from __future__ import annotations
 
@@ -72,6 +72,23 @@ class RandomSection(Section):
             if point not in found:
                 found.append(point)
         return found
+
+
+class HalvingSection(Section):
+    """At some steps only the best members go on."""
+
+    rungs: list[int] = Field(min_length=1, description="Steps after which members are compared on dev, ascending.")
+    keep: float = Field(
+        0.5, gt=0, lt=1, description="Share of the members that came to a rung which goes on, rounded up."
+    )
+
+    @model_validator(mode="after")
+    def _sensible(self) -> HalvingSection:
+        if self.rungs[0] < 1 or any(b <= a for a, b in zip(self.rungs, self.rungs[1:], strict=False)):
+            raise ValueError(
+                f"rungs: {self.rungs} do not ascend from a first step; give numbers of steps such as [50, 100, 200]"
+            )
+        return self
 
 
 def _share(seed: int, number: int, key: str) -> float:

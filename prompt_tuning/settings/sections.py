@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from prompt_tuning.messages import show
 from prompt_tuning.section import Section
 from prompt_tuning.settings.changes import LAUNCH
-from prompt_tuning.settings.search import RandomSection
+from prompt_tuning.settings.search import HalvingSection, RandomSection
 
 
 class BackboneSection(Section):
@@ -231,6 +231,7 @@ class FleetSection(Section):
     )
     grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
     random: RandomSection | None = Field(None, description="Members drawn at random (times members, grid and seeds).")
+    halving: HalvingSection | None = Field(None, description="Successive halving: only the best members go on.")
     shared_prompt: bool = Field(
         False, description="Members train one prefix together, each with its own data and head (MPT-2 of P-tuning v2)."
     )

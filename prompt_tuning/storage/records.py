@@ -57,11 +57,12 @@ class MemberRecord(TypedDict):
 
 
 class RunRecord(TypedDict):
-    """``run.json``, without the folder that it lies in."""
+    """``run.json``, without the folder that it lies in. Earlier versions wrote no ``halving``."""
 
     name: str
     shared_prompt: bool
     members: list[MemberRecord]
+    halving: dict[str, Any] | None
 
 
 class SavedBest(BestRecord):
@@ -82,6 +83,7 @@ class MemberState(TypedDict, total=False):
     seconds: float
     examples: int
     best: SavedBest | None
+    rungs: dict[str, float]
 
 
 class SavedMember(MemberState, total=False):

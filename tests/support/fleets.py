@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def make_run(raw: dict[str, Any], output: Path | str = "unused", only: str | Non
     """The run of a parsed run file; ``only``: a run of this one of its members alone."""
     run = resolve(raw, Path("test.json"), output=str(output))
     members = tuple(spec for spec in run.members if only in (None, spec.name))
-    return Run(run.name, run.output, members, run.shared_prompt)
+    return replace(run, members=members)
 
 
 def open_fleet(raw: dict[str, Any], grid: Grid | None = None, only: str | None = None) -> Fleet:

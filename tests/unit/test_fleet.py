@@ -18,8 +18,9 @@ from model_parallel.grid import Grid
 from prompt_tuning import trainer
 from prompt_tuning.fleet.schedule import learning_rate_factor
 from prompt_tuning.report import rates
+from prompt_tuning.report.holdings import prove_frozen
 from prompt_tuning.settings.sections import OptimizerSection
-from prompt_tuning.trainer import build_fleet, prove_frozen, train
+from prompt_tuning.trainer import build_fleet, train
 from tests.support.fleets import STEPS, assert_same_course, follow, make_run, open_fleet
 from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
 
