@@ -33,7 +33,7 @@ def test_operations_are_those_of_the_step(raw):
     third = int(features.lengths(fleet.members[0].step_examples(2))[0])
     whole, behind = 4 * hidden * hidden + 2 * hidden * inner, hidden * hidden + 2 * hidden * inner
     products = 2 * (third * (3 * whole - behind) + behind)
-    attention = 3 * 2 * 2 * third * third * hidden
+    attention = 2 * 2 * third * hidden * (2 * third + 1)  # of the last layer, the read token alone attends
     head = 2 * 2 * hidden * len(fleet.members[0].labels)
     assert len(lengths) == 1 and found.operations == pytest.approx(products + attention + head, rel=0.01)
     assert found.utilisation > 0 and sum(seconds for _, seconds, _ in found.kinds) > 0
