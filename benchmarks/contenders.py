@@ -24,6 +24,7 @@ class Contender:
     to_maximum: bool = False
     """Whether rows are padded to the most tokens of a text, and not to the longest of their batch; ours are never padded."""
     checkpointing: bool = False
+    """Whether activations are recomputed in the backward; not for :data:`FULL`."""
     layers: tuple[int, ...] | None = None
     """Layers with a prefix; None: all."""
     members: int = 1
@@ -44,12 +45,10 @@ class Contender:
                 work, self.dtype, self.dropout, self.members, layers=self.layers, checkpointing=self.checkpointing
             )
             return Built(ours.fleet_step(fleet), fleet=fleet)
-        is_full = self.side == FULL
-        model = theirs.full_model(work, self.dtype, self.dropout) if is_full else None
-        if model is None:
-            model = theirs.peft_model(work, self.dtype, self.dropout)
-        if self.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.side == FULL:
+            model = theirs.full_model(work, self.dtype, self.dropout)
+        else:
+            model = theirs.peft_model(work, self.dtype, self.dropout, self.checkpointing)
         batches = theirs.batches(work, work.max_length if self.to_maximum else None)
         return Built(theirs.step(model, batches), model=model, batches=batches)
 

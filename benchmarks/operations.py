@@ -41,6 +41,8 @@ def step_operations(config: Any, lengths: np.ndarray, prompt_length: int, first_
     return total
 
 
-def operations_of_steps(config: Any, steps: Iterable[np.ndarray], prompt_length: int, first_layer: int = 0) -> list[float]:
+def operations_of_steps(
+    config: Any, steps: Iterable[np.ndarray], prompt_length: int, first_layer: int = 0
+) -> list[float]:
     """Of several steps, given the lengths of each one's rows."""
     return [step_operations(config, lengths, prompt_length, first_layer) for lengths in steps]

@@ -52,7 +52,13 @@ class Report:
             console.print(text, highlight=False)
         if self.options.json:
             settings = {name: value for name, value in vars(self.options).items() if name not in ("json", "data")}
-            whole = {"settings": settings, "machine": machine, **self.numbers, "tables": self.tables, "notes": self.notes}
+            whole = {
+                "settings": settings,
+                "machine": machine,
+                **self.numbers,
+                "tables": self.tables,
+                "notes": self.notes,
+            }
             Path(self.options.json).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
     def _machine(self) -> dict[str, Any]:

@@ -79,9 +79,7 @@ def compare(work: Work, names: list[str], repeats: int) -> dict[str, Any]:
         for side in sides
         if side.side == PROMPTFLEET
     }
-    ratios = {
-        name: timing.ratio(*(seconds[side.label] for side in reversed(COMPARISONS[name]))) for name in names
-    }
+    ratios = {name: timing.ratio(*(seconds[side.label] for side in reversed(COMPARISONS[name]))) for name in names}
     return {
         "backbone": work.name,
         "max_length": work.max_length,
@@ -116,7 +114,9 @@ def main() -> None:
             with backbone(name, max(chosen.lengths) + chosen.prompt_length) as path:
                 for length in chosen.lengths:
                     sizes = (length, chosen.prompt_length, chosen.batch_size, steps, chosen.device)
-                    found = compare(Work(path, Path(name).name, data, "boolq", *sizes), chosen.comparisons, chosen.repeats)
+                    found = compare(
+                        Work(path, Path(name).name, data, "boolq", *sizes), chosen.comparisons, chosen.repeats
+                    )
                     report.numbers["works"].append(found)
                     _tell(report, found)
     except UserError as error:

@@ -62,12 +62,18 @@ def _classifier(work: Work, dtype: str, dropout: bool) -> Model:
     )
 
 
-def peft_model(work: Work, dtype: str, dropout: bool) -> Model:
-    """PrefixTuning around a sequence classifier, with whatever attention transformers chooses."""
+def peft_model(work: Work, dtype: str, dropout: bool, checkpointing: bool = False) -> Model:
+    """PrefixTuning around a sequence classifier, with whatever attention transformers chooses.
+
+    Raises ValueError for checkpointing, which PEFT refuses.
+    """
     from peft import PrefixTuningConfig, get_peft_model
 
+    model = _classifier(work, dtype, dropout)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     prefix = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=work.prompt_length)
-    return get_peft_model(_classifier(work, dtype, dropout), prefix).to(work.device).train()
+    return get_peft_model(model, prefix).to(work.device).train()
 
 
 def full_model(work: Work, dtype: str, dropout: bool) -> Model:
