@@ -7,17 +7,60 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.tiny import WORDS, make_backbone, write_jsonl
+from tests.support.tiny import WORDS, make_backbone, make_copa, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_step_time(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "benchmarks/step_time.py", "--threads", "1", *arguments]
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="peft (extra `bench`) is not installed"
+)
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, f"benchmarks/{script}.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def run_tiny(folder: Path, script: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark with a tiny backbone on made rows; its JSON."""
+    backbone = make_backbone(folder / "bert", "bert", max_position_embeddings=160)
+    make_boolq(folder / "data" / "BoolQ")
+    make_wic(folder / "data" / "WiC")
+    make_copa(folder / "data" / "COPA", {"train": 16, "val": 2})
+    shape = ["--backbones", str(backbone), "--data", str(folder / "data"), "--prompt-length", "3", "--repeats", "1"]
+    done = run(script, *shape, "--json", str(folder / "report.json"), *arguments)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "report.json").read_text())
+    assert report["machine"]["threads"] == 1 and report["tables"][0]["rows"]
+    assert report["tables"][0]["columns"][0].split()[0] in done.stdout
+    return report
+
+
+def assert_same(differences: dict[str, float]) -> None:
+    """Float32 rounding of a loss near 1 (2e-7 observed); rows, masks, positions or layouts that differ show at 1e-3."""
+    assert set(differences) == {"first_loss", "first_prefix_gradient", "largest_loss"}
+    assert max(differences.values()) < 1e-5
+
+
+def make_wic(folder: Path) -> Path:
+    rows = [
+        {
+            "word": WORDS[i],
+            "sentence1": " ".join(WORDS[i : i + 3 + i % 4]),
+            "sentence2": WORDS[2 * i],
+            "idx": i,
+            "label": i % 2 == 0,
+        }
+        for i in range(16)
+    ]
+    write_jsonl(folder / "train.jsonl", rows)
+    write_jsonl(folder / "val.jsonl", rows[:2])
+    return folder
 
 
 def make_boolq(folder: Path) -> Path:
@@ -31,36 +74,117 @@ def make_boolq(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft (extra `bench`) is not installed")
+@needs_peft
 def test_step_time_compares_equal_computations_and_reports_them(tmp_path):
-    backbone = make_backbone(tmp_path / "bert", "bert", max_position_embeddings=160)
-    data = make_boolq(tmp_path / "BoolQ")
-    shape = ["--backbone", str(backbone), "--data", str(data), "--prompt-length", "3", "--batch-size", "8"]
-    done = run_step_time(*shape, "--repeats", "1", "--json", str(tmp_path / "report.json"))
-    assert done.returncode == 0, done.stderr
-    assert "defaults" in done.stdout
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {"settings", "versions", "equal_settings", "defaults", "fleet"}
-    for section, names in {
-        "equal_settings": {"promptfleet", "peft"},
-        "defaults": {"promptfleet", "peft"},
-        "fleet": {"one_fleet", "separate_runs"},
-    }.items():
-        found = report[section]
-        assert set(found["seconds"]) == set(found["memory_bytes"]) == set(found["all_seconds"]) == names
-        assert set(found["time_ratio"]) == {"median", "lower_quartile", "upper_quartile"}
-        assert min(found["seconds"].values()) > 0
-    # Float32 rounding of a loss near 1 (2e-7 observed); rows, masks, positions or layouts that differ show at 1e-3.
-    assert max(report["equal_settings"]["differences"].values()) < 1e-5
-    assert report["fleet"]["differences"]["largest_loss"] < 1e-5
+    report = run_tiny(tmp_path, "step_time", "--lengths", "64", "--batch-size", "8")
+    (work,) = report["works"]
+    assert len(work["ratios"]) == 8 and len(work["seconds"]) == 11 + 2  # contenders, and two matrix products
+    for ratio in work["ratios"].values():
+        assert set(ratio) == {"median", "lower_quartile", "upper_quartile"} and ratio["median"] > 0
+    assert set(work["differences"]) == {"equal, float32, no dropout", "equal, bfloat16, no dropout"}
+    assert_same(work["differences"]["equal, float32, no dropout"])
+    assert all(0 < share < 1 for share in work["shares_of_matrix_product"].values())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft (extra `bench`) is not installed")
+@needs_peft
 def test_step_time_says_in_one_sentence_what_data_it_lacks(tmp_path):
-    done = run_step_time("--data", str(tmp_path / "nowhere"))
+    done = run("step_time", "--data", str(tmp_path / "nowhere"))
     assert done.returncode == 1
     assert "no train.jsonl; set PROMPTFLEET_DATA" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_benchmarks_say_in_one_sentence_that_peft_is_missing(monkeypatch):
+    from benchmarks import work
+    from prompt_tuning.errors import UserError
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'promptfleet\[bench\]'"):
+        work.check(work.parser("", repeats=1, batch_size=1).parse_args([]))
+
+
+@needs_peft
+def test_fleets_compute_what_separate_runs_and_peft_compute(tmp_path):
+    report = run_tiny(tmp_path, "fleet", "--members", "3", "--batch-size", "4", "--length", "64", "--dtypes", "float32")
+    assert [work["task"] for work in report["works"]] == ["wic", "copa"]
+    for work in report["works"]:
+        assert set(work["ratios"]) == {"separate", "PEFT", "PEFT, defaults"}
+        assert_same(work["differences"])
+
+
+def test_assembling_prefixes_is_measured_beside_whole_steps(tmp_path):
+    arguments = ("--assembly", "--members", "3", "--batch-size", "4", "--length", "64", "--tasks", "wic")
+    for work in run_tiny(tmp_path, "fleet", *arguments)["works"]:
+        assert 0 < work["shares"]["median"] < 1
+
+
+@needs_peft
+def test_padding_is_measured_on_rows_of_the_wanted_share(tmp_path):
+    arguments = ("--length", "32", "--batch-size", "4", "--rows", "16", "--shares", "1", "0.5")
+    whole, half = run_tiny(tmp_path, "padding", *arguments)["works"][0]["shares"]
+    assert half["real_share"] < 0.8 < whole["real_share"]
+    assert whole["real_tokens"] > half["real_tokens"]
+    assert_same(whole["differences"])
+    assert_same(half["differences"])
+
+
+def test_partial_depth_counts_fewer_operations_for_fewer_layers(tmp_path):
+    (work,) = run_tiny(tmp_path, "partial_depth", "--length", "64", "--batch-size", "8")["works"]
+    assert work["first_layers"] == {"all layers": 0, "upper half": 2, "upper quarter": 2}
+    assert work["operations"]["all layers"] > work["operations"]["upper half"] > 0
+
+
+@needs_peft
+def test_memory_tells_who_refuses_checkpointing(tmp_path):
+    report = run_tiny(tmp_path, "memory", "--length", "64", "--batch-size", "8")
+    for work in report["works"]:
+        assert set(work["bytes"]) == {"ours", "ours, checkpointing", "PEFT", "full fine-tuning"}
+        assert "gradient checkpointing" in work["refusals"]["PEFT, checkpointing"]
+        assert min(work["bytes"].values()) > 0
+
+
+def test_operations_are_those_that_torch_counts():
+    """Without last-layer trimming torch's own counter agrees exactly on linear layers and written-out attention."""
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BertConfig, BertModel
+
+    from benchmarks.operations import step_operations
+
+    config = BertConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=80)
+    config._attn_implementation = "eager"
+    model = BertModel(config, add_pooling_layer=False)
+    model.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones(1, 7, dtype=torch.long))
+    # Forward alone: the lowest prefix lies above all layers. Of the last layer's 7 tokens one is read.
+    behind = 2 * (32 * 32 + 2 * 32 * 48)
+    assert counter.get_total_flops() == step_operations(config, np.array([7]), 5, first_layer=3) + 6 * behind
+    # The backward adds all but the lowest layer's queries, keys and values, and attention's products twice over.
+    step = step_operations(config, np.array([7]), 5) - step_operations(config, np.array([7]), 5, first_layer=3)
+    attention, tokens = 3 * 2 * 2 * 7 * 12 * 32, 7
+    prefix_forward = 3 * 2 * 2 * 7 * 5 * 32
+    assert step == prefix_forward + 2 * attention + 2 * tokens * 2 * 3 * 32 * 32 + behind * (2 * tokens + 1)
+
+
+@needs_peft
+def test_one_command_writes_the_page_and_leaves_its_prose(tmp_path):
+    report = run_tiny(tmp_path, "partial_depth", "--length", "64", "--batch-size", "8")
+    (tmp_path / "partial_depth_cpu.json").write_text(json.dumps(report))
+    page = tmp_path / "page.md"
+    shown = (ROOT / "docs" / "performance.md").read_text()
+    before, after = shown.partition("<!-- measured")[0], "prose behind\n"
+    marks = [line for line in shown.splitlines() if line.startswith("<!-- measured")]
+    assert len(marks) == 2
+    page.write_text(f"{before}{marks[0]}\nold\n{marks[1]}\n{after}")
+    done = run("performance", "--only", "--folder", str(tmp_path), "--page", str(page))
+    assert done.returncode == 0, done.stderr
+    written = page.read_text()
+    assert written.startswith(before) and written.endswith(after) and "\nold\n" not in written
+    assert "| upper half (from layer 2) |" in written and "has none" in written
+    assert run("performance", "--only", "--folder", str(tmp_path), "--page", str(page)).returncode == 0
+    assert page.read_text() == written
 
 
 def test_data_are_measured_first_and_second_and_shared(tmp_path):

@@ -1,0 +1,220 @@
+"""Runs all benchmarks in order and writes their tables into docs/performance.md.
+
+    python benchmarks/performance.py
+
+Everything between the two marker lines of that page is replaced; the prose around them stays. Each benchmark runs in a process
+of its own, one after the other; on a quiet machine of two cores all of them take about an hour. --only runs some of them
+anew and takes the others' numbers from --folder, where an earlier call has left their JSON. The GPU section runs the same
+benchmarks with --device cuda where torch sees a device, and says so where it sees none.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    # Started as a file, Python puts benchmarks/ on the path, and not the root of the project.
+    sys.path[0] = str(ROOT)
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.report import describe
+
+BEGIN, END = (
+    "<!-- measured by benchmarks/performance.py: begin -->",
+    "<!-- measured by benchmarks/performance.py: end -->",
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A benchmark with its arguments, and what the page calls it."""
+
+    title: str
+    script: str
+    arguments: tuple[str, ...] = ()
+
+
+LARGE = ("--assembly", "--members", "64", "--backbones", "random-24x1024", "--prompt-length", "128", "--tasks", "wic")
+SECTIONS = {
+    "memory": Section("Memory", "memory"),
+    "step_time": Section("A step of one member", "step_time", ("--repeats", "3")),
+    "fleet": Section("Fleets", "fleet", ("--repeats", "3")),
+    "padding": Section("Share of real tokens", "padding", ("--repeats", "3")),
+    "partial_depth": Section("Prompts in the upper layers", "partial_depth", ("--repeats", "3")),
+    "assembly": Section("Many long prompts", "fleet", (*LARGE, "--repeats", "2", "--dtypes", "float32")),
+}
+"""By the names of their JSON files, in the order of the page."""
+ON_GPU = ("memory", "step_time", "fleet", "assembly")
+
+
+def arguments() -> argparse.Namespace:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument(
+        "--only", nargs="*", choices=list(SECTIONS), help="run these anew (default: all; none: only write)"
+    )
+    options.add_argument("--folder", type=Path, default=ROOT / "runs" / "performance", help="of the JSON (%(default)s)")
+    options.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md", help="(default: %(default)s)")
+    options.add_argument("--threads", type=int, default=1, help="of each benchmark (default: %(default)s)")
+    options.add_argument("--data", help="passed on to each benchmark")
+    options.add_argument(
+        "--smallest", metavar="BACKBONE", help="folder of a tiny BERT, with smallest sizes, as a trial"
+    )
+    return options.parse_args()
+
+
+def run(name: str, device: str, options: argparse.Namespace) -> None:
+    """Run one benchmark; its JSON goes to the folder."""
+    section = SECTIONS[name]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{section.script}.py"), *section.arguments]
+    command += ["--threads", str(options.threads), "--device", device]
+    command += ["--json", str(file_of(name, device, options)), *(["--data", options.data] if options.data else [])]
+    print(f"{name} on {device}", flush=True)
+    started = time.monotonic()
+    done = subprocess.run(command)
+    if done.returncode:
+        sys.exit(f"{name} ended with {done.returncode}; the page is as it was")
+    print(f"{name} took {time.monotonic() - started:.0f} s", flush=True)
+
+
+def file_of(name: str, device: str, options: argparse.Namespace) -> Path:
+    """Where a benchmark's JSON is."""
+    return options.folder / f"{name}_{device}.json"
+
+
+def markdown(report: dict[str, Any]) -> list[str]:
+    """Tables, notes and machine of one benchmark."""
+    lines = []
+    for table in report["tables"]:
+        lines += [f"**{table['title']}**", "", f"| {' | '.join(table['columns'])} |"]
+        lines += ["|" + "---|" * len(table["columns"])]
+        lines += [f"| {' | '.join(row)} |" for row in table["rows"]] + [""]
+    lines += [f"- {note}" for note in report["notes"]] + [f"- {describe(report['machine'])}"]
+    return [*lines, f"- Rounds: {report['settings']['repeats']}.", ""]
+
+
+def _works(report: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    return [work for work in report["works"] if all(work.get(name) == value for name, value in wanted.items())]
+
+
+def _ratio(backbone: str, comparison: str) -> Callable[[dict[str, Any]], list[float]]:
+    return lambda reports: [
+        work["ratios"][comparison]["median"] for work in _works(reports["step_time"], backbone=backbone, max_length=256)
+    ]
+
+
+def _share(label: str) -> Callable[[dict[str, Any]], list[float]]:
+    return lambda reports: [
+        100 * work["shares_of_matrix_product"][label]
+        for work in _works(reports["step_time"], backbone="random-12x768", max_length=256)
+    ]
+
+
+def _memory(top: str, bottom: str) -> Callable[[dict[str, Any]], list[float]]:
+    return lambda reports: [work["bytes"][top] / work["bytes"][bottom] for work in reports["memory"]["works"]]
+
+
+def _fleet(other: str) -> Callable[[dict[str, Any]], list[float]]:
+    return lambda reports: [work["ratios"][other]["median"] for work in reports["fleet"]["works"]]
+
+
+BARS: tuple[tuple[str, str, Callable[[dict[str, Any]], list[float]]], ...] = (
+    *(
+        (f"{name}, 256 tokens, {comparison}: times faster than PEFT", bar, _ratio(name, comparison))
+        for comparison, bar in (
+            ("equal, float32, no dropout", "2.0"),
+            ("equal, float32, dropout", "2.0"),
+            ("equal, bfloat16, no dropout", "2.7"),
+            ("equal, bfloat16, dropout", "2.7"),
+        )
+        for name in ("minilm", "random-12x768")
+    ),
+    ("random-12x768, 256 tokens, recommended against PEFT's defaults", "7", _ratio("random-12x768", "recommended")),
+    (
+        "random-12x768, float32: share of the matrix product's rate, %",
+        "70",
+        _share("PromptFleet, float32, dropout off"),
+    ),
+    (
+        "random-12x768, bfloat16: share of the matrix product's rate, %",
+        "50",
+        _share("PromptFleet, bfloat16, dropout off"),
+    ),
+    ("memory over PEFT's", "at most 0.6", _memory("ours", "PEFT")),
+    ("memory with activation checkpointing over that without", "below 1", _memory("ours, checkpointing", "ours")),
+    ("fleet of 8: times faster than 8 runs of ours", "2.5", _fleet("separate")),
+    ("fleet of 8: times faster than 8 runs of PEFT, equal settings", "6", _fleet("PEFT")),
+    ("fleet of 8: times faster than 8 runs of PEFT, defaults", "6", _fleet("PEFT, defaults")),
+    (
+        "64 members, 24 layers, P=128: assembling, % of the step",
+        "below 2",
+        lambda reports: [100 * work["shares"]["median"] for work in reports["assembly"]["works"]],
+    ),
+)
+"""What is measured, what the project wants of it, and where it is found in the reports; several values: of all rows."""
+
+
+def overview(reports: dict[str, Any]) -> list[str]:
+    """What was measured beside what the project wants."""
+    lines = ["### Wanted and measured", "", "| | wanted | measured |", "|---|---|---|"]
+    for title, bar, find in BARS:
+        values = find(reports)
+        if values:
+            lines.append(f"| {title} | {bar} | {_span(values)} |")
+    return [*lines, ""] if len(lines) > 4 else []
+
+
+def _span(values: list[float]) -> str:
+    low, high = (f"{value:.0f}" if value > 20 else f"{value:.2f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def page(options: argparse.Namespace) -> str:
+    """The measured part of the page."""
+    lines, overviews = [], []
+    for device in ("cpu", "cuda"):
+        names = [name for name in SECTIONS if file_of(name, device, options).is_file()]
+        reports = {name: json.loads(file_of(name, device, options).read_text(encoding="utf-8")) for name in names}
+        if device == "cuda":
+            lines += ["## On a GPU", ""]
+            if not names:
+                lines += [
+                    "The machine that measured this page has none; there the same benchmarks run with `--device cuda`.",
+                    "",
+                ]
+        elif set(reports) == set(SECTIONS):
+            overviews = overview(reports)
+        for name, report in reports.items():
+            lines += [f"{'##' if device == 'cpu' else '###'} {SECTIONS[name].title}", "", *markdown(report)]
+    return "\n".join([BEGIN, "", *overviews, *lines]) + END
+
+
+def main() -> None:
+    options = arguments()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    old = options.page.read_text(encoding="utf-8") if options.page.is_file() else f"{BEGIN}\n{END}\n"
+    if old.count(BEGIN) != 1 or old.count(END) != 1:
+        sys.exit(f"{options.page}: needs one line {BEGIN!r} and one line {END!r}, between which the tables go")
+    names = list(SECTIONS) if options.only is None else options.only
+    for name in names:
+        run(name, "cpu", options)
+    if torch.cuda.is_available():
+        for name in [name for name in names if name in ON_GPU]:
+            run(name, "cuda", options)
+    before, _, rest = old.partition(BEGIN)
+    options.page.write_text(before + page(options) + rest.partition(END)[2], encoding="utf-8")
+    print(f"wrote {options.page}")
+
+
+if __name__ == "__main__":
+    main()
