@@ -92,7 +92,8 @@ def _assemble(fleet: Fleet) -> None:
     parts = [(i, member.step_examples(member.step), 1.0) for i, member in enumerate(fleet.members)]
     for batch in fleet.loops["train"].batches(parts):
         prefixes = {place: fleet.members[member].prompt.prefix for place, member in enumerate(batch.members)}
-        rows = PackedRows(batch.groups, {batch.forms[0]: stack(prefixes)}, batch.member_of_row[batch.standing])
+        tables = {batch.forms[0]: stack(prefixes)}
+        rows = PackedRows(batch.groups, tables=tables, table_rows=batch.member_of_row[batch.standing])
         layers = range(fleet.backbone.shape.num_layers)
         found = [side for n in layers for group in batch.groups for side in rows.prefix(n, group, dtype) or ()]
         torch.autograd.backward(found, [side.new_zeros(side.shape) for side in found])
