@@ -9,7 +9,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launcher.pages.scores import COLUMNS, TEXTS, Group, cells, rows
+from launcher.pages.search import Search, searches
 from prompt_tuning.errors import UserError
 
 _STYLE = """
@@ -38,6 +41,13 @@ def write_page(groups: list[Group], title: str) -> str:
     ):
         if figure:
             parts += [f"<h2>{heading}</h2>", f"<figure>{figure}</figure>"]
+    for search in searches(groups):
+        parts += [
+            f"<h2>Search: {html.escape(search.task)}</h2>",
+            f"<p>{html.escape(search.verdict)}</p>",
+            _ranking(search),
+            f"<figure>{_search(search)}</figure>",
+        ]
     parts.append("<h2>Training curves</h2>")
     parts += [f"<figure>{_curves(task, groups)}</figure>" for task in dict.fromkeys(group.task for group in groups)]
     return (
@@ -125,6 +135,31 @@ def _sizes(groups: list[Group]) -> str:
     right.set(xscale="log", xlabel="kB of an exported prompt")
     for axes in (left, right):
         axes.xaxis.set_minor_formatter(NullFormatter())
+    return _drawing(figure)
+
+
+def _ranking(search: Search) -> str:
+    """The recipes of a search, the best first."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*search.keys, search.metric, "seeds", "steps"))
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in search.cells(group)) + "</tr>"
+        for group in search.groups
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _search(search: Search) -> str:
+    """The score of every recipe against each setting that differs; numbers that span much on a logarithmic axis."""
+    figure, several = _axes(4 * len(search.keys), 3.2, columns=len(search.keys))
+    settings = [search.settings(group) for group in search.groups]
+    for place, (key, axes) in enumerate(zip(search.keys, np.atleast_1d(several), strict=True)):
+        values = [own[place] for own in settings]
+        is_number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+        shown = values if is_number else [str(value) for value in values]
+        axes.scatter(shown, [search.score(group) for group in search.groups], alpha=0.8)
+        if is_number and min(values) > 0 and max(values) / min(values) >= 20:
+            axes.set_xscale("log")
+        axes.set(xlabel=key, ylabel=f"dev {search.metric}")
     return _drawing(figure)
 
 

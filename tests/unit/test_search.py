@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from launcher import cli
+from launcher import run as worker
+from launcher.pages.scores import Group, read_groups
+from launcher.pages.search import searches
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.settings.search import Distribution, RandomSection
-from tests.support.tiny import run_json
+from tests.support.tiny import make_backbone, make_texts, run_json
 
 LR = {"log_uniform": [0.001, 0.1]}
 
@@ -117,3 +123,63 @@ def test_an_override_of_what_is_drawn_is_a_contradiction(tmp_path):
 def test_the_share_picks_every_value_of_a_choice():
     own = Distribution(choice=["x", "y", "z"])
     assert [own.value(share) for share in (0.0, 0.34, 0.99)] == ["x", "y", "z"]
+
+
+# ---- The report of a search
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search of five samples, two seeds each, and one of a single seed, trained."""
+    folder = tmp_path_factory.mktemp("searched")
+    backbone, texts = make_backbone(folder / "backbone", "bert"), make_texts(folder / "texts")
+    random = {
+        "samples": 5,
+        "distributions": {"optimizer.lr": {"log_uniform": [0.003, 0.1]}, "prompt.length": {"choice": [2, 5]}},
+    }
+    for name, seeds in (("two", [1, 2]), ("one", [1])):
+        raw = run_json(backbone, texts, fleet={"random": random, "seeds": seeds}, train={"epochs": 4})
+        (folder / f"{name}.json").write_text(json.dumps(raw))
+        assert worker.main(["--config", str(folder / f"{name}.json"), "--output", str(folder / name)]) == 0
+    return folder
+
+
+def test_a_search_is_ranked_and_its_best_is_judged_by_seeds(searched, capsys):
+    assert cli.main(["report", str(searched / "two")]) == 0
+    said = capsys.readouterr().out
+    (search,) = searches(read_groups([searched / "two"]))
+    assert search.keys == ("optimizer.lr", "prompt.length") and len(search.groups) == 5
+    means = [search.score(group) for group in search.groups]
+    assert means == sorted(means, reverse=True) and f"{means[0]:.4f} on dev" in said
+    assert all(len(group.finished) == 2 for group in search.groups)
+    assert "the best of 5 recipes" in said and search.verdict in said
+    page = (searched / "two" / "report.html").read_text()
+    assert "<h2>Search: texts</h2>" in page and "optimizer.lr" in page
+
+
+def test_a_single_seed_says_nothing_of_chance(searched, capsys):
+    assert cli.main(["report", str(searched / "one")]) == 0
+    assert "several seeds of the first few would say" in capsys.readouterr().out
+
+
+def verdict(first, second):
+    def group(scores, rate):
+        best = [{"step": 1, "metrics": {"accuracy": score}} for score in scores]
+        results = [
+            {"best": b, "overrides": {"optimizer": {"lr": rate}}, "selects_by": "accuracy", "steps": 3} for b in best
+        ]
+        return Group("t", f"lr={rate}", "deep_prompt", "b", results=results)
+
+    (search,) = searches([group(second, 0.2), group(first, 0.1), group([0.1, 0.1], 0.3)])
+    return search.verdict
+
+
+def test_the_two_best_are_told_apart_by_one_standard_error():
+    """Means 0.8 and 0.7 with variances of 0.02 over two seeds each: the error of their difference is sqrt(0.02)."""
+    assert verdict([0.7, 0.9], [0.6, 0.8]).endswith(
+        "the two best differ by 0.1000, less than one standard error (0.1414)"
+    )
+    assert verdict([0.79, 0.81], [0.69, 0.71]).endswith("the second is 0.1000 behind, 7.1 standard errors")
+    assert "best: optimizer.lr=0.1, accuracy 0.8000 on dev" in verdict([0.8, 0.8], [0.6, 0.8])
+    assert verdict([0.8, 0.8], [0.8, 0.8]).endswith("the second best has the same score")
+    assert verdict([0.8, 0.8], [0.7, 0.7]).endswith("the second is 0.1000 behind, with every seed")
