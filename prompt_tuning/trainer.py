@@ -48,11 +48,12 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     run = run if path is None else checkpoint.in_order(path, run)
     fleet = build_fleet(run, grid)
     prove_frozen(fleet)
-    step = 0 if path is None else _resume(fleet, path, run)
+    step = fleet.number = 0 if path is None else _resume(fleet, path, run)
     ended = [member for member in fleet.members if member.status != "running"]
     log, pending, rates = MetricsLog(run, fleet, step), Pending(fleet), Rates(fleet.members)
     judged = set[int]()  # members evaluated since the last checkpoint
-    horizon = step + max((m.total_steps - m.step for m in fleet.members if m.status == "running"), default=0)
+    ahead = [m.total_steps - m.step for m in fleet.members if m.status == "running"]
+    horizon = fleet.number + max(max(ahead, default=0), math.ceil(sum(ahead) / fleet.concurrent))
     stop()  # what is asked from here on is answered after a step
     with Progress(horizon, step, visible=grid.is_first) as progress:
         while fleet.running():
@@ -67,6 +68,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
             judged.update(due)
             _evaluate(fleet, [index for index in due if fleet.members[index].status == "running"], log, progress)
             _finish(fleet)
+            fleet.free_ended()
             stops = fleet.running() and (is_logged or grid.size == 1) and any_rank(stop(), grid)
             if _checkpoint_due(run, step, judged, fleet) or not fleet.running() or stops:
                 log.steps(pending.read())
@@ -115,7 +117,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     for spec in run.members:
         lender = members[0] if run.shared_prompt and members else None
         members.append(_build_member(spec, backbone, data[_data_of(spec)], lender))
-    return Fleet(backbone, members, grid, run.halving)
+    return Fleet(backbone, members, grid, run.halving, run.concurrent)
 
 
 def _check_same_data(data: dict[str, TaskData], grid: Grid) -> None:
@@ -182,7 +184,7 @@ def _resume(fleet: Fleet, path: Path, run: Run) -> int:
 
 def _step(fleet: Fleet, pending: Pending, rates: Rates) -> None:
     rates.begin()
-    record: StepRecord = fleet.train_step(fleet.running())
+    record: StepRecord = fleet.train_step(fleet.active())
     rates.count(record.members, record.tokens)
     for index in record.members:
         member = fleet.members[index]
@@ -192,9 +194,9 @@ def _step(fleet: Fleet, pending: Pending, rates: Rates) -> None:
 
 
 def _due(fleet: Fleet) -> list[int]:
-    """Running members that have reached an evaluation or their last step."""
+    """Members at work that have reached an evaluation or their last step."""
     due = []
-    for index in fleet.running():
+    for index in fleet.active():
         member = fleet.members[index]
         every = member.spec.config.train.eval_steps or member.steps_per_epoch
         is_rung = fleet.halving is not None and member.step in fleet.halving.rungs
@@ -237,9 +239,9 @@ def _finish(fleet: Fleet) -> None:
 
 
 def _checkpoint_due(run: Run, step: int, judged: set[int], fleet: Fleet) -> bool:
-    """Every ``train.checkpoint_steps``, or once all running members were evaluated since the last checkpoint."""
+    """Every ``train.checkpoint_steps``, or once all members at work were evaluated since the last checkpoint."""
     every = run.shared.train.checkpoint_steps
-    return bool(judged) and judged >= set(fleet.running()) if every is None else step % every == 0
+    return bool(judged) and judged >= set(fleet.active()) if every is None else step % every == 0
 
 
 def _results(run: Run, fleet: Fleet, names: list[str], ended: list[Member]) -> RunResult:

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 class StepRecord:
     """Losses and unclipped gradient norms [members] of one step, still on the device."""
 
-    step: int
+    number: int
+    """Of the fleet's steps, counted from 1."""
     members: list[int]
     losses: Tensor
     """Of the whole step, over all ranks."""
@@ -47,9 +48,17 @@ class Fleet:
     """Members, and the arrays and settings that a step over all of them needs."""
 
     def __init__(
-        self, backbone: Backbone, members: list[Member], grid: Grid, halving: HalvingSection | None = None
+        self,
+        backbone: Backbone,
+        members: list[Member],
+        grid: Grid,
+        halving: HalvingSection | None = None,
+        concurrent: int | None = None,
     ) -> None:
         self.backbone, self.members, self.grid, self.halving = backbone, members, grid, halving
+        self.concurrent = concurrent or len(members)
+        self.number = 0
+        """Steps of the fleet done, whoever took part in them."""
         shared = members[0].spec.config
         budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
         prompts, kinds = [member.prompt for member in members], [member.kind for member in members]
@@ -75,9 +84,18 @@ class Fleet:
         """Fleet indices of the members that still train."""
         return [i for i, member in enumerate(self.members) if member.status == "running"]
 
+    def active(self) -> list[int]:
+        """Those of them that have a place now; the others wait until one is free."""
+        return self.running()[: self.concurrent]
+
+    def free_ended(self) -> None:
+        """Give back what members that have ended need no more: their optimizers' moments."""
+        for member in self.members:
+            if member.status != "running":
+                member.optimizer.state.clear()
+
     def train_step(self, active: list[int]) -> StepRecord:
         """One step of the members ``active``: forward and backward of all their rows, then each its own update."""
-        step = self.members[active[0]].step
         parts = []
         for index in active:
             examples = self.members[index].step_examples(self.members[index].step)
@@ -88,7 +106,7 @@ class Fleet:
         with self.backbone.at_work():
             for number, batch in enumerate(loop.batches([p for p in parts if p[0] not in self.frozen.members])):
                 if self.backbone.drops:
-                    seed = rng.key(self.members[0].seed, "backbone dropout", step, number, self.grid.data_rank)
+                    seed = rng.key(self.members[0].seed, "backbone dropout", self.number, number, self.grid.data_rank)
                     torch.manual_seed(seed)
                 from_input = self.from_input and any(loop.prompts[m].reaches_backbone for m in batch.members)
                 total = batch.weights.new_zeros(())
@@ -104,7 +122,8 @@ class Fleet:
         sum_over_data_ranks(losses, self.grid)
         norms = self.updater.step(active, losses)
         tokens = [self._num_tokens(index, examples) for index, examples, _ in parts]
-        return StepRecord(step, active, losses, norms, tokens)
+        self.number += 1
+        return StepRecord(self.number, active, losses, norms, tokens)
 
     def _num_tokens(self, index: int, examples: np.ndarray) -> int:
         features = self.members[index].splits["train"]

@@ -55,7 +55,7 @@ def profile_steps(fleet: Fleet, steps: int, trace: Path | None = None, warm_up: 
 
     def step() -> None:
         nonlocal examples, tokens
-        active = fleet.running()
+        active = fleet.active()
         record = fleet.train_step(active)
         tokens += sum(record.tokens)
         for index in active:

@@ -34,7 +34,7 @@ def load_recorded_run(folder: Path) -> Run:
         )
         halving = record.get("halving")
         rungs = None if halving is None else HalvingSection.model_validate(halving)
-        run = Run(record["name"], folder, members, record["shared_prompt"], rungs)
+        run = Run(record["name"], folder, members, record["shared_prompt"], rungs, record.get("concurrent"))
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{file}: not the record of a run ({type(error).__name__}); give a run folder") from None
     if not members:

@@ -62,6 +62,8 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
         raise UserError(f"{path}: JSON nested too deeply") from None
     if not problems:
         problems = _fleet_problems([config for _, _, config in configs], bool((fleet or {}).get("shared_prompt")))
+    if not problems and (fleet or {}).get("shared_prompt") and (fleet or {}).get("concurrent"):
+        problems = ["fleet.concurrent: members with a shared prompt train all at once; leave it out"]
     if problems:
         raise _error(path, problems)
     run_name = outer.get("name") or _folder_name(path.stem)
@@ -75,6 +77,7 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
         members,
         bool((fleet or {}).get("shared_prompt")),
         None if halving is None else HalvingSection.model_validate(halving),
+        (fleet or {}).get("concurrent"),
     )
 
 

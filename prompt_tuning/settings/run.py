@@ -30,6 +30,8 @@ class Run:
     shared_prompt: bool = False
     """Whether all members train one prefix."""
     halving: HalvingSection | None = None
+    concurrent: int | None = None
+    """Most members that train at once; it changes rounding alone."""
 
     @property
     def shared(self) -> RunFile:
@@ -41,6 +43,7 @@ class Run:
         return {
             "name": self.name,
             "shared_prompt": self.shared_prompt,
+            "concurrent": self.concurrent,
             "halving": None if self.halving is None else self.halving.model_dump(mode="json"),
             "members": [
                 {"name": m.name, "overrides": m.overrides, "config": m.config.model_dump(mode="json", by_alias=True)}

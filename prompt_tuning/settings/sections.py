@@ -231,6 +231,9 @@ class FleetSection(Section):
     )
     grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
     random: RandomSection | None = Field(None, description="Members drawn at random (times members, grid and seeds).")
+    concurrent: int | None = Field(
+        None, gt=0, description="Most members that train at once, the others wait for their places; None: all."
+    )
     halving: HalvingSection | None = Field(None, description="Successive halving: only the best members go on.")
     shared_prompt: bool = Field(
         False, description="Members train one prefix together, each with its own data and head (MPT-2 of P-tuning v2)."

@@ -57,12 +57,13 @@ class MemberRecord(TypedDict):
 
 
 class RunRecord(TypedDict):
-    """``run.json``, without the folder that it lies in. Earlier versions wrote no ``halving``."""
+    """``run.json``, without the folder that it lies in. Earlier versions wrote no ``halving`` and no ``concurrent``."""
 
     name: str
     shared_prompt: bool
     members: list[MemberRecord]
     halving: dict[str, Any] | None
+    concurrent: int | None
 
 
 class SavedBest(BestRecord):
