@@ -48,12 +48,12 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     run = run if path is None else checkpoint.in_order(path, run)
     fleet = build_fleet(run, grid)
     prove_frozen(fleet)
-    step = fleet.number = 0 if path is None else _resume(fleet, path, run)
+    step = 0 if path is None else _resume(fleet, path, run)
     ended = [member for member in fleet.members if member.status != "running"]
     log, pending, rates = MetricsLog(run, fleet, step), Pending(fleet), Rates(fleet.members)
     judged = set[int]()  # members evaluated since the last checkpoint
     ahead = [m.total_steps - m.step for m in fleet.members if m.status == "running"]
-    horizon = fleet.number + max(max(ahead, default=0), math.ceil(sum(ahead) / fleet.concurrent))
+    horizon = step + max(max(ahead, default=0), math.ceil(sum(ahead) / fleet.concurrent))
     stop()  # what is asked from here on is answered after a step
     with Progress(horizon, step, visible=grid.is_first) as progress:
         while fleet.running():

@@ -23,12 +23,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.fleet.member import Best, Member
+from prompt_tuning.fleet.member import Member
+from prompt_tuning.fleet.saved_member import data_of, restore, state_of, tensors_of
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.settings import identity
 from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
-from prompt_tuning.storage.records import MemberState, SavedMember
+from prompt_tuning.storage.records import SavedMember
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,12 @@ def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep
     with new_folder(folder / f"step-{step:06d}") as target:
         checksums, members = {}, []
         for digest, member in zip(identity.identities(specs), fleet.members, strict=True):
-            saved: SavedMember = {"identity": digest, "file": f"member-{digest}.safetensors", **_state(member)}
+            saved: SavedMember = {"identity": digest, "file": f"member-{digest}.safetensors", **state_of(member)}
             file = target / saved["file"]
             checksum = None if before is None else _link(file, saved, *before)
             if checksum is None:
                 # Not save_file, which has an error of its own for a full disk.
-                file.write_bytes(save_tensors(_tensors(member)))
+                file.write_bytes(save_tensors(tensors_of(member)))
                 checksum = sha256(file)
             checksums[file.name] = checksum
             members.append(saved)
@@ -152,8 +153,9 @@ def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
         if _knows_data(state):
             _check_data(path, member, saved["data"])
     for member, saved in zip(members, state["members"], strict=True):
-        _restore(member, saved, read_tensors(path, saved))
-    return int(state["step"])
+        restore(member, saved, read_tensors(path, saved))
+    fleet.number = int(state["step"])
+    return fleet.number
 
 
 def _knows_data(state: dict[str, Any]) -> bool:
@@ -168,7 +170,7 @@ def _check_data(path: Path, member: Member, recorded: dict[str, Any]) -> None:
         raise UserError(
             f"{path}: {member.name} was trained on the labels {', '.join(there)}; the data now have {', '.join(here)}; {remedy}"
         )
-    now = _data(member)["splits"]
+    now = data_of(member)["splits"]
     for split in sorted({*recorded["splits"], *now}):
         old, new = recorded["splits"].get(split), now.get(split)
         if old != new:
@@ -179,30 +181,6 @@ def _check_data(path: Path, member: Member, recorded: dict[str, Any]) -> None:
                 else "has the same number of examples but others"
             )
             raise UserError(f"{path}: the {split} split of {member.name} {what}; {remedy}")
-
-
-def _data(member: Member) -> dict[str, Any]:
-    """What a run's labels and examples are, for comparison where it goes on."""
-    splits = {
-        split: {"examples": len(features), "digest": features.digest}
-        for split, features in sorted(member.splits.items())
-    }
-    return {"labels": list(member.labels), "splits": splits}
-
-
-def _tensors(member: Member) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for name, parameter in member.parameters:
-        tensors[f"trained.{name}"] = parameter.detach()
-        moments = member.optimizer.state.get(parameter)
-        if moments:
-            tensors[f"exp_avg.{name}"] = moments["exp_avg"]
-            tensors[f"exp_avg_sq.{name}"] = moments["exp_avg_sq"]
-    frozen = {name: p for name, p in member.prompt.named_parameters() if not p.requires_grad}
-    tensors.update({f"frozen.{name}": parameter for name, parameter in frozen.items()})
-    if member.best is not None:
-        tensors.update({f"best.{name}": tensor for name, tensor in member.best.tensors.items()})
-    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 
 def _link(file: Path, saved: SavedMember, before: Path, state: dict[str, Any]) -> str | None:
@@ -218,46 +196,6 @@ def _link(file: Path, saved: SavedMember, before: Path, state: dict[str, Any]) -
         return None
     checksum: str = state["sha256"][saved["file"]]
     return checksum
-
-
-def _state(member: Member) -> MemberState:
-    best = member.best
-    return {
-        "name": member.name,
-        "data": _data(member),
-        "prompt": member.description(),
-        "status": member.status,
-        "step": member.step,
-        "stale": member.stale,
-        "seconds": member.seconds,
-        "examples": member.examples,
-        **({"rungs": {str(step): score for step, score in member.rungs.items()}} if member.rungs else {}),
-        "best": None if best is None else {"step": best.step, "metrics": best.metrics, "loss": best.loss},
-    }
-
-
-@torch.no_grad()
-def _restore(member: Member, state: SavedMember, tensors: dict[str, torch.Tensor]) -> None:
-    member.status, member.step, member.stale = state["status"], state["step"], state["stale"]
-    member.seconds, member.examples = state["seconds"], state["examples"]
-    member.rungs = {int(step): score for step, score in state.get("rungs", {}).items()}
-    for name, parameter in member.prompt.named_parameters():
-        if not parameter.requires_grad:
-            parameter.copy_(tensors[f"frozen.{name}"])
-    best = {}
-    for name, parameter in member.parameters:
-        parameter.copy_(tensors[f"trained.{name}"])
-        if f"exp_avg.{name}" in tensors:
-            member.optimizer.state[parameter] = {
-                "step": torch.tensor(float(member.step), device=parameter.device),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter),
-            }
-    for name, parameter in member.parameters + member.borrowed:
-        if f"best.{name}" in tensors:
-            best[name] = tensors[f"best.{name}"].to(parameter)
-    if state["best"] is not None:
-        member.best = Best(tensors=best, **state["best"])
 
 
 def _digest(state: dict[str, Any]) -> str:

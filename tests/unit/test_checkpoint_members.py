@@ -16,6 +16,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.fleet import checkpoint
 from prompt_tuning.fleet.evaluate import evaluate
 from prompt_tuning.fleet.member import Best
+from prompt_tuning.fleet.saved_member import state_of
 from prompt_tuning.settings import identity
 from prompt_tuning.trainer import build_fleet
 from tests.support.fleets import follow, make_run, open_fleet
@@ -278,7 +279,7 @@ def test_every_change_of_a_member_is_written(raw, fleet, tmp_path, change):
     assert inode(first, "deep") != inode(second, "deep")
     again = open_fleet(raw)
     checkpoint.load(second, again, experiment(raw))
-    assert checkpoint._state(again.members[0]) == checkpoint._state(member)
+    assert state_of(again.members[0]) == state_of(member)
 
 
 def test_a_linked_file_outlives_the_checkpoint_that_wrote_it(raw, fleet, tmp_path):
