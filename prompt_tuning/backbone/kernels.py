@@ -101,7 +101,7 @@ def padded(
     """
     device = query.device
     lengths = [group.length for group in rows.groups for _ in range(group.num_rows)]
-    place, real = rows.keep("places", lambda: _places(lengths, device))
+    place, real, texts = rows.keep("places", lambda: _places(lengths, device))
     fronts = [rows.prefix(layer, group, key.dtype) for group in rows.groups]
     widths = [0 if front is None else front[0].shape[2] for front in fronts]
     # Padding may hold anything, NaN included, which no weight of 0 takes away.
@@ -129,16 +129,17 @@ def padded(
         return torch.cat([prompt[:, None].expand(-1, real.shape[1], -1), text], 2)[:, None]
 
     found = attend(q, k, v, rows.keep((look, tuple(widths)), mask), scale, dropout)
-    return found.transpose(1, 2)[real][None]
+    return found.transpose(1, 2).flatten(0, 1).index_select(0, texts)[None]
 
 
-def _places(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the tokens of padded rows are [R, L], and which of them are real."""
+def _places(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the tokens of padded rows are [R, L], which of them are real, and the places of those among all R * L."""
     sizes = np.array(lengths)
     column = np.arange(sizes.max())
     real = column < sizes[:, None]
     place = np.where(real, np.cumsum(sizes)[:, None] - sizes[:, None] + column, 0)
-    return torch.from_numpy(place).to(device), torch.from_numpy(real).to(device)
+    found = (place, real, np.flatnonzero(real))
+    return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in found)  # type: ignore[return-value]
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:

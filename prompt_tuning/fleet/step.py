@@ -20,7 +20,7 @@ from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.fleet.frozen_texts import FrozenTexts
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.update import Updater
-from prompt_tuning.forward.batch import Batch
+from prompt_tuning.forward.batch import Batch, moved
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.settings.search import HalvingSection
@@ -142,7 +142,7 @@ class Fleet:
         if not any(member.prompt.dropout for member in members):
             return None
         keys = [self._step_key(member) for member in members]
-        return rng.fold(torch.tensor(keys, device=self.grid.device)[batch.member_of_row], batch.row_examples)
+        return rng.fold(moved(torch.tensor(keys), self.grid.device)[batch.member_of_row], batch.row_examples)
 
 
 _NOTHING = Features(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), 1, np.zeros(0, np.int64))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,13 @@ from prompt_tuning.prompt.prefix import Form
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.packed import MemberRows
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a copy from the CPU to a GPU does not wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,10 @@ class Batch:
     """Places of the tokens of which some head sees the last hidden states; None: of all."""
     standing: Tensor
     """[R] The rows in the order in which they stand."""
+    table_rows: Tensor
+    """[R] For each row in that order: which of the batch's members with a prefix of its form is its own."""
+    rates: Tensor | None
+    """[R] float64: dropout of each row's prompt; None: nothing drops."""
     members: tuple[int, ...]
     forms: tuple[int, ...]
     """Of the prefixes of ``members``, as :class:`PromptShapes` numbers them."""
@@ -104,17 +115,11 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; copies to a GPU do not wait for it."""
-
-        def move(tensor: Tensor) -> Tensor:
-            if device.type == "cuda" and tensor.device.type == "cpu":
-                return tensor.pin_memory().to(device, non_blocking=True)
-            return tensor.to(device)
-
-        fronts = None if self.fronts is None else Fronts(*map(move, vars(self.fronts).values()))
+        """The batch on a device; see :func:`moved`."""
+        fronts = None if self.fronts is None else Fronts(*(moved(own, device) for own in vars(self.fronts).values()))
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: move(tensor) for name, tensor in tensors.items()}
-        return replace(self, fronts=fronts, **moved)
+        there: dict[str, Any] = {name: moved(tensor, device) for name, tensor in tensors.items()}
+        return replace(self, fronts=fronts, **there)
 
 
 FIRST, LAST, ALL = range(3)
@@ -133,6 +138,8 @@ class PromptShapes:
     """Vectors in front of the text's own (input prompts)."""
     starts: np.ndarray
     """Position of the first text token behind a prefix."""
+    rates: np.ndarray
+    """float64: dropout of prompts."""
     reads: np.ndarray
     """Which tokens of a row the head sees: :data:`FIRST`, :data:`LAST` or :data:`ALL`."""
 
@@ -140,18 +147,24 @@ class PromptShapes:
     def none(members: int) -> PromptShapes:
         """Of members without prompts."""
         zero = np.zeros(members, np.int64)
-        return PromptShapes(zero, zero - 1, zero, zero, zero + ALL)
+        return PromptShapes(zero, zero - 1, zero, zero, zero.astype(np.float64), zero + ALL)
 
     @staticmethod
     def of(prompts: Sequence[Prompt]) -> PromptShapes:
         """Of some prompts."""
         numbers: dict[Form, int] = {}
-        forms = [-1 if p.prefix is None else numbers.setdefault(p.prefix.form, len(numbers)) for p in prompts]
-        fronts = [0 if prompt.inputs is None else prompt.length for prompt in prompts]
-        starts = [prompt.text_start for prompt in prompts]
-        reads = [_READS.get(prompt.head.pooling, ALL) for prompt in prompts]
-        lengths = [prompt.length for prompt in prompts]
-        return PromptShapes(*(np.array(x, np.int64) for x in (lengths, forms, fronts, starts, reads)))
+
+        def whole(values: Iterable[int]) -> np.ndarray:
+            return np.array(list(values), np.int64)
+
+        return PromptShapes(
+            lengths=whole(prompt.length for prompt in prompts),
+            forms=whole(-1 if p.prefix is None else numbers.setdefault(p.prefix.form, len(numbers)) for p in prompts),
+            fronts=whole(0 if prompt.inputs is None else prompt.length for prompt in prompts),
+            starts=whole(prompt.text_start for prompt in prompts),
+            rates=np.array([prompt.dropout for prompt in prompts]),
+            reads=whole(_READS.get(prompt.head.pooling, ALL) for prompt in prompts),
+        )
 
 
 class Pool:

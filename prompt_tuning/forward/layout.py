@@ -72,6 +72,8 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         groups=_groups(widths[standing], forms[standing], member_of_row[standing]),
         read=None if reading is None else torch.from_numpy(reading),
         standing=torch.from_numpy(standing),
+        table_rows=torch.from_numpy(_numbered(shapes.forms[members])[member_of_row[standing]]),
+        rates=torch.from_numpy(shapes.rates[row_members]) if shapes.rates[members].any() else None,
         members=tuple(members.tolist()),
         forms=tuple(shapes.forms[members].tolist()),
         member_of_row=torch.from_numpy(member_of_row),
@@ -93,6 +95,11 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """``starts[i], starts[i] + 1, ...``, ``counts[i]`` numbers each, one range behind the other."""
     ends = np.cumsum(counts)
     return np.asarray(np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts))
+
+
+def _numbered(forms: np.ndarray) -> np.ndarray:
+    """For each form in a list how many equal ones stand before it."""
+    return np.array([np.count_nonzero(forms[:place] == form) for place, form in enumerate(forms)], np.int64)
 
 
 def _groups(widths: np.ndarray, forms: np.ndarray, members: np.ndarray) -> tuple[Group, ...]:

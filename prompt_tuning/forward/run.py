@@ -31,10 +31,7 @@ def hidden_states(
     ``prompts`` are those of ``batch.members``. Prompt dropout is on where ``row_keys`` [R] are given. ``from_input`` takes
     the gradient down to the word embeddings whatever the prompts need.
     """
-    dropout = None
-    if row_keys is not None and any(prompt.dropout for prompt in prompts):
-        rates = torch.tensor([prompt.dropout for prompt in prompts], dtype=torch.float64, device=row_keys.device)
-        dropout = rates[batch.member_of_row]
+    dropout = None if row_keys is None else batch.rates
     place: Callable[[Tensor], Tensor] | None = _start_gradient if from_input and torch.is_grad_enabled() else None
     if batch.fronts is not None:
         place = _put_vectors(prompts, batch, row_keys, dropout)
@@ -71,18 +68,13 @@ def _packed_rows(
         if prompt.prefix is not None:
             by_form.setdefault(form, {})[place] = prompt.prefix
     tables = {form: stack(prefixes, backbone.local_heads) for form, prefixes in by_form.items()}
-    rows = None
-    if any(len(table.places) > 1 for table in tables.values()):
-        places = {member: row for table in tables.values() for member, row in table.places.items()}
-        own = torch.tensor([places.get(member, 0) for member in range(len(prompts))], device=batch.input_ids.device)
-        rows = own[batch.member_of_row[batch.standing]]
     if dropout is None or row_keys is None:
-        return PackedRows(batch.groups, batch.read, tables, rows, heads=backbone.local_heads)
+        return PackedRows(batch.groups, batch.read, tables, batch.table_rows, heads=backbone.local_heads)
     return PackedRows(
         batch.groups,
         batch.read,
         tables,
-        rows,
+        batch.table_rows,
         row_keys[batch.standing],
         dropout[batch.standing],
         backbone.local_heads,

@@ -31,10 +31,21 @@ def make_features(row_lengths, choices=1, seed=0, with_types=True):
 def draw_shapes(draw, members):
     """Prefixes of some forms, input prompts, or nothing."""
     drawn = [
-        draw(st.sampled_from([(0, -1, 0, 0, 0), (1, 0, 0, 1, 1), (5, 1, 0, 5, 0), (5, 2, 0, 0, 2), (40, -1, 40, 0, 1)]))
+        draw(
+            st.sampled_from(
+                [
+                    (0, -1, 0, 0, 0, 0),
+                    (1, 0, 0, 1, 0, 1),
+                    (5, 1, 0, 5, 0.25, 0),
+                    (5, 2, 0, 0, 0, 2),
+                    (40, -1, 40, 0, 0, 1),
+                ]
+            )
+        )
         for _ in range(members)
     ]
-    return PromptShapes(*np.array(drawn).T)
+    *whole, rates, reads = np.array(drawn).T
+    return PromptShapes(*(column.astype(np.int64) for column in whole), rates, reads.astype(np.int64))
 
 
 @st.composite
@@ -91,7 +102,7 @@ def test_no_batch_outgrows_its_budget(fleet, budget, ranks):
 
 
 def test_a_large_budget_makes_one_batch():
-    pool = Pool([make_features([3, 9, 4, 7])], PromptShapes(*np.array([[5, 0, 0, 5, 0]]).T))
+    pool = Pool([make_features([3, 9, 4, 7])], PromptShapes(*np.array([[5, 0, 0, 5, 0, 0]]).T))
     items, tokens = Items.of([(0, np.arange(4), 0.25)]), 3 + 9 + 4 + 7 + 4 * 5
     (batch,) = plan(pool, items, tokens, 0, 1)
     assert batch.examples.tolist() == [1, 3, 2, 0], "longest first"
@@ -156,6 +167,19 @@ def test_a_layout_equals_a_loop_over_rows(fleet):
     assert sum(span.rows.stop - span.rows.start for span in batch.spans) == len(rows)
     check_where_rows_stand(batch, prompts)
     check_what_is_read(batch, prompts)
+    check_tables_and_rates(batch, prompts)
+
+
+def check_tables_and_rates(batch, prompts):
+    """Each row names its member's place among the batch's members of its form, and drops as its member does."""
+    places, before = [], {}
+    for member in batch.members:
+        places.append(before.setdefault(int(prompts.forms[member]), 0))
+        before[int(prompts.forms[member])] += 1
+    expected = [places[batch.member_of_row[row]] for row in batch.standing.tolist()]
+    assert batch.table_rows.tolist() == expected
+    rates = [prompts.rates[batch.members[member]] for member in batch.member_of_row]
+    assert (batch.rates is None and not any(rates)) or batch.rates.tolist() == rates
 
 
 def check_what_is_read(batch, prompts):
