@@ -129,7 +129,9 @@ def _works(reports: dict[str, Any], *start: str, **wanted: Any) -> list[dict[str
 
 def _ratio(backbone: str, comparison: str) -> Callable[[dict[str, Any]], list[float]]:
     return lambda reports: [
-        work["ratios"][comparison]["median"] for work in _works(reports["step_time"], backbone=backbone, max_length=256)
+        work["ratios"][comparison]["median"]
+        for work in _works(reports, "step", backbone=backbone, max_length=256)
+        if comparison in work["ratios"]
     ]
 
 
