@@ -216,6 +216,8 @@ def page(options: argparse.Namespace) -> str:
                 ]
         else:
             overviews = overview(reports)
+            missing = [name for name in SECTIONS if name not in reports]
+            overviews += [f"Not measured yet: {', '.join(missing)} (`--only`).", ""] if missing else []
         for name, report in reports.items():
             lines += [f"{'##' if device == 'cpu' else '###'} {SECTIONS[name].title}", "", *markdown(report)]
     return "\n".join([BEGIN, "", *overviews, *lines]) + END
