@@ -26,9 +26,11 @@ if __name__ == "__main__":
     # Before torch is imported, as the worker does.
     share_processor()
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import ours, theirs, timing
 from benchmarks.contenders import PEFT, PROMPTFLEET, Built, Contender, start_alike
@@ -43,30 +45,44 @@ DTYPES = ("float32", "bfloat16")
 OTHERS = {"separate": "runs of ours", "PEFT": "PEFT, equal settings", "PEFT, defaults": "PEFT, defaults"}
 
 
-def compare(work: Work, dtype: str, members: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a step of all members, ratios to the fleet, and differences."""
-    fleet = ours.build(work, dtype, False, members)
-    alone = [ours.fleet_step(single) for single in ours.separate_fleets(fleet)]
-    peft = Contender(PEFT, dtype, False).built(work)
-    differences = start_alike(Built(ours.fleet_step(fleet), fleet=fleet), peft)
-    tasks = {
-        "fleet": ours.fleet_step(fleet),
-        "separate": lambda: torch.cat([step() for step in alone]),
-        "PEFT": _one_after_the_other(peft.model, work, None, members),
-        "PEFT, defaults": _one_after_the_other(
-            theirs.peft_model(work, "float32", True), work, work.max_length, members
-        ),
-    }
+def compare(work: Work, dtypes: list[str], members: int, repeats: int) -> list[dict[str, Any]]:
+    """For each precision: seconds of a step of all members, ratios to the fleet, and differences."""
+    defaults = _one_after_the_other(theirs.peft_model(work, "float32", True), work, work.max_length, members)
+    tasks: dict[str, ours.Step] = {"PEFT, defaults": defaults}
+    differences = {}
+    for dtype in dtypes:
+        fleet = ours.build(work, dtype, False, members)
+        alone = [ours.fleet_step(single) for single in ours.separate_fleets(fleet)]
+        peft = Contender(PEFT, dtype, False).built(work)
+        differences[dtype] = start_alike(Built(ours.fleet_step(fleet), fleet=fleet), peft)
+        tasks |= {
+            f"fleet, {dtype}": ours.fleet_step(fleet),
+            f"separate, {dtype}": partial(_all_in_turn, alone),
+            f"PEFT, {dtype}": _one_after_the_other(peft.model, work, None, members),
+        }
     seconds, losses = timing.by_turns(tasks, repeats, work.device)
-    differences["largest_loss"] = timing.largest_difference(losses["fleet"], losses["separate"])
-    return {
-        "backbone": work.name,
-        "task": work.task,
-        "dtype": dtype,
-        "seconds": seconds,
-        "ratios": {name: timing.ratio(seconds[name], seconds["fleet"]) for name in OTHERS},
-        "differences": differences,
-    }
+    found = []
+    for dtype in dtypes:
+        pair = losses[f"fleet, {dtype}"], losses[f"separate, {dtype}"]
+        differences[dtype]["largest_loss"] = timing.largest_difference(*pair)
+        own = {name: seconds[f"{name}, {dtype}"] for name in ("fleet", "separate", "PEFT")}
+        own["PEFT, defaults"] = seconds["PEFT, defaults"]
+        ratios = {name: timing.ratio(own[name], own["fleet"]) for name in OTHERS}
+        found.append(
+            {
+                "backbone": work.name,
+                "task": work.task,
+                "dtype": dtype,
+                "seconds": own,
+                "ratios": ratios,
+                "differences": differences[dtype],
+            }
+        )
+    return found
+
+
+def _all_in_turn(steps: list[ours.Step]) -> Tensor:
+    return torch.cat([step() for step in steps])
 
 
 def _one_after_the_other(model: theirs.Model, work: Work, width: int | None, members: int) -> ours.Step:
@@ -76,8 +92,12 @@ def _one_after_the_other(model: theirs.Model, work: Work, width: int | None, mem
     return lambda: torch.cat([step() for _ in range(members)])
 
 
-def measure_assembly(work: Work, dtype: str, members: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a fleet's step, and of assembling its prefixes alone."""
+def measure_assembly(work: Work, dtypes: list[str], members: int, repeats: int) -> list[dict[str, Any]]:
+    """For each precision: seconds of a fleet's step, and of assembling its prefixes alone."""
+    return [_measure_assembly(work, dtype, members, repeats) for dtype in dtypes]
+
+
+def _measure_assembly(work: Work, dtype: str, members: int, repeats: int) -> dict[str, Any]:
     fleet = Contender(PROMPTFLEET, dtype, False, members=members).built(work).fleet
     assert fleet is not None
     tasks = {"step": ours.fleet_step(fleet), "assembly": lambda: _assemble(fleet)}
@@ -128,7 +148,7 @@ def main() -> None:
                     sizes = (chosen.length, chosen.prompt_length, chosen.batch_size, steps, chosen.device)
                     work = Work(path, Path(name).name, data[task], task, *sizes)
                     measure = measure_assembly if chosen.assembly else compare
-                    found += [measure(work, dtype, chosen.members, chosen.repeats) for dtype in chosen.dtypes]
+                    found += measure(work, chosen.dtypes, chosen.members, chosen.repeats)
     except UserError as error:
         sys.exit(str(error))
     report.numbers["works"] = found

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import describe
+from benchmarks.step_time import COMPARISONS
 
 BEGIN, END = (
     "<!-- measured by benchmarks/performance.py: begin -->",
@@ -46,16 +47,33 @@ class Section:
 
 
 LARGE = ("--assembly", "--members", "64", "--backbones", "random-24x1024", "--prompt-length", "128", "--tasks", "wic")
+WIDE = ("--backbones", "random-12x768")
+AGAINST_PEFT = ("--comparisons", *(name for name in COMPARISONS if not name.startswith("full")))
+AGAINST_FULL = ("--comparisons", *(name for name in COMPARISONS if name.startswith("full")))
 SECTIONS = {
     "memory": Section("Memory", "memory"),
-    "step_time": Section("A step of one member", "step_time", ("--repeats", "3")),
-    "fleet": Section("Fleets", "fleet", ("--repeats", "3")),
-    "padding": Section("Share of real tokens", "padding", ("--repeats", "3")),
+    "step_minilm": Section("A step of one member: MiniLM", "step_time", ("--backbones", "minilm")),
+    "step_256": Section(
+        "A step of one member: width 768, 256 tokens",
+        "step_time",
+        (*WIDE, "--lengths", "256", "--repeats", "2", *AGAINST_PEFT),
+    ),
+    "step_128": Section(
+        "A step of one member: width 768, 128 tokens", "step_time", (*WIDE, "--lengths", "128", "--repeats", "2")
+    ),
+    "full_256": Section(
+        "A step of one member against full fine-tuning: width 768, 256 tokens",
+        "step_time",
+        (*WIDE, "--lengths", "256", "--repeats", "2", *AGAINST_FULL),
+    ),
+    "fleet_minilm": Section("Fleets: MiniLM", "fleet", ("--backbones", "minilm", "--repeats", "3")),
+    "fleet_768": Section("Fleets: width 768", "fleet", (*WIDE, "--repeats", "2")),
+    "padding": Section("Share of real tokens", "padding", ("--repeats", "2")),
     "partial_depth": Section("Prompts in the upper layers", "partial_depth", ("--repeats", "3")),
     "assembly": Section("Many long prompts", "fleet", (*LARGE, "--repeats", "2", "--dtypes", "float32")),
 }
 """By the names of their JSON files, in the order of the page."""
-ON_GPU = ("memory", "step_time", "fleet", "assembly")
+ON_GPU = tuple(name for name in SECTIONS if name not in ("padding", "partial_depth"))
 
 
 def arguments() -> argparse.Namespace:
@@ -103,29 +121,33 @@ def markdown(report: dict[str, Any]) -> list[str]:
     return [*lines, f"- Rounds: {report['settings']['repeats']}.", ""]
 
 
-def _works(report: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
-    return [work for work in report["works"] if all(work.get(name) == value for name, value in wanted.items())]
+def _works(reports: dict[str, Any], *start: str, **wanted: Any) -> list[dict[str, Any]]:
+    """What the reports whose names start so have measured, where it is as wanted."""
+    works = [work for name, report in reports.items() if name.startswith(start) for work in report["works"]]
+    return [work for work in works if all(work[name] == value for name, value in wanted.items())]
 
 
 def _ratio(backbone: str, comparison: str) -> Callable[[dict[str, Any]], list[float]]:
     return lambda reports: [
-        work["ratios"][comparison]["median"] for work in _works(reports["step_time"], backbone=backbone, max_length=256)
+        work["ratios"][comparison]["median"]
+        for work in _works(reports, "step", backbone=backbone, max_length=256)
+        if comparison in work["ratios"]
     ]
 
 
 def _share(label: str) -> Callable[[dict[str, Any]], list[float]]:
     return lambda reports: [
         100 * work["shares_of_matrix_product"][label]
-        for work in _works(reports["step_time"], backbone="random-12x768", max_length=256)
+        for work in _works(reports, "step", backbone="random-12x768", max_length=256)
     ]
 
 
 def _memory(top: str, bottom: str) -> Callable[[dict[str, Any]], list[float]]:
-    return lambda reports: [work["bytes"][top] / work["bytes"][bottom] for work in reports["memory"]["works"]]
+    return lambda reports: [work["bytes"][top] / work["bytes"][bottom] for work in _works(reports, "memory")]
 
 
 def _fleet(other: str) -> Callable[[dict[str, Any]], list[float]]:
-    return lambda reports: [work["ratios"][other]["median"] for work in reports["fleet"]["works"]]
+    return lambda reports: [work["ratios"][other]["median"] for work in _works(reports, "fleet")]
 
 
 BARS: tuple[tuple[str, str, Callable[[dict[str, Any]], list[float]]], ...] = (
@@ -158,7 +180,7 @@ BARS: tuple[tuple[str, str, Callable[[dict[str, Any]], list[float]]], ...] = (
     (
         "64 members, 24 layers, P=128: assembling, % of the step",
         "below 2",
-        lambda reports: [100 * work["shares"]["median"] for work in reports["assembly"]["works"]],
+        lambda reports: [100 * work["shares"]["median"] for work in _works(reports, "assembly")],
     ),
 )
 """What is measured, what the project wants of it, and where it is found in the reports; several values: of all rows."""
@@ -192,8 +214,10 @@ def page(options: argparse.Namespace) -> str:
                     "The machine that measured this page has none; there the same benchmarks run with `--device cuda`.",
                     "",
                 ]
-        elif set(reports) == set(SECTIONS):
+        else:
             overviews = overview(reports)
+            missing = [name for name in SECTIONS if name not in reports]
+            overviews += [f"Not measured yet: {', '.join(missing)} (`--only`).", ""] if missing else []
         for name, report in reports.items():
             lines += [f"{'##' if device == 'cpu' else '###'} {SECTIONS[name].title}", "", *markdown(report)]
     return "\n".join([BEGIN, "", *overviews, *lines]) + END

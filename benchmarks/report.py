@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,8 @@ class Report:
             "other_programs_cores": max(0.0, others / elapsed),
             "seconds": elapsed,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers") if name},
+            **{name: version(name) for name in ("torch", "transformers", "peft") if find_spec(name)},
         }
-        if "peft" in sys.modules:
-            found["peft"] = version("peft")
         if self.options.device == "cuda":
             found["gpu"] = torch.cuda.get_device_name()
         return found

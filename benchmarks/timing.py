@@ -1,4 +1,8 @@
-"""Taking times: contenders by turns in one process, so that whatever else the machine does hits all of them."""
+"""Taking times: contenders by turns in one process, so that whatever else the machine does hits all of them.
+
+With one thread on a CPU it is the process's own processor time that counts, which equals the time on the clock where nothing
+else runs, and leaves out the waiting for a core where something does.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +26,16 @@ def by_turns(tasks: Mapping[str, Callable[[], Any]], repeats: int, device: str) 
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     results: dict[str, list[Any]] = {name: [] for name in tasks}
     names = list(tasks)
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     for number in range(repeats + 1):
         for name in names if number % 2 else names[::-1]:
             gc.collect()
             _wait(device)
-            started = time.perf_counter()
+            started = clock()
             result = tasks[name]()
             _wait(device)
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
             results[name].append(result)
     return seconds, results
 
