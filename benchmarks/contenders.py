@@ -27,6 +27,8 @@ class Contender:
     """Whether activations are recomputed in the backward; not for :data:`FULL`."""
     layers: tuple[int, ...] | None = None
     """Layers with a prefix; None: all."""
+    keeps: bool = False
+    """Whether the hidden states under the lowest of them are kept (``data.cache_activations``)."""
     members: int = 1
 
     @property
@@ -35,15 +37,15 @@ class Contender:
         parts = [self.side, self.dtype, f"dropout {'on' if self.dropout else 'off'}"]
         parts += ["padded to the maximum"] * self.to_maximum + ["checkpointing"] * self.checkpointing
         parts += [f"layers from {min(self.layers)}"] if self.layers else []
+        parts += ["states kept"] * self.keeps
         parts += [f"{self.members} members"] if self.members > 1 else []
         return ", ".join(parts)
 
     def built(self, work: Work) -> Built:
         """Ready to step, from the same numbers as every other contender."""
         if self.side == PROMPTFLEET:
-            fleet = ours.build(
-                work, self.dtype, self.dropout, self.members, layers=self.layers, checkpointing=self.checkpointing
-            )
+            changes = {"layers": self.layers, "checkpointing": self.checkpointing, "keeps": self.keeps}
+            fleet = ours.build(work, self.dtype, self.dropout, self.members, **changes)
             return Built(ours.fleet_step(fleet), fleet=fleet)
         if self.side == FULL:
             model = theirs.full_model(work, self.dtype, self.dropout)

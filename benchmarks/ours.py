@@ -37,6 +37,7 @@ def settings(
     seed: int = SEED,
     layers: tuple[int, ...] | None = None,
     checkpointing: bool = False,
+    keeps: bool = False,
 ) -> RunFile:
     """A member's run file, with a schedule and a head that a plain loop around PEFT has too."""
     return RunFile.model_validate(
@@ -48,6 +49,7 @@ def settings(
                 "max_length": work.max_length,
                 "max_train_examples": work.num_examples,
                 "max_eval_examples": 1,
+                "cache_activations": keeps,
             },
             "prompt": {"length": work.prompt_length, "layers": None if layers is None else list(layers)},
             "head": {"pooling": "pooler"},

@@ -3,8 +3,9 @@
     python benchmarks/partial_depth.py --json partial_depth.json
 
 Fleets of one step by turns on the same rows of BoolQ: with prefixes in all layers, in the upper half and in the upper quarter
-(`prompt.layers`), and, for comparison, what the counted operations (benchmarks/operations.py) would let one expect. Their losses
-differ, because other prompts are trained.
+(`prompt.layers`), each also with the hidden states under the lowest prompt kept in memory (`data.cache_activations`, without
+dropout), and, for comparison, what the counted operations (benchmarks/operations.py) would let one expect. Losses with and
+without kept states are compared; those of other depths differ, because other prompts are trained.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     # Before torch is imported, as the worker does.
     share_processor()
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,15 +39,20 @@ DEPTHS = {"all layers": 1, "upper half": 2, "upper quarter": 4}
 """Into how many parts the layers are cut, of which the uppermost has prefixes."""
 
 
+KEPT = "states kept"
+
+
 def measure(work: Work, dtype: str, dropout: bool, repeats: int) -> dict[str, Any]:
     """Seconds, ratios to all layers, and ratios of counted operations."""
     config = shape(work)
     layers = config.num_hidden_layers
     first = {name: layers - max(1, layers // parts) for name, parts in DEPTHS.items()}
-    built = {
-        name: Contender(PROMPTFLEET, dtype, dropout, layers=tuple(range(lowest, layers))).built(work)
-        for name, lowest in first.items()
-    }
+    built = {}
+    for name, lowest in first.items():
+        contender = Contender(PROMPTFLEET, dtype, dropout, layers=tuple(range(lowest, layers)))
+        built[name] = contender.built(work)
+        if lowest and not dropout:
+            built[f"{name}, {KEPT}"] = replace(contender, keeps=True).built(work)
     seconds, losses = timing.by_turns({name: one.step for name, one in built.items()}, repeats, work.device)
     assert all(np.isfinite([float(loss) for loss in own]).all() for own in losses.values()), "a loss is not finite"
     lengths = [ours.lengths(built["all layers"].fleet, step) for step in range(1, work.num_steps)]
@@ -57,8 +64,13 @@ def measure(work: Work, dtype: str, dropout: bool, repeats: int) -> dict[str, An
         "backbone": work.name,
         "first_layers": first,
         "seconds": seconds,
-        "ratios": {name: timing.ratio(seconds["all layers"], seconds[name]) for name in DEPTHS},
+        "ratios": {name: timing.ratio(seconds["all layers"], own) for name, own in seconds.items()},
         "operations": counted,
+        "differences": {
+            name: timing.largest_difference(losses[name], losses[name.removesuffix(f", {KEPT}")])
+            for name in built
+            if name.endswith(KEPT)
+        },
     }
 
 
@@ -95,11 +107,14 @@ def _tell(report: Report, found: dict[str, Any]) -> None:
         f" at most {options.length} tokens, batch {options.batch_size}, P={options.prompt_length}, {options.device}",
         ["prompts in", "ms", "times faster (quartiles)", "by counted operations"],
     )
-    for name, lowest in found["first_layers"].items():
-        time, counted = timing.median(found["seconds"][name]), found["operations"]
-        expected = f"{counted['all layers'] / counted[name]:.2f}"
-        title = f"{name} (from layer {lowest})"
-        rows.append([title, milliseconds(time), range_of(found["ratios"][name]), expected])
+    counted = found["operations"]
+    for name, seconds in found["seconds"].items():
+        depth = name.removesuffix(f", {KEPT}")
+        expected = f"{counted['all layers'] / counted[name]:.2f}" if name in counted else ""
+        title = f"{depth} (from layer {found['first_layers'][depth]}){name.removeprefix(depth)}"
+        rows.append([title, milliseconds(timing.median(seconds)), range_of(found["ratios"][name]), expected])
+    for name, difference in found["differences"].items():
+        report.note(f"{found['backbone']}, {name}: losses differ from those without by at most {difference:.1e}.")
 
 
 if __name__ == "__main__":

@@ -132,6 +132,8 @@ def test_partial_depth_counts_fewer_operations_for_fewer_layers(tmp_path):
     (work,) = run_tiny(tmp_path, "partial_depth", "--length", "64", "--batch-size", "8")["works"]
     assert work["first_layers"] == {"all layers": 0, "upper half": 2, "upper quarter": 2}
     assert work["operations"]["all layers"] > work["operations"]["upper half"] > 0
+    assert set(work["differences"]) == {"upper half, states kept", "upper quarter, states kept"}
+    assert max(work["differences"].values()) < 1e-5
 
 
 @needs_peft
