@@ -15,7 +15,7 @@ from prompt_tuning.fleet.halving import halve
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.settings.search import HalvingSection
 from prompt_tuning.trainer import train
-from tests.support.fleets import make_run, open_fleet
+from tests.support.fleets import assert_same_course, follow, make_run, open_fleet
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 RUNGS = {"rungs": [2, 4], "keep": 0.5}
@@ -139,3 +139,31 @@ def test_another_ladder_is_another_experiment(search, places):
     with pytest.raises(UserError, match=r"fleet\.halving"):
         checkpoint.in_order(recorded, changed)
     assert trainer.checkpoint is checkpoint and torch.get_num_threads() > 0
+
+
+def test_halving_finds_the_winner_of_the_whole_search_in_a_third_of_its_steps(tmp_path):
+    """On curves that part early: good rates are ahead after 8 of 64 steps."""
+    places = (
+        make_backbone(tmp_path / "backbone", "bert"),
+        make_texts(tmp_path / "texts", {"train": 64, "dev": 120, "test": 8}),
+    )
+    results = []
+    for name, halving in (("halved", {"rungs": [8, 16, 32], "keep": 0.5}), ("whole", None)):
+        raw = raw_of(places, halving=halving)
+        raw["train"] |= {"max_steps": 64, "eval_steps": 8}
+        results.append(train(make_run(raw, tmp_path / name), Grid())["members"])
+    steps = [sum(member["steps"] for member in members) for members in results]
+    winners = [max(members, key=lambda member: member["best"]["metrics"]["accuracy"]) for members in results]
+    assert steps == [160, 512]
+    assert winners[0]["member"] == winners[1]["member"] and winners[0]["best"] == winners[1]["best"]
+
+
+def test_a_search_of_sixteen_gives_the_predictions_of_sixteen_runs(places):
+    distributions = {"optimizer.lr": {"log_uniform": [0.003, 0.1]}, "prompt.length": {"integer": [2, 9]}}
+    raw = run_json(*places, fleet={"random": {"samples": 16, "distributions": distributions}})
+    together = follow(open_fleet(raw), 8)
+    assert len(together.dev_logits) == 16
+    for name, logits in together.dev_logits.items():
+        alone = follow(open_fleet(raw, only=name), 8)
+        assert_same_course(together, alone, "float64", [name])
+        assert (alone.dev_logits[name].argmax(1) == logits.argmax(1)).all()
