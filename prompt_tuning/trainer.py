@@ -117,6 +117,9 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     for spec in run.members:
         lender = members[0] if run.shared_prompt and members else None
         members.append(_build_member(spec, backbone, data[_data_of(spec)], lender))
+    longest = max(member.total_steps for member in members)
+    if run.halving is not None and run.halving.rungs[-1] >= longest:
+        raise UserError(f"fleet.halving.rungs={run.halving.rungs}: members end after {longest} steps; give lower rungs")
     return Fleet(backbone, members, grid, run.halving, run.concurrent)
 
 
@@ -199,8 +202,7 @@ def _due(fleet: Fleet) -> list[int]:
     for index in fleet.active():
         member = fleet.members[index]
         every = member.spec.config.train.eval_steps or member.steps_per_epoch
-        is_rung = fleet.halving is not None and member.step in fleet.halving.rungs
-        if member.step % every == 0 or member.step >= member.total_steps or is_rung:
+        if member.step % every == 0 or member.step >= member.total_steps or fleet.is_at_rung(member):
             due.append(index)
     return due
 
@@ -216,7 +218,7 @@ def _evaluate(fleet: Fleet, due: list[int], log: MetricsLog, progress: Progress)
             stop_diverged(member, member.step, fleet.grid.is_first)
             continue
         key = member.task.selects_by
-        if fleet.halving is not None and member.step in fleet.halving.rungs:
+        if fleet.is_at_rung(member):
             member.rungs[member.step] = metrics[key]
         if member.best is None or metrics[key] > member.best.metrics[key]:
             member.best = Best(member.step, metrics, loss, member.tensors())

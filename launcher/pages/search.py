@@ -75,9 +75,8 @@ def searches(groups: list[Group]) -> Iterator[Search]:
         keys = dict.fromkeys(key for own in overrides for key in own if key != "train.seed")
         varied = tuple(key for key in keys if len({repr(own.get(key)) for own in overrides}) > 1)
         if len(some) >= FEWEST and varied:
-            unsorted = Search(task, metric, varied, tuple(some))
-            ranked = tuple(sorted(some, key=unsorted.score, reverse=True))
-            yield Search(task, metric, varied, ranked)
+            ranked = sorted(some, key=lambda group: -statistics.fmean(group.values("dev", metric)))
+            yield Search(task, metric, varied, tuple(ranked))
 
 
 def _error(search: Search, best: Group, second: Group) -> float | None:

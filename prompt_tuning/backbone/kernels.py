@@ -77,11 +77,7 @@ def grouped(
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
     """Torch's fused attention. Of half types in float32: its own half kernels for processors are several times slower backward."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    gqa = q.shape[1] != k.shape[1]
-    found = scaled_dot_product_attention(
-        q.to(dtype), k.to(dtype), v.to(dtype), mask, dropout, scale=scale, enable_gqa=gqa
-    )
-    return found.to(q.dtype)
+    return fused(q.to(dtype), k.to(dtype), v.to(dtype), mask, scale, dropout).to(q.dtype)
 
 
 def padded(
@@ -138,11 +134,11 @@ def _places(lengths: list[int], device: torch.device) -> tuple[Tensor, Tensor, T
     column = np.arange(sizes.max())
     real = column < sizes[:, None]
     place = np.where(real, np.cumsum(sizes)[:, None] - sizes[:, None] + column, 0)
-    found = (place, real, np.flatnonzero(real))
-    return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in found)  # type: ignore[return-value]
+    places, is_real, texts = (torch.from_numpy(array).to(device) for array in (place, real, np.flatnonzero(real)))
+    return places, is_real, texts
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
     """Torch's fused attention."""
     return scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 

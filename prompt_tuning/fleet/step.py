@@ -63,16 +63,24 @@ class Fleet:
         budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
         prompts, kinds = [member.prompt for member in members], [member.kind for member in members]
         keeps = [member.spec.config.data.cache_activations for member in members]
-        for member, keep in zip(members, keeps, strict=True):
-            if keep and member.prompt.reaches_backbone and member.prompt.first_layer < 1 and grid.is_first:
-                logger.info(
-                    "%s: its prompt begins at the lowest layer, so data.cache_activations keeps nothing", member.name
-                )
         self.loops = {
-            split: Loop(backbone, prompts, kinds, [m.splits.get(split, _NOTHING) for m in members], budget, keeps)
+            # A test split is gone through once, for which nothing need be kept.
+            split: Loop(
+                backbone,
+                prompts,
+                kinds,
+                [m.splits.get(split, _NOTHING) for m in members],
+                budget,
+                None if split.startswith("test") else keeps,
+            )
             for split in dict.fromkeys(name for m in members for name in ("train", "dev", *m.splits))
         }
         """By split."""
+        for member, keep, layer in zip(members, keeps, self.loops["train"].layers, strict=True):
+            if keep and not layer and grid.is_first:
+                logger.info(
+                    "%s: no layer lies under its prompts alone, so data.cache_activations keeps nothing", member.name
+                )
         self.frozen = FrozenTexts(members, self.loops)
         self.updater = Updater(members, grid)
         # ZeRO-3 gathers a layer's weights for its backward, which all ranks must do together whichever members' rows they
@@ -87,6 +95,10 @@ class Fleet:
     def active(self) -> list[int]:
         """Those of them that have a place now; the others wait until one is free."""
         return self.running()[: self.concurrent]
+
+    def is_at_rung(self, member: Member) -> bool:
+        """Whether a search compares the member with others after the step that it has just done."""
+        return self.halving is not None and member.step in self.halving.rungs
 
     def free_ended(self) -> None:
         """Give back what members that have ended need no more: their optimizers' moments."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -122,7 +123,8 @@ def _write(
     temporary = file.with_suffix(f".{grid.rank}.tmp")
     try:
         with temporary.open("wb") as made:
-            made.truncate(size[0] * size[1] * dtype.itemsize)
+            # Room that a mapped file lacked would end the process without a word.
+            os.posix_fallocate(made.fileno(), 0, size[0] * size[1] * dtype.itemsize)
         _compute(backbone, features, depth, budget, _mapped(temporary, size, dtype, writes=True))
         if grid.is_first:
             temporary.replace(file)

@@ -165,8 +165,8 @@ def _mark(answers: list[tuple[str, int]] | None, characters: np.ndarray) -> tupl
 def loss(logits: Tensor, targets: Targets) -> Tensor:
     """Mean of the cross entropies of first and last token, each over its row's tokens, from [t, 2]."""
     rows, tags = targets.tokens
-    bits = torch.tensor((START, END), device=tags.device)
-    is_gold = (tags.clamp(min=0)[:, None] & bits) > 0
+    marks = tags.clamp(min=0)
+    is_gold = torch.stack([marks & START, marks & END], 1) > 0
     losses = rows.log_sum_exp(logits) - rows.sum_rows(logits * is_gold)
     return (losses.mean(1) * targets.weights.to(logits.dtype)).sum()
 

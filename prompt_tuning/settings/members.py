@@ -62,8 +62,12 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
         raise UserError(f"{path}: JSON nested too deeply") from None
     if not problems:
         problems = _fleet_problems([config for _, _, config in configs], bool((fleet or {}).get("shared_prompt")))
-    if not problems and (fleet or {}).get("shared_prompt") and (fleet or {}).get("concurrent"):
-        problems = ["fleet.concurrent: members with a shared prompt train all at once; leave it out"]
+    if not problems and (fleet or {}).get("shared_prompt"):
+        problems = [
+            f"fleet.{key}: members with a shared prompt train all at once and to the end; leave it out"
+            for key in ("concurrent", "halving")
+            if (fleet or {}).get(key)
+        ]
     if problems:
         raise _error(path, problems)
     run_name = outer.get("name") or _folder_name(path.stem)

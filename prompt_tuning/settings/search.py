@@ -66,12 +66,11 @@ class RandomSection(Section):
 
     def points(self) -> list[dict[str, Any]]:
         """Values by dotted key of every sample, a function of seed, number and key alone; equal ones once."""
-        found: list[dict[str, Any]] = []
+        found: dict[str, dict[str, Any]] = {}
         for number in range(self.samples):
             point = {key: own.value(_share(self.seed, number, key)) for key, own in self.distributions.items()}
-            if point not in found:
-                found.append(point)
-        return found
+            found.setdefault(json.dumps(point), point)
+        return list(found.values())
 
 
 class HalvingSection(Section):

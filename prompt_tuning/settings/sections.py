@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,7 +51,7 @@ class DataSection(Section):
         json_schema_extra=LAUNCH,
     )
 
-    cache_activations: bool | str = Field(
+    cache_activations: bool | Annotated[str, Field(min_length=1)] = Field(
         False,
         description="Keep hidden states under the lowest of `prompt.layers`: true: in memory; a folder: in files. Same numbers.",
         json_schema_extra=LAUNCH,

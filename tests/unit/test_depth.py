@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 
 import pytest
 
@@ -128,3 +129,18 @@ def test_what_names_no_layers_is_refused(tmp_path, layers):
 def test_what_changes_the_states_in_every_step_is_refused(tmp_path, changes):
     with pytest.raises(UserError, match=r"data\.cache_activations"):
         resolve(run_json("b", tmp_path, data={"cache_activations": True}, **changes), tmp_path / "run.json")
+
+
+def test_a_folder_without_name_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"data\.cache_activations"):
+        resolve(run_json("b", tmp_path, data={"cache_activations": ""}), tmp_path / "run.json")
+
+
+def test_a_full_disk_is_a_sentence(places, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(depth.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"data\.cache_activations=.*No space left on device"):
+        open_fleet(raw_of(places, str(tmp_path))).train_step([0])
+    assert not list(tmp_path.iterdir())

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from model_parallel.grid import Grid
-from prompt_tuning import trainer
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet import checkpoint
 from prompt_tuning.fleet.halving import halve
@@ -138,7 +136,6 @@ def test_another_ladder_is_another_experiment(search, places):
     recorded = checkpoint.newest(folder / "checkpoints")
     with pytest.raises(UserError, match=r"fleet\.halving"):
         checkpoint.in_order(recorded, changed)
-    assert trainer.checkpoint is checkpoint and torch.get_num_threads() > 0
 
 
 def test_halving_finds_the_winner_of_the_whole_search_in_a_third_of_its_steps(tmp_path):
@@ -167,3 +164,10 @@ def test_a_search_of_sixteen_gives_the_predictions_of_sixteen_runs(places):
         alone = follow(open_fleet(raw, only=name), 8)
         assert_same_course(together, alone, "float64", [name])
         assert (alone.dev_logits[name].argmax(1) == logits.argmax(1)).all()
+
+
+def test_rungs_that_nobody_reaches_are_said(places, tmp_path):
+    with pytest.raises(
+        UserError, match=r"fleet\.halving\.rungs=\[2, 12\]: members end after 12 steps; give lower rungs"
+    ):
+        train(make_run(raw_of(places, halving={"rungs": [2, 12]}), tmp_path / "run"), Grid())

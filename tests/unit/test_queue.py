@@ -93,10 +93,11 @@ def test_backbone_dropout_never_draws_the_same_twice(places, tmp_path, monkeypat
     assert len(drawn) == len(set(drawn)) == 27
 
 
-def test_a_shared_prompt_has_no_queue(places, tmp_path):
-    raw = raw_of(places, 2, max_steps=4)
-    raw["fleet"]["shared_prompt"] = True
+@pytest.mark.parametrize(("key", "value"), [("concurrent", 2), ("halving", {"rungs": [2]})])
+def test_a_shared_prompt_trains_all_at_once_and_to_the_end(places, tmp_path, key, value):
+    raw = raw_of(places, None, max_steps=4)
+    raw["fleet"] |= {"shared_prompt": True, key: value}
     for member in raw["fleet"]["members"]:
         del member["train"]
-    with pytest.raises(UserError, match=r"fleet\.concurrent: members with a shared prompt train all at once"):
+    with pytest.raises(UserError, match=rf"fleet\.{key}: members with a shared prompt train all at once"):
         resolve(raw, tmp_path / "run.json")
