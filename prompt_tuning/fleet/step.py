@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 class StepRecord:
     """Losses and unclipped gradient norms [members] of one step, still on the device."""
 
-    number: int
-    """Of the fleet's steps, counted from 1."""
     members: list[int]
     losses: Tensor
     """Of the whole step, over all ranks."""
@@ -135,7 +133,7 @@ class Fleet:
         norms = self.updater.step(active, losses)
         tokens = [self._num_tokens(index, examples) for index, examples, _ in parts]
         self.number += 1
-        return StepRecord(self.number, active, losses, norms, tokens)
+        return StepRecord(active, losses, norms, tokens)
 
     def _num_tokens(self, index: int, examples: np.ndarray) -> int:
         features = self.members[index].splits["train"]

@@ -183,3 +183,9 @@ def test_the_two_best_are_told_apart_by_one_standard_error():
     assert "best: optimizer.lr=0.1, accuracy 0.8000 on dev" in verdict([0.8, 0.8], [0.6, 0.8])
     assert verdict([0.8, 0.8], [0.8, 0.8]).endswith("the second best has the same score")
     assert verdict([0.8, 0.8], [0.7, 0.7]).endswith("the second is 0.1000 behind, with every seed")
+
+
+def test_keys_are_drawn_apart():
+    keys = {"a": {"uniform": [0, 1]}, "b": {"uniform": [0, 1]}}
+    points = RandomSection.model_validate({"samples": 500, "distributions": keys}).points()
+    assert abs(np.corrcoef([[point["a"] for point in points], [point["b"] for point in points]])[0, 1]) < 0.15
