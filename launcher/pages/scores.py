@@ -9,14 +9,17 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.identity import recipe
 from prompt_tuning.storage.records import MemberRecord, MemberResult, split_metrics, tested_splits
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Json = dict[str, Any]
 
@@ -197,7 +200,6 @@ def _or_empty(value: float | None) -> Any:
 def print_report(folders: list[Path], title: str) -> None:
     """The table on the terminal: mean and spread over seeds."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     shown = COLUMNS if console.width >= 130 or not console.is_terminal else NARROW
@@ -205,21 +207,33 @@ def print_report(folders: list[Path], title: str) -> None:
     lines = [
         [cell for column, cell in zip(COLUMNS, cells(row), strict=True) if column in shown] for row in rows(groups)
     ]
-    # A narrow terminal wraps the lines of a table, which can be read; cells cut inside a word can not.
-    widest = sum(max(map(len, column)) + 3 for column in zip(shown, *lines, strict=True)) + 1
-    console = Console(width=max(widest, console.width if console.is_terminal else 0))
-    table = Table(title=f"{title}: mean ± standard deviation over seeds", title_justify="left")
-    for column in shown:
-        table.add_column(column, no_wrap=True, justify="left" if column in TEXTS else "right")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    console = print_table(f"{title}: mean ± standard deviation over seeds", shown, lines)
     if shown is NARROW:
         console.print("A wider terminal shows published numbers and sizes too; `promptfleet report` writes all of it.")
     for group in groups:
         missing = len(group.results) - len(group.finished)
         if missing:
             console.print(f"{group.task} {group.label}: {missing} of {len(group.results)} members have no evaluation")
+
+
+def print_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> Console:
+    """A table on the terminal, numbers to the right; the console that fits it.
+
+    A narrow terminal wraps the lines of a table, which can be read; cells cut inside a word can not.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    widest = sum(max(map(len, column)) + 3 for column in zip(columns, *lines, strict=True)) + 1
+    terminal = Console()
+    console = Console(width=max(widest, terminal.width if terminal.is_terminal else 0))
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="left" if column in TEXTS else "right")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    return console
 
 
 def spread(values: list[float]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.pages.scores import Group
+from launcher.pages.scores import Group, print_table
 
 FEWEST = 3
 """Recipes that make a search."""
@@ -98,18 +98,7 @@ def _flat(overrides: dict[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 def print_search(search: Search, most: int = 10) -> None:
     """A search on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
     lines = [search.cells(group) for group in search.groups[:most]]
     columns = [*search.keys, search.metric, "seeds", "steps"]
-    widest = sum(max(len(cell) for cell in column) + 3 for column in zip(columns, *lines, strict=True)) + 1
-    console = Console()
-    console = Console(width=max(widest, console.width if console.is_terminal else 0))
-    table = Table(title=f"{search.task}: the best of {len(search.groups)} recipes", title_justify="left")
-    for name in columns:
-        table.add_column(name, no_wrap=True, justify="right")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
+    console = print_table(f"{search.task}: the best of {len(search.groups)} recipes", columns, lines)
     console.print(f"{search.task}: {search.verdict}", soft_wrap=True)

@@ -119,11 +119,6 @@ def compare(recorded: Json, new: Json, may_move: bool) -> Comparison:
     return Comparison(None, found, tuple(member["name"] for i, member in enumerate(now) if i not in found))
 
 
-def recorded_difference(recorded: Json, new: Json, may_move: bool) -> str | None:
-    """As :func:`compare`, its difference alone."""
-    return compare(recorded, new, may_move).difference
-
-
 def _places(before: list[Json], now: list[Json], may_move: bool) -> list[int | None]:
     """Where recorded members stand today; None: nowhere. Of several equal ones those of the same place on disk and name go
     together.

@@ -177,7 +177,7 @@ def test_a_renamed_member_is_the_same_but_names_are_not_exchanged(raw):
     exchanged = [
         {**member, "name": name} for member, name in zip(raw["fleet"]["members"], ("other", "x", "head"), strict=True)
     ]
-    phrase = identity.recorded_difference(experiment(raw), experiment(with_members(raw, *exchanged)), may_move=True)
+    phrase = identity.compare(experiment(raw), experiment(with_members(raw, *exchanged)), may_move=True).difference
     assert phrase == "deep is now called other, which is another member's name there"
 
 
@@ -188,13 +188,13 @@ def test_members_that_share_a_prompt_stay_together(raw):
     turned = with_members(raw, *reversed(together["fleet"]["members"]))
     for file in (together, more, turned):
         file["fleet"]["shared_prompt"] = True
-    assert identity.recorded_difference(experiment(together), experiment(together), may_move=True) is None
+    assert identity.compare(experiment(together), experiment(together), may_move=True).difference is None
     for other in (more, turned):
-        phrase = identity.recorded_difference(experiment(together), experiment(other), may_move=True)
+        phrase = identity.compare(experiment(together), experiment(other), may_move=True).difference
         assert "train one prompt together" in phrase
     apart = copy.deepcopy(together)
     apart["fleet"]["shared_prompt"] = False
-    assert "shared_prompt: true there" in identity.recorded_difference(experiment(together), experiment(apart), True)
+    assert "shared_prompt: true there" in identity.compare(experiment(together), experiment(apart), True).difference
 
 
 def test_identity_is_of_what_changes_the_numbers(raw):

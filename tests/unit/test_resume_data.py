@@ -10,7 +10,7 @@ import pytest
 
 from launcher import cli
 from launcher import run as worker
-from prompt_tuning.settings.identity import recorded_difference
+from prompt_tuning.settings.identity import compare
 from prompt_tuning.settings.members import resolve
 from tests.support.tiny import make_backbone, make_texts, run_json
 
@@ -104,19 +104,19 @@ def experiment(**more):
 def test_a_key_that_came_later_orphans_no_run():
     old = experiment()
     del old["members"][0]["config"]["optimizer"]["gamma"]
-    assert recorded_difference(old, experiment(), may_move=False) is None
+    assert compare(old, experiment(), may_move=False).difference is None
 
 
 def test_a_key_of_a_newer_version_is_named():
     new = experiment()
     new["members"][0]["config"]["optimizer"]["gamma2"] = 1
-    assert "optimizer.gamma2: unknown to this version" in recorded_difference(new, experiment(), may_move=False)
+    assert "optimizer.gamma2: unknown to this version" in compare(new, experiment(), may_move=False).difference
 
 
 def test_paths_count_only_where_nothing_else_tells():
     other = experiment(data={"path": "y"})
-    assert recorded_difference(other, experiment(), may_move=True) is None
-    assert "data.path" in recorded_difference(other, experiment(), may_move=False)
+    assert compare(other, experiment(), may_move=True).difference is None
+    assert "data.path" in compare(other, experiment(), may_move=False).difference
 
 
 def test_a_run_file_in_its_own_run_folder_is_not_overwritten(run, tmp_path, capsys):
