@@ -13,6 +13,7 @@ help:
 
 # torch comes first and pinned, so that nothing else chooses its build. Without an NVIDIA device only a CPU build will do:
 # from the configured index or wheel folder if they have one, else from PyTorch's own index. CUDA is never pulled then.
+# Packages without wheels are built apart (PEP 517), which older pips do only if told, and without it fail.
 TORCH := 2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -24,7 +25,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt Makefile
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --index-url $(CPU_INDEX) torch==$(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[quickstart,report,tensorboard,bench,dev]"
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[quickstart,report,tensorboard,bench,dev]"
 	touch $@
 
 quickstart: $(BIN)/.installed
