@@ -36,10 +36,8 @@ from benchmarks import ours, theirs, timing
 from benchmarks.contenders import PEFT, PROMPTFLEET, Built, Contender, start_alike
 from benchmarks.report import Report, milliseconds, range_of
 from benchmarks.work import Work, add_backbones, backbone, check, data_folder, parser, quiet
-from prompt_tuning.backbone.rows import PackedRows
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.step import Fleet
-from prompt_tuning.prompt.prefix import stack
 
 DTYPES = ("float32", "bfloat16")
 OTHERS = {"separate": "runs of ours", "PEFT": "PEFT, equal settings", "PEFT, defaults": "PEFT, defaults"}
@@ -107,16 +105,12 @@ def _measure_assembly(work: Work, dtype: str, members: int, repeats: int) -> dic
 
 
 def _assemble(fleet: Fleet) -> None:
-    """What every batch of a step does with its members' prefixes, which are of one form, and the way back."""
-    dtype = fleet.backbone.model.dtype
+    """What every batch of a step does with its members' prefixes, and the way back of their gradients."""
     parts = [(i, member.step_examples(member.step), 1.0) for i, member in enumerate(fleet.members)]
     for batch in fleet.loops["train"].batches(parts):
-        prefixes = {place: fleet.members[member].prompt.prefix for place, member in enumerate(batch.members)}
-        tables = {batch.forms[0]: stack(prefixes)}
-        rows = PackedRows(batch.groups, tables=tables, table_rows=batch.member_of_row[batch.standing])
-        layers = range(fleet.backbone.shape.num_layers)
-        found = [side for n in layers for group in batch.groups for side in rows.prefix(n, group, dtype) or ()]
-        torch.autograd.backward(found, [side.new_zeros(side.shape) for side in found])
+        prefixes = [fleet.members[member].prompt.prefix for member in batch.members]
+        found = [side for prefix in prefixes if prefix is not None for side in prefix.by_layer() if side is not None]
+        torch.autograd.backward(found, [torch.zeros_like(side) for side in found])
     for member in fleet.members:
         member.optimizer.zero_grad(set_to_none=True)
 

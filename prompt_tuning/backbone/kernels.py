@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from prompt_tuning.backbone.apart import Prompt, Text, attend_apart
 from prompt_tuning.backbone.rows import PackedRows
 
 
@@ -44,19 +45,66 @@ class Look:
         return nn.functional.pad(seen, (front, 0), value=True)
 
 
+def apart(
+    query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, layer: int, look: Look, scale: float, dropout: float
+) -> Tensor:
+    """Each row's text and its member's prefix attended to apart and merged; half types in float32, see :func:`_attend`.
+
+    Where anything drops, prefixes and texts are put together instead: :func:`grouped`.
+    """
+    if dropout or rows.drops:
+        return grouped(query, key, value, rows, layer, look, scale, dropout)
+    read = _read(rows, look)
+    q, k, v = query[0] if read is None else query[0].index_select(1, read), key[0], value[0]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    texts = rows.keep(("texts", look, read is None), lambda: _texts(rows, look, read is None, dtype, q.device))
+    prompts: list[Prompt] = []
+    tables: list[Tensor] = []
+    for group in rows.by_member:
+        table = rows.table(layer, group.member)
+        if table is not None:
+            prompts.append(Prompt(group.tokens if read is None else group.rows, len(tables)))
+            tables.append(table.to(key.dtype).to(dtype))
+    found = attend_apart(q.to(dtype), k.to(dtype), v.to(dtype), texts, prompts, tables, scale).to(q.dtype)
+    return _spread(found, read, query.shape[2])
+
+
+def _texts(rows: PackedRows, look: Look, all_read: bool, dtype: torch.dtype, device: torch.device) -> list[Text]:
+    """How each group of rows attends to itself."""
+    texts = []
+    for group in rows.groups:
+        is_cut = look.window is not None and group.length > look.window
+        mask = torch.where(look.mask(group.length, device), 0.0, -torch.inf).to(dtype) if is_cut else None
+        is_causal = look.is_causal and group.length > 1 and not is_cut
+        texts.append(Text(group.tokens if all_read else group.rows, group.tokens, group.num_rows, is_causal, mask))
+    return texts
+
+
+def _read(rows: PackedRows, look: Look) -> Tensor | None:
+    """The only tokens whose attention counts, one a row in the order of the rows; None: all."""
+    return rows.read if look.reads_only and not any(look.limits(group.length) for group in rows.groups) else None
+
+
+def _spread(found: Tensor, read: Tensor | None, tokens: int) -> Tensor:
+    """What attention found [read tokens, heads, D] in its place among all tokens, [1, T, heads, D]."""
+    if read is not None:
+        found = found.new_zeros(tokens, *found.shape[1:]).index_copy(0, read, found)
+    return found[None]
+
+
 def grouped(
     query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, layer: int, look: Look, scale: float, dropout: float
 ) -> Tensor:
-    """One call of torch's fused attention for each group of rows of equal length; no row is padded or masked for another."""
+    """One call of torch's fused attention over [prefix ; text] for each group of rows; none is padded for another."""
     outputs = []
-    # Of the read tokens there is one a row, and they stand in the order of the rows.
-    read = rows.read if look.reads_only and not any(look.limits(group.length) for group in rows.groups) else None
-    queries, sizes = query[0], rows.sizes
-    if read is not None:
-        queries, sizes = queries.index_select(1, read), [group.num_rows for group in rows.groups]
-    parts = [queries.split(sizes, 1), *(tensor[0].split(rows.sizes, 1) for tensor in (key, value))]
-    for group, *own in zip(rows.groups, *parts, strict=True):
-        q, k, v = (part.unflatten(1, (group.num_rows, -1)).transpose(0, 1) for part in own)
+    read = _read(rows, look)
+    q_all = query[0] if read is None else query[0].index_select(1, read)
+    for group in rows.groups:
+        asked = group.tokens if read is None else group.rows
+        q, k, v = (
+            part[:, own].unflatten(1, (group.num_rows, -1)).transpose(0, 1)
+            for part, own in ((q_all, asked), (key[0], group.tokens), (value[0], group.tokens))
+        )
         prefix = rows.prefix(layer, group, k.dtype)
         if prefix is not None:
             k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)
@@ -68,10 +116,7 @@ def grouped(
             mask = rows.keep((look, group.length, front), make)
         found = _attend(q, k, v, mask, scale, dropout)
         outputs.append(found.transpose(1, 2).flatten(0, 1))
-    whole = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    if read is not None:
-        whole = whole.new_zeros(query.shape[2], *whole.shape[1:]).index_copy(0, read, whole)
-    return whole[None]
+    return _spread(outputs[0] if len(outputs) == 1 else torch.cat(outputs), read, query.shape[2])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
@@ -98,7 +143,7 @@ def padded(
     device = query.device
     lengths = [group.length for group in rows.groups for _ in range(group.num_rows)]
     place, real, texts = rows.keep("places", lambda: _places(lengths, device))
-    fronts = [rows.prefix(layer, group, key.dtype) for group in rows.groups]
+    fronts = [rows.prefix(layer, group, key.dtype) for group in rows.by_member]
     widths = [0 if front is None else front[0].shape[2] for front in fronts]
     # Padding may hold anything, NaN included, which no weight of 0 takes away.
     q, k, v = (
@@ -112,13 +157,13 @@ def padded(
                 key.new_zeros(group.num_rows, key.shape[1], front, key.shape[3])
                 if own is None
                 else nn.functional.pad(own[side], (0, 0, 0, front - own[side].shape[2]))
-                for group, own in zip(rows.groups, fronts, strict=True)
+                for group, own in zip(rows.by_member, fronts, strict=True)
             ]
             sides.append(torch.cat(pieces))
         k, v = torch.cat([sides[0], k], 2), torch.cat([sides[1], v], 2)
 
     def mask() -> Tensor:
-        counts = torch.tensor([w for group, w in zip(rows.groups, widths, strict=True) for _ in range(group.num_rows)])
+        counts = torch.tensor([w for own, w in zip(rows.by_member, widths, strict=True) for _ in range(own.num_rows)])
         prompt = torch.arange(front, device=device) < counts.to(device)[:, None]
         # A query of the padding sees something, be it nothing of its own: else it was NaN, and so its gradient.
         text = real[:, None] & (look.mask(real.shape[1], device) | ~real[:, :, None])
@@ -153,9 +198,9 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dro
 
 
 def by_device(query: Tensor, *arguments: Any) -> Tensor:
-    """What is fastest where the tokens are: groups on a processor; few large calls elsewhere."""
+    """What is fastest where the tokens are: nothing copied on a processor; few large calls elsewhere."""
     if query.device.type == "cpu":
-        return grouped(query, *arguments)
+        return apart(query, *arguments)
     return padded(fused, query, *arguments)
 
 

@@ -1,13 +1,14 @@
 """The rows that packed tokens belong to, and the prefix that each row sees.
 
-Shape letters: R rows, n rows of a group, P prompt tokens, G key/value heads, D head size, M members of one form.
+Shape letters: R rows, n rows of a group, P prompt tokens, G key/value heads, D head size.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,19 +16,19 @@ from torch import Tensor
 
 from model_parallel import rng
 
+Table = tuple[Tensor | None, ...]
+"""A prefix as attention takes it: keys and values [P, 2, G, D] for each layer; None where it does not reach."""
+
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring rows of equal length whose prefixes are of one form: one call of a kernel attends for all of them."""
+    """Neighbouring rows of one member: of equal length, or (:attr:`PackedRows.by_member`) all that it has."""
 
     rows: slice
     """In the order in which their tokens stand."""
-    length: int
-    """Tokens of each."""
-    form: int
-    """Number of their prefixes' form; -1: they have none."""
-    member: int | None
-    """Whose they are, where they are all one member's: its place in the batch."""
+    tokens: slice
+    member: int
+    """Whose they are: its place in the batch."""
 
     @property
     def num_rows(self) -> int:
@@ -35,19 +36,20 @@ class Group:
         return int(self.rows.stop - self.rows.start)
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of all its rows."""
-        return self.num_rows * self.length
+    def length(self) -> int:
+        """Tokens of each row, where they are equally long."""
+        return int(self.tokens.stop - self.tokens.start) // self.num_rows
 
-
-@dataclass(frozen=True)
-class PrefixTables:
-    """The prefixes of one form of a batch's members, one above the other."""
-
-    layers: tuple[Tensor | None, ...]
-    """[M, P, 2, G, D] for each layer; None where these prefixes do not reach."""
-    places: dict[int, int]
-    """Where the table of a member (place in the batch) stands among the M."""
+    @staticmethod
+    def neighbours(rows: Iterable[tuple[int, int]]) -> tuple[Group, ...]:
+        """Of rows, given as (member, tokens) in the order in which they stand."""
+        groups, row, token = [], 0, 0
+        for (member, length), some in groupby(rows):
+            row_end = row + sum(1 for _ in some)
+            token_end = token + (row_end - row) * length
+            groups.append(Group(slice(row, row_end), slice(token, token_end), member))
+            row, token = row_end, token_end
+        return tuple(groups)
 
 
 @dataclass
@@ -55,13 +57,11 @@ class PackedRows:
     """What the attention function needs to know of the tokens that it sees: their rows, and each row's prefix."""
 
     groups: tuple[Group, ...]
-    """Of all rows, in the order in which their tokens stand."""
+    """Of all rows, in the order in which their tokens stand: member after member."""
     read: Tensor | None = None
     """Places of the tokens of which some head sees the last hidden states; None: of all."""
-    tables: dict[int, PrefixTables] = field(default_factory=dict)
-    """By the number of a form."""
-    table_rows: Tensor | None = None
-    """[R] Row of each row's own table among those of its form."""
+    tables: tuple[Table | None, ...] = ()
+    """By a member's place in the batch; None: it has no prefix. Empty: nobody has."""
     row_keys: Tensor | None = None
     """[R] From which alone dropout follows, hence the same when checkpointing recomputes; None: none."""
     dropout: Tensor | None = None
@@ -72,26 +72,39 @@ class PackedRows:
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     @functools.cached_property
-    def sizes(self) -> list[int]:
-        """Tokens of each group."""
-        return [group.num_tokens for group in self.groups]
+    def by_member(self) -> tuple[Group, ...]:
+        """The rows of each member."""
+        found = []
+        for member, some in groupby(self.groups, key=lambda group: group.member):
+            first, *others = some
+            last = others[-1] if others else first
+            rows, tokens = (slice(a.start, b.stop) for a, b in ((first.rows, last.rows), (first.tokens, last.tokens)))
+            found.append(Group(rows, tokens, member))
+        return tuple(found)
+
+    @property
+    def drops(self) -> bool:
+        """Whether rows of one member see different prefixes, because each drops some of its own."""
+        return self.dropout is not None and self.row_keys is not None
+
+    def table(self, layer: int, member: int) -> Tensor | None:
+        """Keys and values [P, 2, G, D] of a member in a layer; None: there are none."""
+        table = self.tables[member] if self.tables else None
+        return None if table is None else table[layer]
 
     def prefix(self, layer: int, group: Group, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of the rows of a group in one layer, two tensors [n, G, P, D]; None: there are none."""
-        table = self.tables[group.form].layers[layer] if group.form in self.tables else None
+        """Keys and values of the rows of a group in one layer, two tensors [n, G, P, D]; None: there are none.
+
+        Rows share a view of their member's table, and nothing is copied, unless something drops.
+        """
+        table = self.table(layer, group.member)
         if table is None:
             return None
-        if group.member is not None:
-            # Rows of one member share a view of its table, and nothing is copied.
-            place = self.tables[group.form].places[group.member]
-            found = table[place].expand(group.num_rows, *table.shape[1:])
-        else:
-            assert self.table_rows is not None
-            found = table.index_select(0, self.table_rows[group.rows])
+        found = table.expand(group.num_rows, *table.shape)
         if self.dropout is not None and self.row_keys is not None:
             # Drawn for all heads and then cut, so that the same numbers fall whatever share this rank has.
             keys, rates = self.row_keys[group.rows], self.dropout[group.rows]
-            size = (group.num_rows, *table.shape[1:3], self.all_heads, table.shape[-1])
+            size = (group.num_rows, *table.shape[:2], self.all_heads, table.shape[-1])
             keep = rng.keep_mask(rng.fold(keys, layer), size[1] * size[2] * size[3] * size[4], rates).view(size)
             scale = (1 / (1 - rates)).to(found.dtype)
             found = found * (keep[:, :, :, self.heads] * scale.view(-1, 1, 1, 1, 1))

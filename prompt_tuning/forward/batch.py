@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from prompt_tuning.backbone.rows import Group
-from prompt_tuning.prompt.prefix import Form
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.packed import MemberRows
@@ -67,13 +66,9 @@ class Batch:
     """Places of the tokens of which some head sees the last hidden states; None: of all."""
     standing: Tensor
     """[R] The rows in the order in which they stand."""
-    table_rows: Tensor
-    """[R] For each row in that order: which of the batch's members with a prefix of its form is its own."""
     rates: Tensor | None
     """[R] float64: dropout of each row's prompt; None: nothing drops."""
     members: tuple[int, ...]
-    forms: tuple[int, ...]
-    """Of the prefixes of ``members``, as :class:`PromptShapes` numbers them."""
     member_of_row: Tensor
     spans: tuple[Span, ...]
     """What is whose, for each of ``members``."""
@@ -132,8 +127,6 @@ class PromptShapes:
 
     lengths: np.ndarray
     """Prompt tokens."""
-    forms: np.ndarray
-    """Number of the prefix's form: prefixes of one form run together; -1: no prefix."""
     fronts: np.ndarray
     """Vectors in front of the text's own (input prompts)."""
     starts: np.ndarray
@@ -147,19 +140,17 @@ class PromptShapes:
     def none(members: int) -> PromptShapes:
         """Of members without prompts."""
         zero = np.zeros(members, np.int64)
-        return PromptShapes(zero, zero - 1, zero, zero, zero.astype(np.float64), zero + ALL)
+        return PromptShapes(zero, zero, zero, zero.astype(np.float64), zero + ALL)
 
     @staticmethod
     def of(prompts: Sequence[Prompt]) -> PromptShapes:
         """Of some prompts."""
-        numbers: dict[Form, int] = {}
 
         def whole(values: Iterable[int]) -> np.ndarray:
             return np.array(list(values), np.int64)
 
         return PromptShapes(
             lengths=whole(prompt.length for prompt in prompts),
-            forms=whole(-1 if p.prefix is None else numbers.setdefault(p.prefix.form, len(numbers)) for p in prompts),
             fronts=whole(0 if prompt.inputs is None else prompt.length for prompt in prompts),
             starts=whole(prompt.text_start for prompt in prompts),
             rates=np.array([prompt.dropout for prompt in prompts]),

@@ -1,4 +1,4 @@
-"""How the tokens of a batch are laid out: end to end, rows of equal length side by side."""
+"""How the tokens of a batch are laid out: end to end, member after member, a member's rows of equal length side by side."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         lengths[rows] = source.lengths(row_examples[rows])
 
     shapes, fronts = pool.shapes, pool.shapes.fronts[row_members]
-    widths, forms = lengths + fronts, shapes.forms[row_members]
-    standing = np.lexsort((member_of_row, -widths, forms))
+    widths = lengths + fronts
+    standing = np.lexsort((-widths, member_of_row))
     begins = np.empty_like(widths)
     begins[standing] = np.cumsum(widths[standing]) - widths[standing]
     first = begins + fronts
@@ -69,13 +69,11 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         input_ids=torch.from_numpy(input_ids)[None],
         token_type_ids=None if token_types is None else torch.from_numpy(token_types)[None],
         positions=torch.from_numpy(positions)[None],
-        groups=_groups(widths[standing], forms[standing], member_of_row[standing]),
+        groups=Group.neighbours(zip(member_of_row[standing].tolist(), widths[standing].tolist(), strict=True)),
         read=None if reading is None else torch.from_numpy(reading),
         standing=torch.from_numpy(standing),
-        table_rows=torch.from_numpy(_numbered(shapes.forms[members])[member_of_row[standing]]),
         rates=torch.from_numpy(shapes.rates[row_members]) if shapes.rates[members].any() else None,
         members=tuple(members.tolist()),
-        forms=tuple(shapes.forms[members].tolist()),
         member_of_row=torch.from_numpy(member_of_row),
         spans=spans,
         first=torch.from_numpy(first),
@@ -95,23 +93,6 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """``starts[i], starts[i] + 1, ...``, ``counts[i]`` numbers each, one range behind the other."""
     ends = np.cumsum(counts)
     return np.asarray(np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts))
-
-
-def _numbered(forms: np.ndarray) -> np.ndarray:
-    """For each form in a list how many equal ones stand before it."""
-    return np.array([np.count_nonzero(forms[:place] == form) for place, form in enumerate(forms)], np.int64)
-
-
-def _groups(widths: np.ndarray, forms: np.ndarray, members: np.ndarray) -> tuple[Group, ...]:
-    """Runs of rows of one width and form, given in the order in which they stand."""
-    changes = np.flatnonzero((np.diff(widths) != 0) | (np.diff(forms) != 0)) + 1
-    groups, start = [], 0
-    for end in [*changes.tolist(), len(widths)]:
-        own = members[start:end]
-        member = int(own[0]) if (own == own[0]).all() else None
-        groups.append(Group(slice(start, end), int(widths[start]), int(forms[start]), member))
-        start = end
-    return tuple(groups)
 
 
 def _spans(examples: np.ndarray, rows: np.ndarray, lengths: np.ndarray, count: int) -> tuple[Span, ...]:

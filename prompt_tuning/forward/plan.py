@@ -21,16 +21,17 @@ def default_budget(device: torch.device, gathers: bool = False) -> int:
 
 
 def plan(pool: Pool, items: Items, budget: int, rank: int, ranks: int) -> Iterator[Items]:
-    """This rank's micro-batches of at most ``budget`` tokens of texts and prompts, longest first, equally many on every rank.
+    """This rank's micro-batches of at most ``budget`` tokens of texts and prompts, equally many on every rank.
 
-    An example longer than the budget runs alone.
+    Member after member, so that few prompts take part in each; a member's longest first. An example longer than the budget
+    runs alone.
     """
     tokens = pool.num_tokens(items.members, items.examples)
-    order = np.argsort(-tokens, kind="stable")
+    order = np.lexsort((-tokens, items.members))
     shares = [order[other::ranks] for other in range(ranks)]
     cuts = [_cut(tokens[share], budget) for share in shares]
     yield from (items.take(shares[rank][start:end]) for start, end in cuts[rank])
-    dummy = items.take(order[-1:])
+    dummy = items.take(np.argsort(tokens)[:1])
     for _ in range(max(map(len, cuts)) - len(cuts[rank])):
         yield Items(dummy.members, dummy.examples, np.zeros(1))
 

@@ -15,7 +15,6 @@ from model_parallel import rng
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.backbone.rows import PackedRows
 from prompt_tuning.forward.batch import Batch
-from prompt_tuning.prompt.prefix import Prefix, stack
 from prompt_tuning.prompt.prompt import Prompt
 
 
@@ -63,18 +62,13 @@ def _packed_rows(
     backbone: Backbone, prompts: list[Prompt], batch: Batch, row_keys: Tensor | None, dropout: Tensor | None
 ) -> PackedRows:
     """The rows of a batch with the prefixes of their members."""
-    by_form: dict[int, dict[int, Prefix]] = {}
-    for place, (prompt, form) in enumerate(zip(prompts, batch.forms, strict=True)):
-        if prompt.prefix is not None:
-            by_form.setdefault(form, {})[place] = prompt.prefix
-    tables = {form: stack(prefixes, backbone.local_heads) for form, prefixes in by_form.items()}
+    tables = tuple(None if p.prefix is None else p.prefix.by_layer(backbone.local_heads) for p in prompts)
     if dropout is None or row_keys is None:
-        return PackedRows(batch.groups, batch.read, tables, batch.table_rows, heads=backbone.local_heads)
+        return PackedRows(batch.groups, batch.read, tables, heads=backbone.local_heads)
     return PackedRows(
         batch.groups,
         batch.read,
         tables,
-        batch.table_rows,
         row_keys[batch.standing],
         dropout[batch.standing],
         backbone.local_heads,

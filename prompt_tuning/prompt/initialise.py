@@ -33,7 +33,7 @@ def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed
     captured: dict[int, Tensor] = {}
     index = torch.arange(ids.shape[1], device=ids.device)[None]
     positions = backbone.family.positions(index, backbone.model.config)
-    rows = PackedRows((Group(slice(0, 1), len(tokens), -1, None),))
+    rows = PackedRows(Group.neighbours([(0, len(tokens))]))
     backbone.model.eval()
     with backbone.at_work() as model:
         model(input_ids=ids, position_ids=positions, rows=rows, captured=captured)

@@ -1,6 +1,6 @@
-"""Prefixes: the trained keys and values of one prompt, and the rows of a batch that carry them into attention.
+"""Prefixes: the trained keys and values of one prompt, as they are kept and as attention takes them.
 
-Shape letters: R rows of a batch, M prompts, P prompt tokens, N layers, G key/value heads, D head size, H hidden size.
+Shape letters: P prompt tokens, N layers, G key/value heads, D head size, H hidden size.
 A table is [P, N, 2, G, D]: row p holds, layer by layer, the key and then the value of prompt token p, which is the flat
 layout of P-tuning v2 (Liu et al. 2022).
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model_parallel import rng
 from prompt_tuning.backbone.attention import PrefixShape
-from prompt_tuning.backbone.rows import PrefixTables
+from prompt_tuning.backbone.rows import Table
 
 INIT_STD = 0.02
 
@@ -78,25 +78,12 @@ class Prefix(nn.Module):
             table = table[:, list(self.layers)]
         self.embedding.copy_(table.reshape(self.length, -1))
 
-    @property
-    def form(self) -> Form:
-        """What prefixes must have in common to share a tensor: prompt tokens, and the layers that they reach."""
-        return self.length, self.layers
-
-
-Form = tuple[int, tuple[int, ...] | None]
-
-
-def stack(prefixes: dict[int, Prefix], heads: slice = slice(None)) -> PrefixTables:
-    """The tables of prefixes of one form, given by their members' places in the batch.
-
-    ``heads`` are the key/value heads that this rank's attention has.
-    """
-    tables = [prefix.own_table() for prefix in prefixes.values()]
-    stacked = tables[0][None] if len(tables) == 1 else torch.stack(tables)
-    first = next(iter(prefixes.values()))
-    # Unbound at once: indexing layer by layer would fill a gradient of the whole table for every layer.
-    found = iter(stacked[:, :, :, :, heads].unbind(2))
-    reached = range(first.shape.num_layers) if first.layers is None else first.layers
-    layers = tuple(next(found) if layer in reached else None for layer in range(first.shape.num_layers))
-    return PrefixTables(layers, {member: place for place, member in enumerate(prefixes)})
+    def by_layer(self, heads: slice = slice(None)) -> Table:
+        """What attention takes; ``heads`` are the key/value heads that this rank's attention has."""
+        table = self.own_table()
+        if heads != slice(None):
+            table = table[:, :, :, heads]
+        # Unbound at once: indexing layer by layer would fill a gradient of the whole table for every layer.
+        found = iter(table.unbind(1))
+        reached = range(self.shape.num_layers) if self.layers is None else self.layers
+        return tuple(next(found) if layer in reached else None for layer in range(self.shape.num_layers))

@@ -29,16 +29,16 @@ def make_features(row_lengths, choices=1, seed=0, with_types=True):
 
 
 def draw_shapes(draw, members):
-    """Prefixes of some forms, input prompts, or nothing."""
+    """Prefixes, input prompts, or nothing."""
     drawn = [
         draw(
             st.sampled_from(
                 [
-                    (0, -1, 0, 0, 0, 0),
-                    (1, 0, 0, 1, 0, 1),
-                    (5, 1, 0, 5, 0.25, 0),
-                    (5, 2, 0, 0, 0, 2),
-                    (40, -1, 40, 0, 0, 1),
+                    (0, 0, 0, 0, 0),
+                    (1, 0, 1, 0, 1),
+                    (5, 0, 5, 0.25, 0),
+                    (5, 0, 0, 0, 2),
+                    (40, 40, 0, 0, 1),
                 ]
             )
         )
@@ -102,7 +102,7 @@ def test_no_batch_outgrows_its_budget(fleet, budget, ranks):
 
 
 def test_a_large_budget_makes_one_batch():
-    pool = Pool([make_features([3, 9, 4, 7])], PromptShapes(*np.array([[5, 0, 0, 5, 0, 0]]).T))
+    pool = Pool([make_features([3, 9, 4, 7])], PromptShapes(*np.array([[5, 0, 5, 0, 0]]).T))
     items, tokens = Items.of([(0, np.arange(4), 0.25)]), 3 + 9 + 4 + 7 + 4 * 5
     (batch,) = plan(pool, items, tokens, 0, 1)
     assert batch.examples.tolist() == [1, 3, 2, 0], "longest first"
@@ -167,17 +167,11 @@ def test_a_layout_equals_a_loop_over_rows(fleet):
     assert sum(span.rows.stop - span.rows.start for span in batch.spans) == len(rows)
     check_where_rows_stand(batch, prompts)
     check_what_is_read(batch, prompts)
-    check_tables_and_rates(batch, prompts)
+    check_rates(batch, prompts)
 
 
-def check_tables_and_rates(batch, prompts):
-    """Each row names its member's place among the batch's members of its form, and drops as its member does."""
-    places, before = [], {}
-    for member in batch.members:
-        places.append(before.setdefault(int(prompts.forms[member]), 0))
-        before[int(prompts.forms[member])] += 1
-    expected = [places[batch.member_of_row[row]] for row in batch.standing.tolist()]
-    assert batch.table_rows.tolist() == expected
+def check_rates(batch, prompts):
+    """Each row drops as its member does."""
     rates = [prompts.rates[batch.members[member]] for member in batch.member_of_row]
     assert (batch.rates is None and not any(rates)) or batch.rates.tolist() == rates
 
@@ -193,19 +187,17 @@ def check_what_is_read(batch, prompts):
 
 
 def check_where_rows_stand(batch, prompts):
-    """Tokens stand end to end, group by group, behind their input prompts; rows of a group are alike."""
+    """Tokens stand end to end, member by member, group by group, behind their input prompts; rows of a group are alike."""
     place, standing = 0, batch.standing.tolist()
     positions = batch.positions[0].tolist()
     fronts = set() if batch.fronts is None else set(batch.fronts.places.tolist())
     seen_groups = set()
     for group in batch.groups:
-        assert (group.length, group.form) not in seen_groups, "neighbours of a kind run together"
-        seen_groups.add((group.length, group.form))
+        assert (group.member, group.length) not in seen_groups, "neighbours of a kind run together"
+        seen_groups.add((group.member, group.length))
         rows = standing[group.rows]
-        members = {batch.members[batch.member_of_row[row]] for row in rows}
-        assert {prompts.forms[member] for member in members} == {group.form}
-        places = {int(batch.member_of_row[row]) for row in rows}
-        assert group.member == (places.pop() if len(places) == 1 else None)
+        assert {int(batch.member_of_row[row]) for row in rows} == {group.member}
+        assert group.tokens == slice(place, place + len(rows) * group.length)
         for row in rows:
             member = batch.members[batch.member_of_row[row]]
             front, start, length = prompts.fronts[member], prompts.starts[member], int(batch.lengths[row])

@@ -7,7 +7,7 @@ import torch
 
 from prompt_tuning.backbone.attention import PrefixShape
 from prompt_tuning.backbone.rows import Group, PackedRows
-from prompt_tuning.prompt.prefix import Prefix, stack
+from prompt_tuning.prompt.prefix import Prefix
 
 SHAPE = PrefixShape(num_layers=3, key_value_heads=2, head_size=4, hidden_size=8)
 P, N, G, D = 5, SHAPE.num_layers, SHAPE.key_value_heads, SHAPE.head_size
@@ -18,23 +18,11 @@ def make_prefix(length=P, seed=1, dtype=torch.float64, **options):
 
 
 def rows_of(prefixes, members, keys=None, rates=None):
-    """Packed rows of one token each, one group a form, of members with these prefixes; and the groups' members."""
-    forms = {}
-    for place, prefix in enumerate(prefixes):
-        if prefix is not None:
-            forms.setdefault(prefix.form, []).append(place)
-    tables = {n: stack({m: prefixes[m] for m in own}) for n, own in enumerate(forms.values())}
-    groups, order = [], []
-    for number, own in [*enumerate(forms.values()), (-1, [m for m, p in enumerate(prefixes) if p is None])]:
-        some = [row for row, member in enumerate(members) if member in own]
-        if some:
-            only = {members[row] for row in some}
-            member = only.pop() if len(only) == 1 else None
-            groups.append(Group(slice(len(order), len(order) + len(some)), 1, number, member))
-            order += some
-    places = {m: row for table in tables.values() for m, row in table.places.items()}
-    table_rows = torch.tensor([places.get(members[row], 0) for row in order])
-    packed = PackedRows(tuple(groups), None, tables, table_rows, all_heads=G)
+    """Packed rows of one token each, of members with these prefixes; and the order in which they stand."""
+    order = sorted(range(len(members)), key=lambda row: members[row])
+    groups = Group.neighbours([(members[row], 1) for row in order])
+    tables = tuple(None if prefix is None else prefix.by_layer() for prefix in prefixes)
+    packed = PackedRows(groups, None, tables, all_heads=G)
     if keys is not None:
         packed.row_keys = torch.tensor(keys)[order]
         packed.dropout = torch.tensor(rates, dtype=torch.float64)[[members[row] for row in order]]
@@ -137,7 +125,7 @@ def test_the_start_is_a_function_of_the_seed():
 
 
 def test_a_member_sees_its_own_prefix_only():
-    """Members of two forms, two of one, and one without prefix."""
+    """Members whose prefixes differ in length and layers, two alike, and one without prefix."""
     prefixes = [make_prefix(2, 1), None, make_prefix(5, 3, layers=(1,)), make_prefix(2, 4)]
     members = [0, 2, 1, 3, 0]
     for layer, rows in enumerate(seen(prefixes, members)):
@@ -186,7 +174,7 @@ def test_dropout_zeroes_elements_and_scales_the_rest():
 
 
 def test_dropout_does_not_depend_on_the_neighbours():
-    """Other members in the batch, of its form and of another, change nothing of what a row drops."""
+    """Other members in the batch, of its length and of another, change nothing of what a row drops."""
     prefixes = [make_prefix(9, seed=2), make_prefix(3), make_prefix(3, seed=5)]
     alone = dropped([prefixes[1]], [0, 0], [7, 8], [0.5])
     together = seen(prefixes, [0, 1, 2, 1], [5, 7, 6, 8], [0.1, 0.5, 0.3])
@@ -197,7 +185,7 @@ def test_dropout_does_not_depend_on_the_neighbours():
 def test_dropout_falls_in_the_whole_models_heads():
     """A rank that has some of the heads drops of them what one with all heads does."""
     whole, cut = rows_of([make_prefix()], [0, 0], [7, 8], [0.5])[0], rows_of([make_prefix()], [0, 0], [7, 8], [0.5])[0]
-    cut.tables, cut.heads = {0: stack({0: make_prefix()}, slice(1, 2))}, slice(1, 2)
+    cut.tables, cut.heads = (make_prefix().by_layer(slice(1, 2)),), slice(1, 2)
     for layer in range(N):
         for a, b in zip(*(rows.prefix(layer, rows.groups[0], torch.float64) for rows in (whole, cut)), strict=True):
             assert torch.equal(a[:, 1:2], b)
