@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,8 @@ def checkout(tmp_path_factory):
     (folder / ".venv").symlink_to(sys.prefix)
     (folder / "launcher").symlink_to(ROOT / "launcher")
     shutil.copytree(CASES, folder / "cases")
+    for copy in (folder / "cases").rglob("*"):  # where the originals are read-only and nobody is root
+        copy.chmod(copy.stat().st_mode | stat.S_IWUSR)
     output = folder / "runs" / "quickstart"
     command = [sys.executable, "launcher/run.py", "--config", "configs/quickstart.json", "--output", str(output)]
     subprocess.run([*command, "--set", "train.epochs=1"], cwd=ROOT, check=True, capture_output=True)

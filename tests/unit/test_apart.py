@@ -66,7 +66,9 @@ def test_prefix_and_text_are_one_softmax_with_its_gradients(kernel, look, kv_hea
     expected = by_hand(q, k, v, tables, look, 0.3)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-13)
     weights = torch.randn_like(expected)
-    for own, theirs in zip(grad((found * weights).sum(), wanted), grad((expected * weights).sum(), wanted), strict=True):
+    for own, theirs in zip(
+        grad((found * weights).sum(), wanted), grad((expected * weights).sum(), wanted), strict=True
+    ):
         assert torch.allclose(own, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -115,7 +117,9 @@ def test_half_types_are_attended_to_in_float32():
     q, k, v, tables = everything(2, torch.bfloat16)
     found = apart(q, k, v, packed(tables), 0, Look(True), 0.3, 0.0)
     other = padded(written_out, q, k, v, packed(tables), 0, Look(True), 0.3, 0.0)
-    exact = by_hand(q.double(), k.double(), v.double(), [t if t is None else t.double() for t in tables], Look(True), 0.3)
+    exact = by_hand(
+        q.double(), k.double(), v.double(), [t if t is None else t.double() for t in tables], Look(True), 0.3
+    )
     assert found.dtype == torch.bfloat16
     assert (found[0] - exact).abs().max() <= (other[0] - exact).abs().max()
     assert torch.allclose(found[0].double(), exact, rtol=2**-8, atol=2**-8)
