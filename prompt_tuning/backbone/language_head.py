@@ -44,8 +44,8 @@ class LanguageHead(nn.Module):
     def forward(self, hidden: Tensor, rows: MemberRows, row_keys: Tensor | None = None, dropout: float = 0.0) -> Tensor:
         """Log probability of each row's candidate [r], from hidden states [t, H] and the wanted tokens, the rows' tags."""
         (language_model,) = self._language_model
-        assert language_model is not None and rows.tags is not None
-        asked = (rows.tags >= 0).nonzero()[:, 0]
+        assert language_model is not None and rows.tags is not None and rows.asked is not None
+        asked = rows.asked
         weight = next(language_model.parameters())
         logits = language_model(hidden[asked].to(weight.dtype))
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32

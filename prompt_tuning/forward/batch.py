@@ -30,6 +30,8 @@ class Span:
     examples: slice
     rows: slice
     tokens: slice
+    asked: slice
+    """Its tokens that have a label, among those of all members."""
     longest: int
     """Text tokens of its longest row."""
 
@@ -82,6 +84,8 @@ class Batch:
     """[t] The row of each, counted from its member's first one."""
     tags: Tensor | None
     """[t] Labels of the tokens, negative where they have none; None where no member asks tokens."""
+    asked: Tensor | None
+    """[a] The tokens that have a label, counted from their member's first one; None as ``tags``."""
     fronts: Fronts | None
     labels: Tensor
     """[E] class index or value; 0 where every token is asked."""
@@ -100,12 +104,14 @@ class Batch:
         """The rows of the member at a place of ``members``."""
         span = self.spans[place]
         tags = None if self.tags is None else self.tags[span.tokens]
+        asked = None if self.asked is None else self.asked[span.asked]
         return MemberRows(
             self.first[span.rows],
             self.lengths[span.rows],
             self.tokens[span.tokens],
             self.row_of_token[span.tokens],
             tags,
+            asked,
             span.longest,
         )
 

@@ -63,7 +63,9 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         front_tokens = Fronts(*map(torch.from_numpy, (places, vectors, rows, columns)))
     reads = shapes.reads[row_members]
     reading = None if (reads == ALL).any() else np.sort(np.where(reads == FIRST, first, first + lengths - 1))
-    spans = _spans(member_of_example, member_of_row, lengths, len(members))
+    asked = np.zeros(0, np.int64) if tags is None else np.flatnonzero(tags >= 0)
+    spans = _spans(member_of_example, member_of_row, lengths, asked, len(members))
+    asked -= np.repeat([span.tokens.start for span in spans], [span.asked.stop - span.asked.start for span in spans])
     own_row = row_of_token - np.array([span.rows.start for span in spans])[member_of_row[row_of_token]]
     return Batch(
         input_ids=torch.from_numpy(input_ids)[None],
@@ -81,6 +83,7 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         tokens=torch.from_numpy(tokens),
         row_of_token=torch.from_numpy(own_row),
         tags=None if tags is None else torch.from_numpy(tags),
+        asked=None if tags is None else torch.from_numpy(asked),
         fronts=front_tokens,
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(items.weights),
@@ -95,13 +98,17 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.asarray(np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts))
 
 
-def _spans(examples: np.ndarray, rows: np.ndarray, lengths: np.ndarray, count: int) -> tuple[Span, ...]:
-    """Each member's part, given the sorted members of examples and rows."""
+def _spans(
+    examples: np.ndarray, rows: np.ndarray, lengths: np.ndarray, asked: np.ndarray, count: int
+) -> tuple[Span, ...]:
+    """Each member's part, given the sorted members of examples and rows, and the tokens that have a label."""
     example_ends, row_ends = (np.searchsorted(x, np.arange(count), side="right").tolist() for x in (examples, rows))
     token_ends = np.cumsum(lengths)
-    spans, example, row, token = [], 0, 0, 0
+    spans, example, row, token, label = [], 0, 0, 0, 0
     for example_end, row_end in zip(example_ends, row_ends, strict=True):
         token_end, longest = int(token_ends[row_end - 1]), int(lengths[row:row_end].max())
-        spans.append(Span(slice(example, example_end), slice(row, row_end), slice(token, token_end), longest))
-        example, row, token = example_end, row_end, token_end
+        label_end = int(np.searchsorted(asked, token_end))
+        texts, labels = slice(token, token_end), slice(label, label_end)
+        spans.append(Span(slice(example, example_end), slice(row, row_end), texts, labels, longest))
+        example, row, token, label = example_end, row_end, token_end, label_end
     return tuple(spans)

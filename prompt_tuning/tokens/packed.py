@@ -22,6 +22,8 @@ class MemberRows:
     """[t] Which of the r rows each belongs to."""
     tags: Tensor | None = None
     """[t] Labels of the tokens, negative where they have none; None where no member of the batch asks tokens."""
+    asked: Tensor | None = None
+    """[a] Which of the t tokens have a label; None as ``tags``."""
     longest: int = 0
     """Text tokens of the longest row."""
 

@@ -25,7 +25,8 @@ def make_features(row_lengths, choices=1, seed=0, with_types=True):
     tokens = generator.integers(0, 90, offsets[-1]).astype(np.int32)
     types = generator.integers(0, 2, offsets[-1]).astype(np.int8) if with_types else None
     labels = generator.integers(0, 5, len(row_lengths) // choices)
-    return Features(tokens, types, offsets, choices, labels)
+    tags = generator.integers(-1, 3, offsets[-1]) if seed % 2 else None
+    return Features(tokens, types, offsets, choices, labels, tags)
 
 
 def draw_shapes(draw, members):
@@ -164,6 +165,8 @@ def test_a_layout_equals_a_loop_over_rows(fleet):
         assert own.lengths.tolist() == batch.lengths[span.rows].tolist() and own.longest == own.lengths.max()
         assert own.row_of_token.tolist() == [i for i, n in enumerate(own.lengths.tolist()) for _ in range(n)]
         assert own.tokens[own.first_of_row].tolist() == own.first.tolist()
+        assert (own.asked is None) == (own.tags is None)
+        assert own.asked is None or own.asked.tolist() == (own.tags >= 0).nonzero()[:, 0].tolist()
     assert sum(span.rows.stop - span.rows.start for span in batch.spans) == len(rows)
     check_where_rows_stand(batch, prompts)
     check_what_is_read(batch, prompts)
