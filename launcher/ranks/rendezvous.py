@@ -10,6 +10,9 @@ from launcher.clusters.hostfile import expand_nodes
 from launcher.ranks.environment import VARIABLES, Process, read_number
 from prompt_tuning.errors import UserError
 
+LOOPBACK = "127.0.0.1"
+"""Where the ranks of one host meet: they need no name of it, which need not resolve."""
+
 
 def rendezvous(process: Process, environment: Mapping[str, str] = VARIABLES) -> dict[str, str]:
     """Where the ranks meet, in torch's variables; {} where the launcher has set them or there is one rank alone.
@@ -28,9 +31,10 @@ def rendezvous(process: Process, environment: Mapping[str, str] = VARIABLES) -> 
 
 def _slurm_meeting(environment: Mapping[str, str]) -> dict[str, str]:
     """The first host of the step, and a port that every rank can work out; steps of one job differ in theirs."""
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    nodes = expand_nodes(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", ""))
     job, step = read_number(environment, "SLURM_JOB_ID"), read_number(environment, "SLURM_STEP_ID")
-    return {"MASTER_ADDR": expand_nodes(nodes)[0], "MASTER_PORT": str(20_000 + (job * 7 + step) % 10_000)}
+    host = LOOPBACK if len(nodes) == 1 else nodes[0]
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(20_000 + (job * 7 + step) % 10_000)}
 
 
 def _mpi_meeting(process: Process) -> dict[str, str]:
@@ -47,9 +51,11 @@ def _mpi_meeting(process: Process) -> dict[str, str]:
             f"the launcher says that the job has {process.world_size} ranks, mpi4py says {world.Get_size()};"
             " start with the MPI that mpi4py uses, or set MASTER_ADDR and MASTER_PORT"
         )
+    is_one_host = world.Split_type(MPI.COMM_TYPE_SHARED).Get_size() == world.Get_size()
     with socket.socket() as listener:
         listener.bind(("", 0))
-        host, port = world.bcast((socket.gethostname(), listener.getsockname()[1]), root=0)
+        own = LOOPBACK if is_one_host else socket.gethostname(), listener.getsockname()[1]
+        host, port = world.bcast(own, root=0)
     return {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
 
 

@@ -138,6 +138,12 @@ def test_the_ranks_of_slurm_meet_on_the_first_host():
     assert rendezvous(find_process(environment=other), other)["MASTER_PORT"] != place["MASTER_PORT"]
 
 
+def test_the_ranks_of_one_host_meet_without_its_name():
+    """Which need not resolve, as in a container."""
+    alone = {**SLURM, "SLURM_STEP_NODELIST": "gpu07", "SLURM_STEP_TASKS_PER_NODE": "7", "SLURM_NODEID": "0"}
+    assert rendezvous(find_process(environment=alone), alone)["MASTER_ADDR"] == "127.0.0.1"
+
+
 def test_a_meeting_place_that_was_set_is_kept():
     own = rendezvous(find_process(environment={**SLURM, **MASTER}), {**SLURM, **MASTER})
     assert own == {"RANK": "5", "WORLD_SIZE": "7", "LOCAL_RANK": "1", **MASTER}

@@ -108,7 +108,7 @@ def open_process(rendered: Rendered, output: IO[bytes] | None = None) -> subproc
         return subprocess.Popen(
             rendered.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the latter where a folder of PATH may not be looked into
         raise UserError(
             f"{rendered.command[0]} is not installed here; install it or choose another --backend"
         ) from None

@@ -14,5 +14,7 @@ def render(submission: Submission) -> Rendered:
         raise UserError("--hostfile names other hosts, but --backend local runs here; choose deepspeed or mpi")
     start = [sys.executable]
     if submission.ranks > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(submission.ranks)]
+        # Without the address its ranks would look for each other by this host's name, which need not resolve.
+        place = ["--standalone", "--local-addr", "127.0.0.1"]
+        start += ["-m", "torch.distributed.run", *place, "--nproc-per-node", str(submission.ranks)]
     return Rendered([*start, *submission.worker], places=submission.places)

@@ -102,7 +102,7 @@ def call(command: list[str], text: str | None = None) -> subprocess.CompletedPro
     """Run one of SLURM's programs. Raises :class:`UserError` where it is not installed."""
     try:
         return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the latter where a folder of PATH may not be looked into
         raise UserError(f"{command[0]} is not installed here; go to a host of the SLURM cluster") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} has not answered for {_ANSWER_SECONDS} s; try again later") from None
