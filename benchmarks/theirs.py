@@ -104,6 +104,13 @@ def step(model: Model, rows: Sequence[Batch]) -> Step:
     return take
 
 
+def one_after_the_other(model: Model, work: Work, width: int | None, members: int) -> Step:
+    """A step on each member's rows: one model stands for as many, which take as long."""
+    rows = [batches(work, width, SEED + member) for member in range(members)]
+    take = step(model, [batch for at_once in zip(*rows, strict=True) for batch in at_once])
+    return lambda: torch.cat([take() for _ in range(members)])
+
+
 def _loss(model: Model, batch: Batch) -> Tensor:
     inputs, labels = batch
     return cross_entropy(model(**inputs).logits.float().view(len(labels), -1), labels)

@@ -203,3 +203,18 @@ def test_data_are_measured_first_and_second_and_shared(tmp_path):
     assert scale["kept_bytes"] > 9000 * 4 and scale["members_over_one"] > 0
     for start in ("first_start", "second_start", "8_members"):
         assert 0 < scale[start]["seconds_of_imports"] < scale[start]["seconds_to_first_step"]
+
+
+@needs_peft
+def test_a_search_is_one_fleet_or_many_runs_and_halving_takes_fewer_steps(tmp_path):
+    sizes = ("--length", "64", "--steps", "1", "--horizon", "8", "--rates", "0.001", "0.1", "--max-eval", "2")
+    (work,) = run_tiny(tmp_path, "search", "--batch-size", "4", *sizes)["works"]
+    assert (
+        work["members"] == 4
+        and set(work["ratios"]) == {"separate", "PEFT"}
+        and set(work["bytes"]) == {"fleet", *work["ratios"]}
+    )
+    assert work["largest_loss"] < 1e-5
+    whole, halved = work["searches"]["whole"], work["searches"]["halving"]
+    assert whole["steps"] == 4 * 8 and halved["steps"] == 2 * 1 + 1 * 2 + 1 * 8
+    assert len(whole["scores"]) == 4 and whole["score"] == max(whole["scores"].values())
