@@ -36,7 +36,7 @@ def peak_of(prepare: Callable[[], Task], device: str, threads: int, label: str) 
     """Bytes at the peak of a task above what there was when it was prepared, and what the task returns.
 
     CPU (Linux, glibc): anonymous memory, sampled every 2 ms. CUDA: allocated memory. ``prepare`` runs in the process that is
-    measured. Raises :class:`UserError` for a ValueError, as PEFT has it for settings that it refuses.
+    measured. Raises :class:`UserError`, also for a ValueError, as PEFT has it for settings that it refuses.
     """
     # A forked process shares the imports, but not a CUDA context; the parent has run no parallel region.
     context = multiprocessing.get_context("fork" if device == "cpu" else "spawn")
@@ -76,7 +76,7 @@ def _measure(send: Any, prepare: Callable[[], Task], device: str, threads: int) 
         task = prepare()
         gc.collect()
         send.send(_peak_of_gpu(task) if device == "cuda" else _peak_of_process(task))
-    except ValueError as error:  # what PEFT raises
+    except (UserError, ValueError) as error:  # PEFT raises a ValueError
         send.send(str(error))
 
 
