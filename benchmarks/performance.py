@@ -72,7 +72,7 @@ SECTIONS = {
     "partial_depth": Section("Prompts in the upper layers", "partial_depth", ("--repeats", "3")),
     "assembly": Section("Many long prompts", "fleet", (*LARGE, "--repeats", "2", "--dtypes", "float32")),
     "search": Section("A search", "search"),
-    "evaluation": Section("Prediction", "evaluation", ("--full",)),
+    "evaluation": Section("Prediction", "evaluation", ("--full", "--sample", "125")),
 }
 """By the names of their JSON files, in the order of the page."""
 ON_GPU = tuple(name for name in SECTIONS if name not in ("padding", "partial_depth"))
