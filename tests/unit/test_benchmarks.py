@@ -221,7 +221,7 @@ def test_a_search_is_one_fleet_or_many_runs_and_halving_takes_fewer_steps(tmp_pa
 
 
 @needs_peft
-def test_prediction_gives_the_answers_of_a_padded_loop_and_many_rows_take_no_more_memory(tmp_path):
+def test_prediction_gives_the_answers_of_a_padded_loop_and_tells_what_rows_take(tmp_path):
     sizes = ("--length", "64", "--batch-size", "4", "--sample", "8", "--rows", "400", "--dtypes", "float32")
     (work,) = run_tiny(tmp_path, "evaluation", *sizes)["works"]
     assert [rate["task"] for rate in work["rates"]] == ["wic", "boolq"]
