@@ -26,11 +26,9 @@ if __name__ == "__main__":
     # Before torch is imported, as the worker does.
     share_processor()
 
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import ours, theirs, timing
 from benchmarks.contenders import PEFT, PROMPTFLEET, Built, Contender, start_alike
@@ -45,7 +43,7 @@ OTHERS = {"separate": "runs of ours", "PEFT": "PEFT, equal settings", "PEFT, def
 
 def compare(work: Work, dtypes: list[str], members: int, repeats: int) -> list[dict[str, Any]]:
     """For each precision: seconds of a step of all members, ratios to the fleet, and differences."""
-    defaults = _one_after_the_other(theirs.peft_model(work, "float32", True), work, work.max_length, members)
+    defaults = theirs.one_after_the_other(theirs.peft_model(work, "float32", True), work, work.max_length, members)
     tasks: dict[str, ours.Step] = {"PEFT, defaults": defaults}
     differences = {}
     for dtype in dtypes:
@@ -55,8 +53,8 @@ def compare(work: Work, dtypes: list[str], members: int, repeats: int) -> list[d
         differences[dtype] = start_alike(Built(ours.fleet_step(fleet), fleet=fleet), peft)
         tasks |= {
             f"fleet, {dtype}": ours.fleet_step(fleet),
-            f"separate, {dtype}": partial(_all_in_turn, alone),
-            f"PEFT, {dtype}": _one_after_the_other(peft.model, work, None, members),
+            f"separate, {dtype}": ours.one_after_the_other(alone),
+            f"PEFT, {dtype}": theirs.one_after_the_other(peft.model, work, None, members),
         }
     seconds, losses = timing.by_turns(tasks, repeats, work.device)
     found = []
@@ -77,17 +75,6 @@ def compare(work: Work, dtypes: list[str], members: int, repeats: int) -> list[d
             }
         )
     return found
-
-
-def _all_in_turn(steps: list[ours.Step]) -> Tensor:
-    return torch.cat([step() for step in steps])
-
-
-def _one_after_the_other(model: theirs.Model, work: Work, width: int | None, members: int) -> ours.Step:
-    """A step on each member's rows: one model stands for as many, which take as long."""
-    rows = [theirs.batches(work, width, ours.SEED + member) for member in range(members)]
-    step = theirs.step(model, [batch for at_once in zip(*rows, strict=True) for batch in at_once])
-    return lambda: torch.cat([step() for _ in range(members)])
 
 
 def measure_assembly(work: Work, dtypes: list[str], members: int, repeats: int) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from prompt_tuning.data.load import task_data
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.prompt.build import build_prompt
-from prompt_tuning.settings.members import RunFile
+from prompt_tuning.settings.members import RunFile, resolve
 from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.trainer import build_fleet
@@ -73,6 +73,19 @@ def build(work: Work, dtype: str, dropout: bool, members: int = 1, **changes: An
     return build_fleet(Run("benchmark", Path("runs/benchmark"), tuple(specs)), Grid(device=torch.device(work.device)))
 
 
+def search(
+    work: Work, dtype: str, fleet: dict[str, Any], output: Path, horizon: int | None = None, max_eval: int = 1
+) -> Run:
+    """The run of a fleet section's members; ``horizon``: all train so many steps on all rows of the task, judged eight times
+    on ``max_eval`` of dev. Without one they have the rows of the work. Raises :class:`UserError`."""
+    raw = settings(work, dtype).model_dump(exclude_unset=True)
+    del raw["train"]["seed"]
+    if horizon is not None:
+        raw["data"] |= {"max_train_examples": None, "max_eval_examples": max_eval}
+        raw["train"] |= {"max_steps": horizon, "eval_steps": horizon // 8}
+    return resolve({**raw, "fleet": fleet}, Path("search.json"), output=str(output))
+
+
 def fleet_step(fleet: Fleet) -> Step:
     """Steps as the trainer takes them, batch assembly included."""
 
@@ -95,6 +108,11 @@ def separate_fleets(fleet: Fleet) -> list[Fleet]:
         like = Member(member.spec, member.task, member.labels, member.splits, prompt, fleet.backbone)
         alone.append(Fleet(fleet.backbone, [like], fleet.grid))
     return alone
+
+
+def one_after_the_other(steps: Sequence[Step]) -> Step:
+    """One step of each, with the losses of all."""
+    return lambda: torch.cat([step() for step in steps])
 
 
 def first_gradient(fleet: Fleet) -> tuple[float, Tensor]:

@@ -71,6 +71,8 @@ SECTIONS = {
     "padding": Section("Share of real tokens", "padding", ("--repeats", "2")),
     "partial_depth": Section("Prompts in the upper layers", "partial_depth", ("--repeats", "3")),
     "assembly": Section("Many long prompts", "fleet", (*LARGE, "--repeats", "2", "--dtypes", "float32")),
+    "search": Section("A search", "search"),
+    "evaluation": Section("Prediction", "evaluation", ("--full", "--sample", "125")),
 }
 """By the names of their JSON files, in the order of the page."""
 ON_GPU = tuple(name for name in SECTIONS if name not in ("padding", "partial_depth"))
@@ -181,6 +183,11 @@ BARS: tuple[tuple[str, str, Callable[[dict[str, Any]], list[float]]], ...] = (
         "64 members, 24 layers, P=128: assembling, % of the step",
         "below 2",
         lambda reports: [100 * work["shares"]["median"] for work in _works(reports, "assembly")],
+    ),
+    (
+        "search of 16: steps that halving takes, % of the whole search's",
+        "below 50",
+        lambda reports: [100 * work["share_of_steps"] for work in _works(reports, "search")],
     ),
 )
 """What is measured, what the project wants of it, and where it is found in the reports; several values: of all rows."""

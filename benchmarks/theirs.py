@@ -7,7 +7,7 @@ AdamW (fused, as ours) cost, and nothing else.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,10 @@ from benchmarks.ours import CLIP_NORM, LEARNING_RATE, SEED, Step, features
 from benchmarks.work import Work
 from model_parallel import rng
 from prompt_tuning.backbone.find import find_folder
+from prompt_tuning.formats import Row
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.rows import template_of
 
 Model = Any
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -102,6 +105,41 @@ def step(model: Model, rows: Sequence[Batch]) -> Step:
         return loss.detach()[None]
 
     return take
+
+
+def one_after_the_other(model: Model, work: Work, width: int | None, members: int) -> Step:
+    """A step on each member's rows: one model stands for as many, which take as long."""
+    rows = [batches(work, width, SEED + member) for member in range(members)]
+    take = step(model, [batch for at_once in zip(*rows, strict=True) for batch in at_once])
+    return lambda: torch.cat([take() for _ in range(members)])
+
+
+def predictor(model: Model, work: Work, by_length: bool) -> Callable[[Sequence[Row]], tuple[np.ndarray, float]]:
+    """A plain loop from rows to probabilities [rows, 2], in batches padded to their longest row; also tells the share of padding.
+
+    ``by_length``: rows of like lengths share a batch; else batches follow the order of the rows.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(find_folder(work.backbone))
+    build = template_of(find_task(work.task), None)
+
+    @torch.inference_mode()
+    def answer(rows: Sequence[Row]) -> tuple[np.ndarray, float]:
+        firsts, seconds = map(list, zip(*(build(row)[0] for row in rows), strict=True))
+        pair = None if seconds[0] is None else seconds
+        encoded = tokenizer(firsts, pair, truncation=True, max_length=work.max_length)
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        order = np.argsort(-lengths, kind="stable") if by_length else np.arange(len(rows))
+        found, places = np.zeros((len(rows), 2)), 0
+        for start in range(0, len(rows), work.batch_size):
+            own = order[start : start + work.batch_size]
+            batch = tokenizer.pad(
+                {key: [values[i] for i in own] for key, values in encoded.items()}, return_tensors="pt"
+            )
+            places += batch["input_ids"].numel()
+            found[own] = model(**batch.to(work.device)).logits.float().softmax(-1).cpu().numpy()
+        return found, 1 - lengths.sum() / places
+
+    return answer
 
 
 def _loss(model: Model, batch: Batch) -> Tensor:

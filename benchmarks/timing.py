@@ -26,7 +26,7 @@ def by_turns(tasks: Mapping[str, Callable[[], Any]], repeats: int, device: str) 
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     results: dict[str, list[Any]] = {name: [] for name in tasks}
     names = list(tasks)
-    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    clock = clock_of(device)
     for number in range(repeats + 1):
         for name in names if number % 2 else names[::-1]:
             gc.collect()
@@ -38,6 +38,11 @@ def by_turns(tasks: Mapping[str, Callable[[], Any]], repeats: int, device: str) 
                 seconds[name].append(clock() - started)
             results[name].append(result)
     return seconds, results
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """The processor time of this process, or where that is not what counts the time on the clock, in seconds."""
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _wait(device: str) -> None:

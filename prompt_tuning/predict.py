@@ -46,6 +46,8 @@ class AttachedPrompts:
         self, backbone: Backbone, prompts: Sequence[ExportedPrompt], tokens_per_batch: int | None = None
     ) -> None:
         self.backbone, self.prompts = backbone, list(prompts)
+        # Found once: a task is looked for among files, and rows are many.
+        self.tasks = [exported.task for exported in self.prompts]
         self.device = backbone.grid.device
         self.budget = tokens_per_batch or default_budget(self.device)
         for exported in self.prompts:
@@ -77,7 +79,7 @@ class AttachedPrompts:
         examples: dict[int, list[LocatedRow]] = {}
         counts = []
         for (where, row), prompt in zip(rows, choice.tolist(), strict=True):
-            own = prediction_rows(self.prompts[prompt].task, where, row)
+            own = prediction_rows(self.tasks[prompt], where, row)
             counts.append(len(own))
             if own:
                 examples.setdefault(prompt, []).extend(own)
@@ -86,7 +88,7 @@ class AttachedPrompts:
         used = sorted(examples)
         features = [self._encode(p, examples[p]) for p in used]
         for p, encoded, outputs in zip(used, features, self.outputs(used, features), strict=True):
-            task = self.prompts[p].task
+            task = self.tasks[p]
             found = iter(find_kind(task.kind).describe(task, encoded, outputs, self.prompts[p].labels))
             for i in np.flatnonzero(choice == p).tolist():
                 several = [next(found) for _ in range(counts[i])]
@@ -95,7 +97,7 @@ class AttachedPrompts:
 
     def _encode(self, prompt: int, rows: list[LocatedRow]) -> Features:
         exported = self.prompts[prompt]
-        recipe = Recipe(exported.task, self.backbone.tokenizer, exported.encoding, exported.labels)
+        recipe = Recipe(self.tasks[prompt], self.backbone.tokenizer, exported.encoding, exported.labels)
         return encode(recipe, rows)
 
     def outputs(self, prompts: list[int], features: list[Features]) -> list[np.ndarray]:
@@ -104,7 +106,7 @@ class AttachedPrompts:
         float64 [examples, outputs], or [tokens, k] where a kind asks every token.
         """
         chosen = [self.prompts[p] for p in prompts]
-        kinds = [find_kind(exported.task.kind) for exported in chosen]
+        kinds = [find_kind(self.tasks[p].kind) for p in prompts]
         loop = Loop(self.backbone, [exported.prompt for exported in chosen], kinds, features, self.budget)
         found = loop.outputs(range(len(chosen)))
         return [found[i] for i in range(len(chosen))]

@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 from model_parallel.cores import usable_cores
+from prompt_tuning.data.parts import Parts
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.kinds import find_kind
@@ -25,12 +26,13 @@ CHUNK = 1000
 
 
 def encode(recipe: Recipe, rows: Iterable[LocatedRow]) -> Features:
-    """Tokenise rows at once, as the task's kind does. Raises :class:`UserError`."""
-    rows = list(rows)
-    features = _encode(recipe, rows)
-    if features is None:
+    """The features of rows, in memory. Raises :class:`UserError`."""
+    rows, parts = list(rows), Parts()
+    for features in encoded(recipe, rows):
+        parts.add(features)
+    if not parts.num_examples:
         raise no_example(recipe.task, rows)
-    return features
+    return parts.joined(find_kind(recipe.task.kind))
 
 
 def no_example(task: Task, rows: Iterable[LocatedRow]) -> UserError:

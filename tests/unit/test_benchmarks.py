@@ -203,3 +203,31 @@ def test_data_are_measured_first_and_second_and_shared(tmp_path):
     assert scale["kept_bytes"] > 9000 * 4 and scale["members_over_one"] > 0
     for start in ("first_start", "second_start", "8_members"):
         assert 0 < scale[start]["seconds_of_imports"] < scale[start]["seconds_to_first_step"]
+
+
+@needs_peft
+def test_a_search_is_one_fleet_or_many_runs_and_halving_takes_fewer_steps(tmp_path):
+    sizes = ("--length", "64", "--steps", "1", "--horizon", "8", "--rates", "0.001", "0.1", "--max-eval", "2")
+    (work,) = run_tiny(tmp_path, "search", "--batch-size", "4", *sizes)["works"]
+    assert (
+        work["members"] == 4
+        and set(work["ratios"]) == {"separate", "PEFT"}
+        and set(work["bytes"]) == {"fleet", *work["ratios"]}
+    )
+    assert work["largest_loss"] < 1e-5
+    whole, halved = work["searches"]["whole"], work["searches"]["halving"]
+    assert whole["steps"] == 4 * 8 and halved["steps"] == 2 * 1 + 1 * 2 + 1 * 8
+    assert len(whole["scores"]) == 4 and whole["score"] == max(whole["scores"].values())
+
+
+@needs_peft
+def test_prediction_gives_the_answers_of_a_padded_loop_and_tells_what_rows_take(tmp_path):
+    sizes = ("--length", "64", "--batch-size", "4", "--sample", "8", "--rows", "400", "--dtypes", "float32")
+    (work,) = run_tiny(tmp_path, "evaluation", *sizes)["works"]
+    assert [rate["task"] for rate in work["rates"]] == ["wic", "boolq"]
+    for rate in work["rates"]:
+        assert set(rate["ratios"]) == {"PEFT", "PEFT, sorted"} and rate["largest_difference"] < 1e-5
+    assert 0 < work["rates"][1]["padding"]["PEFT, sorted"] < work["rates"][1]["padding"]["PEFT"] < 1
+    assert [one["rows"] for one in work["commands"]] == [40, 400] and work["rows_per_second"] > 0
+    assert [one["rows"] for one in work["calls"]] == [4, 20] and min(one["bytes"] for one in work["calls"]) > 0
+    assert work["commands"][1]["bytes"] < 1.2 * work["commands"][0]["bytes"]
