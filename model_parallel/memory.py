@@ -1,10 +1,13 @@
-"""How much a rank holds: of the model's parameters, and of the machine's memory."""
+"""How much a rank holds: of the model's parameters, and of the machine's memory; and how much it may still take."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
+
+from model_parallel.cores import group_folders
 
 
 def resident_numel(model: nn.Module) -> int:
@@ -33,3 +36,46 @@ def process_memory(status: Path = Path("/proc/self/status")) -> dict[str, int]:
     except OSError:
         return {}
     return {names[line[0][:-1]]: 1024 * int(line[1]) for line in lines if line and line[0][:-1] in names}
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes free on a GPU, or on the host; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_on_host()
+
+
+def free_on_host(
+    meminfo: Path = Path("/proc/meminfo"),
+    groups: Path = Path("/sys/fs/cgroup"),
+    own: Path = Path("/proc/self/cgroup"),
+) -> int | None:
+    """What the kernel calls available, or less where control groups limit this process (Linux); None elsewhere.
+
+    Files that the kernel keeps in memory and would give back do not count as taken.
+    """
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        found.append(1024 * int(lines["MemAvailable"].split()[0]))
+    except (OSError, ValueError, KeyError):
+        pass
+    for folder in group_folders("memory", groups, own):
+        left = _left(folder, "memory.max", "memory.current", "inactive_file")
+        if left is None:
+            left = _left(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if left is not None:
+            found.append(left)
+    return min(found, default=None)
+
+
+def _left(folder: Path, limit: str, taken: str, kept: str) -> int | None:
+    """What a group may still take; None: it has no such limit."""
+    try:
+        whole, used = (folder / limit).read_text().strip(), int((folder / taken).read_text())
+        if whole == "max":
+            return None
+        lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(whole) - used + int(lines.get(kept, 0)))
+    except (OSError, ValueError):
+        return None

@@ -49,7 +49,7 @@ class AttachedPrompts:
         # Found once: a task is looked for among files, and rows are many.
         self.tasks = [exported.task for exported in self.prompts]
         self.device = backbone.grid.device
-        self.budget = tokens_per_batch or default_budget(self.device)
+        self.budget = tokens_per_batch or default_budget(self.device, with_gradients=False)
         for exported in self.prompts:
             exported.check_backbone(backbone)
             exported.prompt.to(self.device)

@@ -63,7 +63,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
             is_logged = bool(due) or step % run.shared.train.log_steps == 0
             if is_logged:
                 log.steps(pending.read())
-                rates.settle()
+                log.throughput(rates.settle(step))
                 progress.show(step, log.latest)
             judged.update(due)
             _evaluate(fleet, [index for index in due if fleet.members[index].status == "running"], log, progress)
@@ -72,7 +72,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
             stops = fleet.running() and (is_logged or grid.size == 1) and any_rank(stop(), grid)
             if _checkpoint_due(run, step, judged, fleet) or not fleet.running() or stops:
                 log.steps(pending.read())
-                rates.settle()
+                log.throughput(rates.settle(step))
                 if grid.is_first:
                     checkpoint.save(checkpoints, fleet, step, experiment(run), run.shared.train.keep_checkpoints)
                 wait_long(grid)
@@ -120,7 +120,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     longest = max(member.total_steps for member in members)
     if run.halving is not None and run.halving.rungs[-1] >= longest:
         raise UserError(f"fleet.halving.rungs={run.halving.rungs}: members end after {longest} steps; give lower rungs")
-    return Fleet(backbone, members, grid, run.halving, run.concurrent)
+    return Fleet(backbone, members, grid, run.halving, len(members) if run.shared_prompt else run.concurrent)
 
 
 def _check_same_data(data: dict[str, TaskData], grid: Grid) -> None:
@@ -188,7 +188,7 @@ def _resume(fleet: Fleet, path: Path, run: Run) -> int:
 def _step(fleet: Fleet, pending: Pending, rates: Rates) -> None:
     rates.begin()
     record: StepRecord = fleet.train_step(fleet.active())
-    rates.count(record.members, record.tokens)
+    rates.count(record)
     for index in record.members:
         member = fleet.members[index]
         member.examples += len(member.step_examples(member.step))

@@ -56,6 +56,7 @@ def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep
         state = {
             "format": FORMAT,
             "step": step,
+            "concurrent": fleet.concurrent,
             "backbone": fleet.backbone.identity.to_json(),
             "experiment": experiment,
             "members": members,
@@ -154,6 +155,8 @@ def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
             _check_data(path, member, saved["data"])
     for member, saved in zip(members, state["members"], strict=True):
         restore(member, saved, read_tensors(path, saved))
+    if not fleet.is_concurrency_given and "concurrent" in state:
+        fleet.concurrent = int(state["concurrent"])  # so that who trains beside whom stays, whatever memory is free now
     fleet.number = int(state["step"])
     return fleet.number
 

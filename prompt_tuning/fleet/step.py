@@ -7,6 +7,8 @@ seed and data alone; only rounding depends on who runs beside it and on how many
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,7 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.fleet.frozen_texts import FrozenTexts
 from prompt_tuning.fleet.member import Member
+from prompt_tuning.fleet.room import places
 from prompt_tuning.fleet.update import Updater
 from prompt_tuning.forward.batch import Batch, moved
 from prompt_tuning.forward.loop import Loop
@@ -40,6 +43,10 @@ class StepRecord:
     tokens: list[int]
     """[members] Tokens that each brought to the step over all ranks: of its texts and prompt, or one a row for a head whose
     texts are kept."""
+    examples: int
+    """Of all members, over all ranks."""
+    waiting: float
+    """Seconds in which this rank laid out batches and launched nothing."""
 
 
 class Fleet:
@@ -54,11 +61,12 @@ class Fleet:
         concurrent: int | None = None,
     ) -> None:
         self.backbone, self.members, self.grid, self.halving = backbone, members, grid, halving
-        self.concurrent = concurrent or len(members)
+        self.concurrent = concurrent or places(members, grid)
+        self.is_concurrency_given = concurrent is not None
         self.number = 0
         """Steps of the fleet done, whoever took part in them."""
         shared = members[0].spec.config
-        budget = shared.train.tokens_per_batch or default_budget(grid.device, backbone.zero is not None)
+        gathers, given = backbone.zero is not None, shared.train.tokens_per_batch
         prompts, kinds = [member.prompt for member in members], [member.kind for member in members]
         keeps = [member.spec.config.data.cache_activations for member in members]
         self.loops = {
@@ -68,7 +76,7 @@ class Fleet:
                 prompts,
                 kinds,
                 [m.splits.get(split, _NOTHING) for m in members],
-                budget,
+                given or default_budget(grid.device, gathers, split == "train"),
                 None if split.startswith("test") else keeps,
             )
             for split in dict.fromkeys(name for m in members for name in ("train", "dev", *m.splits))
@@ -114,7 +122,8 @@ class Fleet:
         losses = torch.zeros(len(active), dtype=torch.float64, device=self.grid.device)
         loop = self.loops["train"]
         with self.backbone.at_work():
-            for number, batch in enumerate(loop.batches([p for p in parts if p[0] not in self.frozen.members])):
+            batches = _Watched(loop.batches([p for p in parts if p[0] not in self.frozen.members]))
+            for number, batch in enumerate(batches):
                 if self.backbone.drops:
                     seed = rng.key(self.members[0].seed, "backbone dropout", self.number, number, self.grid.data_rank)
                     torch.manual_seed(seed)
@@ -133,7 +142,7 @@ class Fleet:
         norms = self.updater.step(active, losses)
         tokens = [self._num_tokens(index, examples) for index, examples, _ in parts]
         self.number += 1
-        return StepRecord(active, losses, norms, tokens)
+        return StepRecord(active, losses, norms, tokens, sum(len(own) for _, own, _ in parts), batches.seconds)
 
     def _num_tokens(self, index: int, examples: np.ndarray) -> int:
         features = self.members[index].splits["train"]
@@ -153,6 +162,22 @@ class Fleet:
             return None
         keys = [self._step_key(member) for member in members]
         return rng.fold(moved(torch.tensor(keys), self.grid.device)[batch.member_of_row], batch.row_examples)
+
+
+class _Watched:
+    """Batches, and how long one waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            started = time.monotonic()
+            batch = next(self.batches, None)
+            self.seconds += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
 
 
 _NOTHING = Features(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64), 1, np.zeros(0, np.int64))

@@ -14,10 +14,12 @@ import torch
 from prompt_tuning.forward.batch import Items, Pool
 
 
-def default_budget(device: torch.device, gathers: bool = False) -> int:
-    """Tokens of one forward: few keep a CPU's caches warm and padding low; many fill a GPU, or pay for the weights that
-    every forward ``gathers`` (ZeRO-3)."""
-    return 2048 if device.type == "cpu" and not gathers else 16384
+def default_budget(device: torch.device, gathers: bool = False, with_gradients: bool = True) -> int:
+    """Tokens of one forward: few keep a CPU's caches warm; many fill a GPU, or pay for the weights that every forward
+    ``gathers`` (ZeRO-3), and without gradients four times as many need less memory still."""
+    if device.type == "cpu" and not gathers:
+        return 2048
+    return 16384 if with_gradients else 65536
 
 
 def plan(pool: Pool, items: Items, budget: int, rank: int, ranks: int) -> Iterator[Items]:

@@ -1,4 +1,4 @@
-"""metrics.jsonl while a run trains: losses, norms and evaluations, one JSON object a line."""
+"""metrics.jsonl and throughput.jsonl while a run trains: what members' steps gave, and how fast, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prompt_tuning.fleet.schedule import learning_rate_factor
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.lines import finite
-from prompt_tuning.storage.records import MetricsLine
+from prompt_tuning.storage.records import MetricsLine, ThroughputLine
 
 
 class MetricsLog:
@@ -29,6 +29,7 @@ class MetricsLog:
         if fleet.grid.is_first:
             for member, file in zip(fleet.members, self.files, strict=True):
                 _cut(file, member.step)
+            _cut(run.output / "throughput.jsonl", step)
 
     def steps(self, readings: list[Reading]) -> None:
         """Write the steps that are due, and those that were a member's last because it diverged."""
@@ -55,11 +56,20 @@ class MetricsLog:
         if not math.isfinite(loss):
             self._write(index, {"step": step, "event": "diverged", "loss": loss})
 
+    def throughput(self, line: ThroughputLine | None) -> None:
+        """Write how fast the fleet's steps were since the line before."""
+        if line is None or not self.fleet.grid.is_first:
+            return
+        _append(self.run.output / "throughput.jsonl", line)
+        if self.board is not None:
+            for key, value in line.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"throughput/{key}", value, line["step"])
+
     def _write(self, index: int, line: MetricsLine) -> None:
         if not self.fleet.grid.is_first:
             return
-        with self.files[index].open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line), sort_keys=True) + "\n")
+        _append(self.files[index], line)
         if self.board is not None:
             name, event = self.fleet.members[index].name, line["event"]
             numbers = {k: v for k, v in {**line, **line.get("metrics", {})}.items() if isinstance(v, float)}
@@ -70,6 +80,11 @@ class MetricsLog:
         """Close what is open."""
         if self.board is not None:
             self.board.close()
+
+
+def _append(file: Path, line: MetricsLine | ThroughputLine) -> None:
+    with file.open("a", encoding="utf-8") as end:
+        end.write(json.dumps(finite(line), sort_keys=True) + "\n")
 
 
 def _metrics_file(run: Run, member: Member) -> Path:

@@ -139,7 +139,9 @@ class TrainSection(Section):
     seed: int = Field(11, ge=0, lt=2**63, description="Seed of initial values, data order and prompt dropout.")
     eval_steps: int | None = Field(None, gt=0, description="Steps between evaluations on dev; None: once an epoch.")
     patience: int | None = Field(None, gt=0, description="Stop after so many evaluations without a new best.")
-    log_steps: int = Field(10, gt=0, description="Steps between lines in metrics.jsonl.", json_schema_extra=LAUNCH)
+    log_steps: int = Field(
+        10, gt=0, description="Steps between lines in metrics.jsonl and throughput.jsonl.", json_schema_extra=LAUNCH
+    )
     checkpoint_steps: int | None = Field(
         None,
         gt=0,
@@ -156,7 +158,8 @@ class TrainSection(Section):
     tokens_per_batch: int | None = Field(
         None,
         gt=0,
-        description="Most tokens, prompts included, of one forward on one rank; None: 2048 on CPU, 16384 on GPU.",
+        description="Most tokens, prompts included, of one forward on one rank, evaluations too; None: 2048 on CPU, 16384 on GPU or under"
+        " ZeRO-3, four times that in evaluations there.",
     )
 
     tensorboard: bool = Field(
@@ -232,7 +235,9 @@ class FleetSection(Section):
     grid: dict[str, list[Any]] | None = Field(None, description="Values by dotted key; every combination is a member.")
     random: RandomSection | None = Field(None, description="Members drawn at random (times members, grid and seeds).")
     concurrent: int | None = Field(
-        None, gt=0, description="Most members that train at once, the others wait for their places; None: all."
+        None,
+        gt=0,
+        description="Most members that train at once, the others wait for their places; None: as many as memory has room for.",
     )
     halving: HalvingSection | None = Field(None, description="Successive halving: only the best members go on.")
     shared_prompt: bool = Field(

@@ -106,6 +106,19 @@ class MetricsLine(TypedDict, total=False):
     metrics: Metrics
 
 
+class ThroughputLine(TypedDict):
+    """A line of ``throughput.jsonl``: the fleet's steps since the line before, counted when the device had done them."""
+
+    step: int
+    """The fleet's, which is that of a member that was there from the start."""
+    seconds: float
+    examples_per_second: float | None
+    tokens_per_second: float | None
+    """Of texts and prompts, over all ranks; padding there is none."""
+    waiting_for_data: float | None
+    """Share of the time in which the first rank laid out batches, between 0 and 1."""
+
+
 def split_metrics(result: Mapping[str, Any], split: str) -> Metrics:
     """A member's metrics on dev or a test split; {} where it has none."""
     if split == "dev":

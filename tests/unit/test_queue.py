@@ -8,10 +8,12 @@ import torch
 from model_parallel import rng
 from model_parallel.grid import Grid
 from prompt_tuning.errors import UserError
+from prompt_tuning.fleet import room
+from prompt_tuning.fleet.room import fitting
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.settings.members import resolve
-from prompt_tuning.trainer import train
+from prompt_tuning.trainer import build_fleet, train
 from tests.support.fleets import make_run
 from tests.support.tiny import make_backbone, make_texts, run_json
 
@@ -82,6 +84,27 @@ def test_the_number_of_places_may_change_where_a_run_goes_on(places, all_at_once
     for name, expected in prompts(all_at_once).items():
         for key, tensor in prompts(tmp_path / "run")[name].items():
             torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("free", "count"), [(0, 1), (59, 1), (60, 2), (99, 3), (100, 4)])
+def test_as_many_members_train_at_once_as_memory_has_room_for(free, count):
+    """All where all have room; else as if each were the largest, whoever comes next; one at least."""
+    assert fitting([30, 10, 30, 30], free) == count
+
+
+def test_a_run_goes_on_with_as_many_places_as_it_began_with(places, tmp_path, monkeypatch):
+    """Whatever memory is free then: else other members trained beside each other."""
+    raw = raw_of(places, None)
+    monkeypatch.setattr(room, "free_memory", lambda device: 1)
+    whole = make_run(raw, tmp_path / "whole")
+    assert build_fleet(whole, Grid()).concurrent == 1
+    train(whole, Grid())
+    asked = []
+    train(make_run(raw, tmp_path / "run"), Grid(), lambda: len(asked) > 4 or asked.append(None))
+    monkeypatch.setattr(room, "free_memory", lambda device: 10**12)
+    train(make_run(raw, tmp_path / "run"), Grid())
+    for file in (tmp_path / "whole").glob("members/*/prompt/prompt.safetensors"):
+        assert file.read_bytes() == (tmp_path / "run" / file.relative_to(tmp_path / "whole")).read_bytes()
 
 
 def test_backbone_dropout_never_draws_the_same_twice(places, tmp_path, monkeypatch):
