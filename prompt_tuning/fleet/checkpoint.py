@@ -53,10 +53,10 @@ def save(folder: Path, fleet: Fleet, step: int, experiment: dict[str, Any], keep
                 checksum = sha256(file)
             checksums[file.name] = checksum
             members.append(saved)
-        state = {
+        state: dict[str, Any] = {
             "format": FORMAT,
             "step": step,
-            "concurrent": fleet.concurrent,
+            "concurrent": fleet.concurrent if fleet.concurrent < len(fleet.members) else None,
             "backbone": fleet.backbone.identity.to_json(),
             "experiment": experiment,
             "members": members,
@@ -155,8 +155,10 @@ def load(path: Path, fleet: Fleet, experiment: dict[str, Any]) -> int:
             _check_data(path, member, saved["data"])
     for member, saved in zip(members, state["members"], strict=True):
         restore(member, saved, read_tensors(path, saved))
-    if not fleet.is_concurrency_given and "concurrent" in state:
-        fleet.concurrent = int(state["concurrent"])  # so that who trains beside whom stays, whatever memory is free now
+    if not fleet.is_concurrency_given:
+        # Who trains beside whom stays, whatever memory is free now; None: all, as earlier versions had it.
+        before = state.get("concurrent")
+        fleet.concurrent = max(fleet.concurrent, len(members)) if before is None else int(before)
     fleet.number = int(state["step"])
     return fleet.number
 

@@ -8,10 +8,11 @@ import torch
 from model_parallel import rng
 from model_parallel.grid import Grid
 from prompt_tuning.errors import UserError
-from prompt_tuning.fleet import room
+from prompt_tuning.fleet import checkpoint, room
 from prompt_tuning.fleet.room import fitting
 from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.prompt.export import load_prompt
+from prompt_tuning.settings.identity import experiment
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.trainer import build_fleet, train
 from tests.support.fleets import make_run
@@ -105,6 +106,18 @@ def test_a_run_goes_on_with_as_many_places_as_it_began_with(places, tmp_path, mo
     train(make_run(raw, tmp_path / "run"), Grid())
     for file in (tmp_path / "whole").glob("members/*/prompt/prompt.safetensors"):
         assert file.read_bytes() == (tmp_path / "run" / file.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_members_that_trained_all_at_once_go_on_so(places, tmp_path, monkeypatch):
+    raw, asked = raw_of(places, None), []
+    train(make_run(raw, tmp_path / "run"), Grid(), lambda: len(asked) > 4 or asked.append(None))
+    monkeypatch.setattr(room, "free_memory", lambda device: 1)
+    fleet = build_fleet(make_run(raw, tmp_path / "run"), Grid())
+    assert fleet.concurrent == 1
+    checkpoint.load(
+        checkpoint.newest(tmp_path / "run" / "checkpoints"), fleet, experiment(make_run(raw, tmp_path / "run"))
+    )
+    assert fleet.concurrent == len(fleet.members) > 1
 
 
 def test_backbone_dropout_never_draws_the_same_twice(places, tmp_path, monkeypatch):
