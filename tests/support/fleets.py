@@ -15,6 +15,7 @@ from prompt_tuning.fleet.step import Fleet
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.settings.run import Run
 from prompt_tuning.trainer import build_fleet
+from tests.support.tiny import run_json
 
 STEPS = 20
 
@@ -87,3 +88,36 @@ def assert_same_course(found: Course, expected: Course, dtype: str, names: list[
                 assert difference.abs().max() < 1e-8, f"{name}: {key} ends {difference.abs().max():.1e} away"
             else:
                 assert difference.norm() < 1e-3 * moved, f"{name}: {key} ends {difference.norm() / moved:.1e} away"
+
+
+def five_members(places, dtype="float64", **train_section):
+    """Two tasks, four methods, and nothing that two members have in common by chance."""
+    members = [
+        {"name": "deep", "prompt": {"length": 5}},
+        {
+            "name": "mlp",
+            "prompt": {"length": 3, "reparameterisation": "mlp", "projection_width": 8, "dropout": 0.2},
+            "optimizer": {"lr": 0.01, "head_lr": 0.003, "weight_decay": 0.1},
+            "train": {"seed": 12},
+        },
+        {
+            "name": "shallow",
+            "method": "shallow_prompt",
+            "prompt": {"length": 4, "dropout": 0.1},
+            "optimizer": {"schedule": "constant"},
+            "train": {"seed": 13, "batch_size": 5},
+        },
+        {
+            "name": "choice",
+            "task": "copa",
+            "data": {"path": str(places["copa"])},
+            "prompt": {"length": 2, "layers": [0, 2], "dropout": 0.3},
+            "optimizer": {"warmup": 0.3},
+            "train": {"seed": 14, "batch_size": 4},
+        },
+        {"name": "head", "method": "head", "prompt": {"dropout": 0.2}, "train": {"seed": 15}},
+    ]
+    train_section = {"max_steps": STEPS, **train_section}
+    raw = run_json(places["backbone"], places["texts"], train=train_section, fleet={"members": members})
+    raw["backbone"]["dtype"] = dtype
+    return raw

@@ -1,4 +1,4 @@
-"""Rows of JSONL, CSV and Parquet files; the mistakes in them are in test_errors."""
+"""Rows of JSONL, CSV and Parquet files; the mistakes in them are in errors/test_data_files.py."""
 
 from __future__ import annotations
 
