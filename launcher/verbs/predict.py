@@ -107,6 +107,7 @@ def look_through(source: Source, encoding: Encoding) -> Survey:
 
 def _write(model: AttachedPrompts, source: Source, lines: Lines, target: Target, survey: Survey) -> None:
     """Write the lines that are not there yet, in chunks, with a bar on a terminal."""
+    from model_parallel.memory import give_back
     from prompt_tuning.bars import RowsBar
     from prompt_tuning.storage.lines import json_line
 
@@ -123,6 +124,7 @@ def _write(model: AttachedPrompts, source: Source, lines: Lines, target: Target,
                     merged = [merge(*both, survey) for both in zip(part, answers, strict=True)]
                     lines.write([json_line(row) for row in merged])
                     bar.show(lines.count)
+                give_back()
     except BaseException:
         if target.file is not None and lines.count:
             print(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from model_parallel.grid import Grid
-from model_parallel.memory import free_on_host
+from model_parallel.memory import free_on_host, give_back, process_memory
 from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.trainer import build_fleet, train
 from tests.support.fleets import make_run
@@ -99,3 +101,16 @@ def test_free_memory_is_what_the_kernel_and_control_groups_leave(tmp_path, own, 
         (tmp_path / "own").write_text(own)
     assert free_on_host(tmp_path / "meminfo", tmp_path, tmp_path / "own") == free
     assert free_on_host(tmp_path / "none", tmp_path / "nowhere", tmp_path / "own") is None
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot be told so"
+)
+def test_freed_memory_between_what_is_in_use_is_given_back():
+    """Of 128 MiB in pieces all but the last, behind which the library cannot shrink its heap by itself."""
+    pieces = [np.ones(64 * 1024, np.uint8) for _ in range(2048)]
+    last = pieces.pop()
+    del pieces
+    before = process_memory()["anonymous"]
+    give_back()
+    assert before - process_memory()["anonymous"] > 64 * 2**20 and last.all()
