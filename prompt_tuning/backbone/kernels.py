@@ -99,12 +99,11 @@ def grouped(
     outputs = []
     read = _read(rows, look)
     q_all = query[0] if read is None else query[0].index_select(1, read)
-    for group in rows.groups:
-        asked = group.tokens if read is None else group.rows
-        q, k, v = (
-            part[:, own].unflatten(1, (group.num_rows, -1)).transpose(0, 1)
-            for part, own in ((q_all, asked), (key[0], group.tokens), (value[0], group.tokens))
-        )
+    sizes = [group.num_tokens for group in rows.groups]
+    # Split at once: the gradients of slices would each be as large as all tokens'.
+    queries = q_all.split(sizes if read is None else [group.num_rows for group in rows.groups], 1)
+    for group, *own in zip(rows.groups, queries, key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True):
+        q, k, v = (part.unflatten(1, (group.num_rows, -1)).transpose(0, 1) for part in own)
         prefix = rows.prefix(layer, group, k.dtype)
         if prefix is not None:
             k, v = torch.cat([prefix[0], k], 2), torch.cat([prefix[1], v], 2)

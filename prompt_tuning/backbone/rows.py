@@ -36,9 +36,14 @@ class Group:
         return int(self.rows.stop - self.rows.start)
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of all its rows."""
+        return int(self.tokens.stop - self.tokens.start)
+
+    @property
     def length(self) -> int:
         """Tokens of each row, where they are equally long."""
-        return int(self.tokens.stop - self.tokens.start) // self.num_rows
+        return self.num_tokens // self.num_rows
 
     @staticmethod
     def neighbours(rows: Iterable[tuple[int, int]]) -> tuple[Group, ...]:
