@@ -158,8 +158,7 @@ class TrainSection(Section):
     tokens_per_batch: int | None = Field(
         None,
         gt=0,
-        description="Most tokens, prompts included, of one forward on one rank, evaluations too; None: 2048 on CPU, 16384 on GPU or under"
-        " ZeRO-3, four times that in evaluations there.",
+        description="Most tokens, prompts included, of one forward on a rank; None: 2048 on CPU, 16384 on GPU or with ZeRO-3.",
     )
 
     tensorboard: bool = Field(
