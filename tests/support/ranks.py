@@ -91,5 +91,7 @@ def _rank(rank: int, size: int, folder: str, writer: Connection, timeout_seconds
         with contextlib.suppress(BrokenPipeError):
             writer.send_bytes(answer)
         faulthandler.cancel_dump_traceback_later()
-    # The others may still be inside their last collective; destroying the group here would make them wait for it.
+    # The others may still be inside their last collective, or just opening a group: until all have answered, and the parent
+    # ends them, nobody leaves.
+    time.sleep(timeout_seconds)
     os._exit(0)
