@@ -58,7 +58,7 @@ def attend_apart(
 ) -> Tensor:
     """Attention [R, h, D] of queries [h, R, D] over keys and values [G, T, D] and tables [P, 2, G, D], all of one type.
 
-    Raises nothing of its own; runs on a CPU alone, for want of such a kernel elsewhere.
+    For processors alone; heads that share a key/value head stand side by side.
     """
     found: Tensor = _Apart.apply(query, key, value, (tuple(texts), tuple(prompts), scale), *tables)
     return found
