@@ -194,10 +194,11 @@ def _many(work: Work, folder: Path, rows: int, threads: int) -> dict[str, Any]:
         calls.append({"rows": count, "bytes": peak_of(task, work.device, threads, f"predict() of {count} rows")[0]})
     commands = [command(work, prompt_of(work, dtype, folder), folder, count, threads) for count in (rows // 10, rows)]
     few, all_rows = commands
-    more = all_rows["rows"] - few["rows"]
+    more, longer = all_rows["rows"] - few["rows"], all_rows["seconds"] - few["seconds"]
     return {
         "commands": commands,
-        "rows_per_second": more / (all_rows["seconds"] - few["seconds"]),
+        # Of few rows the start, which differs from command to command, may take longer than all the rest.
+        "rows_per_second": more / longer if longer > 0 else None,
         "bytes_per_row": (all_rows["bytes"] - few["bytes"]) / more,
         "calls": calls,
         "bytes_per_row_of_a_call": (calls[1]["bytes"] - calls[0]["bytes"]) / (calls[1]["rows"] - calls[0]["rows"]),
@@ -233,8 +234,14 @@ def _tell(report: Report) -> None:
             peak = f"{one['bytes'] / 2**20:,.0f}"
             many.append([f"{found['backbone']}, {one['rows']:,}", f"{one['seconds']:,.0f}", peak])
         first, last = found["calls"]
+        rate = found["rows_per_second"]
+        answered = (
+            "took no longer for the more rows: too few to tell a rate"
+            if rate is None
+            else f"answered {rate:,.0f} rows a second"
+        )
         report.note(
-            f"{found['backbone']}: between the two, promptfleet predict answered {found['rows_per_second']:,.0f} rows a second,"
+            f"{found['backbone']}: between the two, promptfleet predict {answered},"
             f" and its peak grew by {found['bytes_per_row']:.0f} bytes a row."
         )
         report.note(
