@@ -23,7 +23,7 @@ from prompt_tuning.fleet.step import Fleet, StepRecord
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.prompt.build import build_prompt, check_lengths
 from prompt_tuning.prompt.export import load_prompt
-from prompt_tuning.prompt.initialise import start_from_prompt, start_from_text
+from prompt_tuning.prompt.initialise import measure_scale, start_from_prompt, start_from_text
 from prompt_tuning.report.holdings import prove_frozen
 from prompt_tuning.report.metrics_log import MetricsLog
 from prompt_tuning.report.progress import Progress
@@ -149,6 +149,8 @@ def _build_member(spec: MemberSpec, backbone: Backbone, data: TaskData, lender: 
     config = spec.config
     task = find_task(config.task)
     prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind), config.is_cloze)
+    if prompt.prefix is not None and prompt.prefix.scale is not None:
+        measure_scale(prompt.prefix, backbone, data.splits["train"])
     if config.prompt.init == "text" and prompt.length:
         start_from_text(prompt, backbone, data.splits["train"], config.train.seed)
     if config.prompt.init_from is not None:

@@ -22,7 +22,7 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
     if config.method == "deep_prompt":
         layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
-        prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width)
+        prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width, config.optimizer.relative)
     elif config.method == "shallow_prompt":
         inputs = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, shape.hidden_size, std=0.02).to(
             dtype

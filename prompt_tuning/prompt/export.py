@@ -140,7 +140,7 @@ def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Te
         dtype = tensors["prefix.embedding"].dtype
         layers = None if description["layers"] is None else tuple(description["layers"])
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
-        prefix = Prefix(shape, description["length"], 0, dtype, layers, width)
+        prefix = Prefix(shape, description["length"], 0, dtype, layers, width, config.optimizer.relative)
     elif config.method == "shallow_prompt":
         inputs = tensors["inputs"].clone()
     prompt = Prompt(head, prefix, inputs, description["positions"])

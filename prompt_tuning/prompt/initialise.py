@@ -12,8 +12,11 @@ from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.backbone.rows import Group, PackedRows
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.tokens.features import Features
+
+TOKENS_MEASURED = 512
 
 
 @torch.no_grad()
@@ -30,20 +33,48 @@ def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed
             prompt.inputs.copy_(model.get_input_embeddings()(ids)[0])
         return
     assert prompt.prefix is not None
+    table = _own_table(backbone, ids, [ids.shape[1]])
+    prompt.prefix.fill(table.to(prompt.prefix.embedding.dtype))
+
+
+@torch.no_grad()
+def measure_scale(prefix: Prefix, backbone: Backbone, features: Features) -> None:
+    """Set a relative prefix's scale to the root mean square of the backbone's own keys and values on training text.
+
+    For each layer, and for keys and values apart, over all heads and over some ``TOKENS_MEASURED`` tokens of training rows,
+    the same ones whatever the seed.
+    """
+    assert prefix.scale is not None
+    rows, have = [], 0
+    for row in rng.permutation(rng.key(0, "scale"), len(features.offsets) - 1).numpy():
+        tokens = features.tokens[features.offsets[row] : features.offsets[row + 1]][: TOKENS_MEASURED - have]
+        rows.append(tokens)
+        have += len(tokens)
+        if have == TOKENS_MEASURED:
+            break
+    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(backbone.grid.device)
+    found = _own_table(backbone, ids, [len(row) for row in rows if len(row)])
+    scale = found.to(prefix.scale.dtype).square().mean((0, 3, 4)).sqrt()  # [N, 2]
+    if prefix.layers is not None:
+        scale = scale[list(prefix.layers)]
+    prefix.scale.copy_(scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, :, None, None])
+
+
+def _own_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
+    """The backbone's keys and values of tokens [1, T], rows of these lengths end to end, as a table [T, N, 2, G, D]."""
     captured: dict[int, Tensor] = {}
-    index = torch.arange(ids.shape[1], device=ids.device)[None]
+    index = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
     positions = backbone.family.positions(index, backbone.model.config)
-    rows = PackedRows(Group.neighbours([(0, len(tokens))]))
+    rows = PackedRows(Group.neighbours([(0, length) for length in lengths]))
     backbone.model.eval()
     with backbone.at_work() as model:
         model(input_ids=ids, position_ids=positions, rows=rows, captured=captured)
     backbone.model.train()
-    # [N, 2, G, P, D] of this tensor rank's heads G; where ranks share a head, the first of them has it for all.
+    # [N, 2, G, T, D] of this tensor rank's heads G; where ranks share a head, the first of them has it for all.
     mine = torch.stack([captured[layer] for layer in sorted(captured)])[:, :, 0]
     pieces = gather_over_tensor_ranks(mine, backbone.grid)
     shared = max(1, len(pieces) // backbone.shape.key_value_heads)
-    table = torch.cat(pieces[::shared], dim=2).permute(3, 0, 1, 2, 4)
-    prompt.prefix.fill(table.to(prompt.prefix.embedding.dtype))
+    return torch.cat(pieces[::shared], dim=2).permute(3, 0, 1, 2, 4)
 
 
 def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:

@@ -23,6 +23,11 @@ class Prefix(nn.Module):
     Without reparameterisation ``embedding`` is the table itself, [P, layers * 2 * G * D]. With it, ``embedding`` is [P, H]
     and the table is Linear(tanh(Linear(embedding))) (Li and Liang 2021, section 4.3). All weights start as N(0, 0.02),
     biases as 0. ``layers`` restricts the prefix to some layers; the others attend to the text alone.
+
+    ``relative``: the table is ``embedding`` times ``scale`` [layers, 2, 1, 1], a number for the keys and one for the values of
+    each layer that is never trained. With the backbone's own root mean square there (see
+    :func:`prompt_tuning.prompt.initialise.measure_scale`), AdamW, whose steps are about as large as its rate, changes a table
+    by that share of what the backbone itself has.
     """
 
     def __init__(
@@ -33,6 +38,7 @@ class Prefix(nn.Module):
         dtype: torch.dtype,
         layers: tuple[int, ...] | None = None,
         projection_width: int | None = None,
+        relative: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.length, self.layers = shape, length, layers
@@ -41,6 +47,8 @@ class Prefix(nn.Module):
         def draw(name: str, *size: int) -> nn.Parameter:
             return nn.Parameter(rng.normal(rng.key(seed, "init", name), *size, std=INIT_STD).to(dtype))
 
+        scale = torch.ones(shape.num_layers if layers is None else len(layers), 2, 1, 1, dtype=dtype)
+        self.scale = nn.Parameter(scale, requires_grad=False) if relative else None
         self.projection: nn.Sequential | None = None
         if projection_width is None:
             self.embedding = draw("prefix.embedding", length, width)
@@ -61,7 +69,8 @@ class Prefix(nn.Module):
     def own_table(self) -> Tensor:
         """Keys and values [P, layers that it reaches, 2, G, D]; differentiable."""
         flat: Tensor = self.embedding if self.projection is None else self.projection(self.embedding)
-        return flat.view(self.length, -1, 2, self.shape.key_value_heads, self.shape.head_size)
+        table = flat.view(self.length, -1, 2, self.shape.key_value_heads, self.shape.head_size)
+        return table if self.scale is None else table * self.scale
 
     def table(self) -> Tensor:
         """Keys and values [P, N, 2, G, D] of all layers, zero where it does not reach; differentiable."""
@@ -76,6 +85,8 @@ class Prefix(nn.Module):
         """Set the plain table from keys and values [P, N, 2, G, D]."""
         if self.layers is not None:
             table = table[:, list(self.layers)]
+        if self.scale is not None:
+            table = table / self.scale
         self.embedding.copy_(table.reshape(self.length, -1))
 
     def by_layer(self, heads: slice = slice(None)) -> Table:

@@ -153,6 +153,13 @@ class RunFile(Section):
             problems.append(
                 "parallel: method 'full' trains the weights themselves, on whole copies; use tensor 1 and zero false"
             )
+        if self.optimizer.relative and (
+            self.method in ("full", "shallow_prompt") or prompt.reparameterisation == "mlp"
+        ):
+            what = "prompt.reparameterisation 'mlp'" if self.method == "deep_prompt" else f"method {self.method!r}"
+            problems.append(
+                f"optimizer.relative is a share of keys and values, which {what} does not train themselves; set it to false"
+            )
         if not self.parallel.zero and self.deepspeed != DeepSpeedSection():
             problems.append("deepspeed has settings of ZeRO-3, which is off; set parallel.zero to true")
         if self.method == "full" and prompt.init_from is not None:

@@ -117,6 +117,10 @@ class OptimizerSection(Section):
     """AdamW and the schedule of its rate."""
 
     lr: float = Field(5e-3, gt=0, description="AdamW learning rate of the prefix (of everything, for method full).")
+    relative: bool = Field(
+        False,
+        description="lr is a share: 0.01 changes keys and values by about 1 % of the backbone's own (their root mean square) a step.",
+    )
     head_lr: float | None = Field(None, gt=0, description="Learning rate of the head; None: the same as lr.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay.")

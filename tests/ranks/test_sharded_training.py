@@ -38,7 +38,7 @@ def raws(tmp_path_factory):
     return {
         "bert": run_json(bert, texts, fleet={"members": members}),
         "copa": run_json(bert, texts, **copa),
-        "glm": run_json(glm, texts, prompt={"init": "text"}),
+        "glm": run_json(glm, texts, prompt={"init": "text"}, optimizer={"relative": True}),
         "checkpointing": run_json(bert, texts, train={"activation_checkpointing": True}),
         "head": run_json(bert, texts, method="head"),
     }

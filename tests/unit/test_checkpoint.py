@@ -26,7 +26,7 @@ def raw(tmp_path_factory):
     """Three members; RoBERTa without a pooler, so that each brings a frozen one, which must travel too."""
     folder = tmp_path_factory.mktemp("checkpoint")
     members = [
-        {"name": "deep", "prompt": {"length": 3, "dropout": 0.2}},
+        {"name": "deep", "prompt": {"length": 3, "dropout": 0.2}, "optimizer": {"relative": True}},
         {
             "name": "mlp",
             "prompt": {"length": 2, "reparameterisation": "mlp", "projection_width": 4},
