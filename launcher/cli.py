@@ -1,4 +1,4 @@
-"""The driver: promptfleet validate | submit | suite | status | report | profile | tasks | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | submit | suite | tune | status | report | profile | tasks | schema | predict | evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -30,6 +30,7 @@ examples:
   promptfleet submit configs/boolq.json --backend slurm --nodes 2 --ranks 16 --gpus --time 4:00:00 --dry-run
   promptfleet suite configs/boolq.json configs/copa.json --seeds 3 --output runs/suite
   promptfleet suite configs/*_minilm.json --backend slurm --time 4:00:00 --output runs/suite
+  promptfleet tune configs/wnut17_minilm.json --budget 30m
   promptfleet status runs/suite
   promptfleet report runs/suite
   promptfleet profile configs/quickstart.json --trace trace.json
@@ -42,6 +43,7 @@ VERBS = (
     "validate",
     "submit",
     "suite",
+    "tune",
     "status",
     "report",
     "profile",
