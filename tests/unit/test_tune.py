@@ -77,7 +77,9 @@ def test_rounds_are_added_while_there_is_time_and_the_winner_is_a_run_file(confi
     assert [score.selected_by for score in ranked] == sorted((score.selected_by for score in ranked), reverse=True)
     (winner,) = load_run(out / "winner.json").members
     assert winner.config.data.held_out == 0, "what selects is the search's, not the winner's"
-    best = ranked[0].overrides.get("optimizer", {}).get("lr", load_run(config).shared.optimizer.lr)
+    best = (
+        ranked[0].overrides.get("optimizer", {}).get("lr", tuning.find_tuning(config, [], out).given["optimizer"]["lr"])
+    )
     assert winner.config.optimizer.lr == best
     assert winner.config.train.seed == 5
     said = capsys.readouterr()
