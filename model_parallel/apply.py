@@ -61,7 +61,8 @@ def _cut_module(
     assert bias is None or isinstance(bias, nn.Parameter)
     local = _shrunk(weight, cut)
     if rule.cut == "vocabulary":
-        return VocabularyParallelEmbedding(local, length, ranges[0][0], grid.tensor_group)
+        scale = getattr(module, "scalar_embed_scale", None)
+        return VocabularyParallelEmbedding(local, length, ranges[0][0], grid.tensor_group, scale)
     if rule.cut == "rows":
         return RowParallelLinear(local, bias, rule.transposed, grid.tensor_group)
     if bias is not None:

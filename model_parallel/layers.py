@@ -59,10 +59,14 @@ class RowParallelLinear(FrozenLinear):
 
 
 class VocabularyParallelEmbedding(nn.Module):
-    """An embedding of which each tensor rank has the rows ``first`` to ``first + len(weight)``."""
+    """An embedding of which each tensor rank has the rows ``first`` to ``first + len(weight)``, its vectors times ``scale``."""
 
-    def __init__(self, weight: nn.Parameter, num_embeddings: int, first: int, group: Any) -> None:
+    def __init__(
+        self, weight: nn.Parameter, num_embeddings: int, first: int, group: Any, scale: float | None = None
+    ) -> None:
         super().__init__()
+        # Rounded to the weights' type, as the whole embedding has it.
+        self.scale = None if scale is None else torch.tensor(scale, dtype=weight.dtype).item()
         self.weight, self.num_embeddings, self.first, self.group = weight, num_embeddings, first, group
         self.rows = weight.shape[0]
 
@@ -71,4 +75,5 @@ class VocabularyParallelEmbedding(nn.Module):
         local = ids - self.first
         is_mine = (local >= 0) & (local < self.rows)
         found = nn.functional.embedding(local.masked_fill(~is_mine, 0), self.weight)
-        return sum_over_tensor_ranks(found.masked_fill(~is_mine[..., None], 0), self.group)
+        total = sum_over_tensor_ranks(found.masked_fill(~is_mine[..., None], 0), self.group)
+        return total if self.scale is None else total * self.scale

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from model_parallel import rng
-from prompt_tuning.backbone.kernels import KERNELS, Look
+from prompt_tuning.backbone.kernels import KERNELS, Look, capped
 from prompt_tuning.backbone.rows import PackedRows
+from prompt_tuning.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ TENSOR_RANK = "prefix_tensor_rank"
 """Attribute of an attention module: which share of the heads it has; None: all."""
 
 
+_NO_MATTER = {"cache_position", "output_attentions", "position_ids", "token_type_ids", "use_cache"}
+"""Arguments that models hand on and that change no attention of packed tokens."""
+
+
 def prefix_attention(
     kernel: Callable[..., Tensor],
     module: nn.Module,
@@ -59,21 +64,32 @@ def prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
     rows: PackedRows | None = None,
     captured: dict[int, Tensor] | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of every token over [prefix ; text] of its row, [1, T, heads, D].
 
     From query [1, heads, T, D] and key and value [1, G, T, D]. ``kernel`` is what attends; ``captured`` collects every
-    layer's own keys and values [2, 1, G, T, D], from which prefixes may start.
+    layer's own keys and values [2, 1, G, T, D], from which prefixes may start. Raises :class:`UserError` for what else a
+    model asks of attention, such as sinks or a bias.
     """
+    for name, wanted in others.items():
+        if wanted is not None and name not in _NO_MATTER:
+            raise UserError(
+                f"{type(module).__name__} asks its attention for {name!r}, which prompts are not built for; choose another backbone"
+            )
     layer = getattr(module, INDEX)
     if captured is not None:
         captured[layer] = torch.stack([key, value])
     assert rows is not None and attention_mask is None, "tokens come packed, and rows say which belong together"
-    look = Look(bool(getattr(module, "is_causal", False)), sliding_window, getattr(module, IS_LAST))
+    causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
+    look = Look(bool(causal), sliding_window, getattr(module, IS_LAST))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is not None:
+        kernel = functools.partial(capped, softcap)
     with own_dropout(getattr(module, TENSOR_RANK), dropout, query.device):
         return kernel(query, key, value, rows, layer, look, scale, dropout), None
 
@@ -95,7 +111,8 @@ def own_dropout(tensor_rank: int | None, rate: float, device: torch.device) -> I
 
 def attention_name(kernel: str) -> str:
     """Name under which the prefix version of a kernel is registered."""
-    return f"promptfleet_{kernel}"
+    # Transformers asks of a name with "sdpa" in it that the model takes torch's own attention, which Gemma 2 does not.
+    return f"promptfleet_{kernel.replace('sdpa', 'fused')}"
 
 
 for _name, _kernel in KERNELS.items():

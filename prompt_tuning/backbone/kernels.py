@@ -187,13 +187,26 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dr
     return scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float) -> Tensor:
-    """Softmax attention written out, never rounded below the type of its inputs, and the softmax of half types in float32."""
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float, softcap: float | None = None
+) -> Tensor:
+    """Softmax attention written out, never rounded below the type of its inputs, and the softmax of half types in float32.
+
+    ``softcap`` bends scores so that none is as large (Gemma 2).
+    """
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    scores = (q @ k.transpose(2, 3) * scale).masked_fill(~mask, -torch.inf)
+    scores = q @ k.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, -torch.inf)
     weights = nn.functional.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
     return nn.functional.dropout(weights, dropout) @ v
+
+
+def capped(softcap: float, *arguments: Any) -> Tensor:
+    """Every kernel's part where scores are capped, which torch's fused attention can not."""
+    return padded(functools.partial(written_out, softcap=softcap), *arguments)
 
 
 def by_device(query: Tensor, *arguments: Any) -> Tensor:

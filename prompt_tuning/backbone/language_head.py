@@ -53,6 +53,17 @@ class LanguageHead(nn.Module):
         return chosen.new_zeros(len(rows.lengths)).index_add(0, rows.row_of_token[asked], chosen)
 
 
+class _Capped(nn.Module):
+    """A head whose logits are bent so that none is as large as a cap (Gemma 2)."""
+
+    def __init__(self, head: nn.Module, cap: float) -> None:
+        super().__init__()
+        self.head, self.cap = head, cap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.head(hidden) / self.cap) * self.cap
+
+
 def load_language_head(
     folder: Path, config: Any, model: PreTrainedModel, is_causal: bool, grid: Grid
 ) -> tuple[nn.Module, int]:
@@ -78,4 +89,5 @@ def load_language_head(
             " choose a backbone that was saved with it, or another data.template"
         )
     bytes_read = load_weights(head, stored, {}, grid, prefix=name)
-    return head.requires_grad_(False).eval(), bytes_read
+    cap = getattr(config, "final_logit_softcapping", None)
+    return (head if cap is None else _Capped(head, cap)).requires_grad_(False).eval(), bytes_read

@@ -201,6 +201,9 @@ def _rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:
         for name in names:
             module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
         if names:
+            for parameter in module.parameters(recurse=False):
+                # Transformers' mark of what is loaded: an embedding that has its scale as a buffer is not drawn anew.
+                setattr(parameter, "_is_hf_initialized", True)  # noqa: B010  mypy
             model._init_weights(module)
 
 

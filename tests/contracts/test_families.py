@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, DynamicCache
+from transformers.masking_utils import sdpa_mask
 
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.families import families
@@ -96,9 +97,29 @@ def assert_equal(found, expected, bound):
         assert ((a - b).norm() / b.norm()).item() < bound
 
 
+def written_out(module, query, key, value, attention_mask, scaling, dropout=0.0, softcap=None, **_):
+    """Stock attention whose softmax is never in float32, as theirs is where scores are capped."""
+    repeats = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(repeats, 1).transpose(2, 3) * scaling
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    if attention_mask is None:
+        attention_mask = torch.ones(scores.shape[2:], dtype=torch.bool).tril(scores.shape[3] - scores.shape[2])
+    scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    return (scores.softmax(-1) @ value.repeat_interleave(repeats, 1)).transpose(1, 2), None
+
+
+def stock_model(folder, dtype="float64"):
+    """Transformers' own model, by its SDPA where it has one."""
+    AttentionInterface.register("exact", written_out)
+    AttentionMaskInterface.register("exact", sdpa_mask)
+    has_sdpa = AutoConfig.from_pretrained(folder).model_type != "gemma2"
+    attention = "sdpa" if has_sdpa else "exact"
+    return AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
+
+
 def cache_route(folder, backbone, prompt, batch, dtype):
     """Hidden states by transformers' own cache: its model, its SDPA, one padded batch."""
-    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    model = stock_model(folder, dtype)
     rows = len(batch.lengths)
     table = prompt.prefix.table()
     cache = DynamicCache()
@@ -238,7 +259,7 @@ def test_input_prompts_equal_a_hand_made_sequence(folder, with_prefix):
     """Shallow prompts of two lengths in one batch, against inputs_embeds written out row by row."""
     backbone = open_backbone(folder)
     hidden_size = backbone.shape.hidden_size
-    stock = AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
+    stock = stock_model(folder)
     head = Head(hidden_size, 2, "first", 0, torch.float64)
     prompts = [Prompt(head, inputs=torch.randn(length, hidden_size, dtype=torch.float64)) for length in (4, 2)]
     if with_prefix:

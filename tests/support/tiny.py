@@ -47,6 +47,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {**DECODER, "attention_bias": True},
     "glm": {**DECODER, "attention_bias": True},
     "glm4": {**DECODER, "attention_bias": True},
+    # Caps low enough to bend the tiny model's scores and logits.
+    "gemma2": {
+        **DECODER,
+        "attention_bias": True,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 64,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 1.0,
+    },
+    # One key/value head, a scale that is not the head size's, local layers and global ones with rotary bases of their own.
+    "gemma3_text": {
+        **DECODER,
+        "num_key_value_heads": 1,
+        "attention_bias": True,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 
 

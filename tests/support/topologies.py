@@ -41,7 +41,9 @@ def exact_norms(model: Any) -> None:
 
 def _exact_norm(module: Any, hidden: Tensor) -> Tensor:
     """RMSNorm in the type of its input. Stock ones round to float32, which turns a last bit of float64 into one of float32."""
-    return module.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+    is_gemma = type(module).__name__.startswith("Gemma")
+    weight, epsilon = (1 + module.weight, module.eps) if is_gemma else (module.weight, module.variance_epsilon)
+    return weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + epsilon)
 
 
 def one_pass(backbone: Backbone, dropout: float = 0.0) -> list[Tensor]:

@@ -68,7 +68,8 @@ class Family:
             yield
             return
         hook = model.get_submodule(self.embeddings).register_forward_hook(lambda module, given, found: states)
-        with self._with_layers(model, self._layers(model)[start:]):
+        # Their places stay: models look up by it whether a layer is local or global.
+        with self._with_layers(model, [*(_Passed() for _ in range(start)), *self._layers(model)[start:]]):
             try:
                 yield
             finally:
@@ -118,6 +119,17 @@ class Family:
         return int(config.max_position_embeddings) - self.table_offset(config)
 
 
+class _Passed(nn.Module):
+    """In a layer's place: hidden states as they come."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+OTHERS = {"gemma3": "it sees images too; choose one of its text models, whose model_type is 'gemma3_text'"}
+"""Model types that are near a family's, and why they are none."""
+
+
 def families() -> dict[str, Family]:
     """All families by model type."""
     found: dict[str, Family] = {}
@@ -132,6 +144,8 @@ def families() -> dict[str, Family]:
 def find_family(model_type: str) -> Family:
     """The family of a config's ``model_type``. Raises :class:`UserError`."""
     known = families()
+    if model_type in OTHERS:
+        raise UserError(f"backbone of model_type {model_type!r} is not supported: {OTHERS[model_type]}")
     if model_type not in known:
         raise UserError(
             f"backbone of model_type {model_type!r} is not supported; choose one of {', '.join(sorted(known))}"

@@ -115,9 +115,9 @@ def test_hub_ids_without_a_network(raw, tmp_path, capsys, monkeypatch):
 def test_unknown_family(raw, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (other / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     raw["backbone"]["path"] = str(other)
-    assert "'gpt2' is not supported; choose one of bert" in failure(
+    assert "'mamba' is not supported; choose one of bert" in failure(
         capsys, "--config", write(tmp_path, raw), "--dry-run"
     )
 
@@ -147,3 +147,11 @@ def test_a_pooler_that_the_family_lacks(raw, tmp_path, capsys):
 def test_layers_out_of_range(raw, tmp_path, capsys):
     raw["prompt"]["layers"] = [1, 7]
     assert "prompt.layers=[1, 7]" in failure(capsys, "--config", write(tmp_path, raw), "--dry-run")
+
+
+def test_a_model_that_sees_images_names_the_one_that_reads_text(raw, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "gemma3"}))
+    raw["backbone"]["path"] = str(other)
+    assert "whose model_type is 'gemma3_text'" in failure(capsys, "--config", write(tmp_path, raw), "--dry-run")
