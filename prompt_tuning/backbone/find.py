@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from prompt_tuning.backbone.families import Family, find_family
+from prompt_tuning.backbone.places import locate
+from prompt_tuning.backbone.stored.gguf import dequantised
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.settings.sections import BackboneSection
-from prompt_tuning.storage.atomic import expand
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
@@ -73,51 +72,12 @@ def describe_backbone(section: BackboneSection) -> Description:
 
 
 def find_folder(path: str, revision: str | None = None) -> Path:
-    """Folder of a backbone given as folder, ``package://module/path`` or hub id. Raises :class:`UserError`."""
-    if path.startswith("package://"):
-        return _package_folder(path)
-    folder = expand(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"backbone.path={path}: the folder holds no config.json; give a transformers model folder")
-        return folder
-    if folder.exists():
-        raise UserError(f"backbone.path={path}: a file; give the folder that holds config.json and model.safetensors")
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise UserError(f"backbone.path={path}: no such folder; give a folder, a hub id or package://module/path")
-    from huggingface_hub import snapshot_download
+    """Folder of a backbone given as folder, .gguf file, ``package://module/path`` or hub id; of a .gguf file it is a cached one.
 
-    try:
-        # Never pickles: only weights in safetensors, configs and tokenizer files.
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises dozens of kinds; each means that it is not to be had
-        raise UserError(
-            f"backbone.path={path}: no such folder, and not to be had from the hub ({reason(error)});"
-            " check the id and the network"
-        ) from None
-
-
-def _package_folder(path: str) -> Path:
-    """A folder inside an installed package, from the metadata of what is installed: nothing is imported or run."""
-    module, _, inner = path.removeprefix("package://").partition("/")
-    top, *rest = module.split(".")
-    places = []
-    for name in sorted(set(importlib.metadata.packages_distributions().get(top, []))):
-        distribution = importlib.metadata.distribution(name)
-        places.append(Path(str(distribution.locate_file(top))))
-        direct = json.loads(distribution.read_text("direct_url.json") or "{}")
-        if direct.get("dir_info", {}).get("editable"):
-            root = Path(unquote(urlparse(direct["url"]).path))
-            places += [root / top, root / "src" / top]
-    folder = next((place.joinpath(*rest) for place in places if place.joinpath(*rest).is_dir()), None)
-    if folder is None:
-        raise UserError(f"backbone.path={path}: no package {module!r} is installed; install it with pip")
-    if not (folder / inner).resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"backbone.path={path}: leads out of the package; give a folder inside it")
-    if not (folder / inner / "config.json").is_file():
-        raise UserError(f"backbone.path={path}: {folder / inner} holds no config.json")
-    return folder / inner
+    Raises :class:`UserError`.
+    """
+    place = locate(path, revision)
+    return dequantised(place, path) if place.gguf else place.folder
 
 
 def pickle_hint(folder: Path) -> str:

@@ -6,21 +6,20 @@ tokenizer and limits, and this program's own code on the way from rows to tokens
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning.data.parts import Described, mapped
 from prompt_tuning.kinds import Kind
-from prompt_tuning.storage.atomic import write_json
+from prompt_tuning.storage.atomic import alone, write_json
 from prompt_tuning.storage.digests import user_cache
 from prompt_tuning.tokens.features import Features
 
@@ -54,13 +53,9 @@ class Cache:
             shutil.rmtree(self.path, ignore_errors=True)
             return None
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Wait until no other process makes this entry. Raises :class:`OSError` where nothing can be written."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return alone(self.path)
 
 
 def describe(folder: Path, labels: tuple[str, ...], splits: Mapping[str, Described]) -> None:
