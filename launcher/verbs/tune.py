@@ -99,7 +99,7 @@ def search(options: argparse.Namespace, tuning: Tuning, rate: float) -> int:
             f"--budget {in_words(options.budget)}: at {rate:.0f} examples a second it takes {paces}; give"
             f" {in_words(longest + reserve)} or more, fewer train.epochs, or data.max_train_examples"
         )
-    while spent + longest + reserve <= options.budget:
+    while not rounds or spent + longest + reserve <= options.budget:
         if rounds and tuning.count(rounds + 1) == tuning.count(rounds):
             say("every point of the space has been tried")
             break
