@@ -17,7 +17,7 @@ pytestmark = pytest.mark.processes
 
 
 def test_a_search_that_is_stopped_continues_and_ends_within_its_time(tmp_path):
-    places = make_backbone(tmp_path / "backbone", "bert"), make_texts(tmp_path / "texts", {"train": 600, "dev": 12})
+    places = make_backbone(tmp_path / "backbone", "bert"), make_texts(tmp_path / "texts", {"train": 160, "dev": 12})
     raw = run_json(*places, train={"epochs": 2, "batch_size": 4, "log_steps": 1, "checkpoint_steps": 5})
     raw["fleet"] = {"random": {"samples": 1, "distributions": {"optimizer.lr": {"log_uniform": [0.001, 0.1]}}}}
     output = tmp_path / "tuned"

@@ -42,7 +42,7 @@ def dequantised(place: Place, path: str) -> Path:
             import gguf  # noqa: F401
         except ImportError:
             raise UserError(
-                f"backbone.path={path}: reading {name} needs the package gguf; pip install 'promptfleet[language-model]'"
+                f"backbone.path={path}: reading {name} needs the package gguf; pip install 'promptfleet[gguf]'"
             ) from None
         try:
             file = place.gguf[0] if len(place.gguf) == 1 else _join(place, name, target)
