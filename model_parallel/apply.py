@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,20 +31,20 @@ def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze
     Raises :class:`TopologyError` before anything is allocated.
     """
     cuts: dict[str, Cut] = {}
-    parents: set[str] = set()
+    entered: set[str] = set()
     for name, module in list(model.named_modules()):
         rule = plan.rule(name)
         is_cut = grid.tensor > 1 and rule is not None and rule.cut != "whole"
         if is_cut and rule is not None:
             _replace(model, name, _cut_module(name, module, rule, sizes, grid, cuts))
             if rule.cut == "columns":
-                parents.add(name.rpartition(".")[0])
-        elif freeze and isinstance(module, nn.Linear):
-            weight = module.weight
-            assert isinstance(weight, nn.Parameter)
-            _replace(model, name, FrozenLinear(weight, module.bias))
-    for parent in parents:
-        model.get_submodule(parent).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
+                entered.add(name if rule.alone else name.rpartition(".")[0])
+        elif freeze and (isinstance(module, nn.Linear) or (rule is not None and rule.transposed)):
+            weight, bias = module.weight, module.bias
+            assert isinstance(weight, nn.Parameter) and (bias is None or isinstance(bias, nn.Parameter))
+            _replace(model, name, FrozenLinear(weight, bias, rule is not None and rule.transposed))
+    for name in entered:
+        model.get_submodule(name).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
     if grid.tensor > 1:
         _divide_attributes(model, plan, sizes, grid)
     return cuts
@@ -96,6 +97,8 @@ def _entering(group: Any) -> Callable[..., Any]:
 def _divide_attributes(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid) -> None:
     first, last = head_range(sizes.key_value_heads, grid.tensor_rank, grid.tensor)
     for module in model.modules():
+        if hasattr(module, "num_key_value_heads"):
+            setattr(module, "num_key_value_heads", last - first)  # noqa: B010  mypy
         # The attribute by which transformers' attention repeats key/value heads.
         if hasattr(module, "num_key_value_groups"):
             setattr(module, "num_key_value_groups", sizes.heads // grid.tensor // (last - first))  # noqa: B010  mypy
@@ -104,4 +107,9 @@ def _divide_attributes(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid) -
         assert found, f"no module matches {pattern}"
         for module in found:
             for name in names:
-                setattr(module, name, getattr(module, name) // grid.tensor)
+                owner: Any = module
+                if name.startswith("config."):
+                    # A module that reads a number of heads there has a config of its own, whose number is its share.
+                    name = name.removeprefix("config.")  # noqa: PLW2901
+                    owner = module.config = copy.copy(module.config)  # type: ignore[assignment]
+                setattr(owner, name, getattr(owner, name) // grid.tensor)

@@ -130,3 +130,6 @@ def open_door(
         setattr(module, IS_LAST, index == len(modules) - 1)
         setattr(module, TENSOR_RANK, tensor_rank)
     model.set_attn_implementation(attention_name(kernel))
+    for module in modules:
+        if getattr(module, "config", model.config) is not model.config:  # with its share of the heads
+            module.config._attn_implementation = attention_name(kernel)  # type: ignore[union-attr]

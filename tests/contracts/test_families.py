@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig,
 from transformers.masking_utils import sdpa_mask
 
 from model_parallel.grid import Grid
+from model_parallel.plan import matches
 from prompt_tuning.backbone.families import families
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
@@ -186,9 +187,10 @@ def test_what_no_head_reads_changes_nothing(folder):
 
 def test_fewer_tokens_run_through_the_last_layer(folder):
     backbone = open_backbone(folder)
-    seen, layer = [], list(backbone.model.get_submodule(backbone.family.layers).children())[-1]
-    name = "intermediate.dense" if "bert" in backbone.model.config.model_type else "mlp.down_proj"
-    layer.get_submodule(name).register_forward_hook(lambda module, given, found: seen.append(found.shape[1]))
+    seen = []
+    (*_, last) = [rule.modules for rule in backbone.family.plan.rules if rule.cut == "rows"]
+    (*_, module) = [module for name, module in backbone.model.named_modules() if matches(name, last)]
+    module.register_forward_hook(lambda module, given, found: seen.append(given[0].shape[-2]))
     for only_read in (False, True):
         prompt = make_prompt(backbone)
         hidden_states(backbone, [prompt], make_batch([prompt], only_read=only_read))

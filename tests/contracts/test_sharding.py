@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
+from transformers.pytorch_utils import Conv1D
 
 from model_parallel.grid import Grid
 from model_parallel.plan import matches
@@ -19,6 +20,8 @@ from tests.support.topologies import in_topologies, local_tensors, one_pass, ope
 
 FAMILIES = sorted(families())
 # Tensor 4 has more ranks than the decoders have key/value heads, which are then kept by two ranks each.
+FUSED = {"gate_up": [1, 1], "c_attn": [1, 1, 1], "qkv_proj": [2, 1, 1]}
+"""Parts that are cut each by itself, and how large they are beside one another."""
 TOPOLOGIES = [(2, False), (4, False), (2, True), (1, True)]
 
 
@@ -48,7 +51,7 @@ def test_plan_covers_every_layer_once(folder):
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
     model.pooler = None
-    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))]
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
     uncovered = [name for name in layers if plan.rule(name) is None]
     assert not uncovered
     for rule in plan.rules:
@@ -63,9 +66,10 @@ def test_slices_put_together_are_the_whole(folder):
             expected = whole.get_parameter(name)
             if found.shape != expected.shape:
                 axis = next(i for i in range(2) if i >= expected.dim() or found.shape[i] != expected.shape[i])
-                pieces = 2 if "gate_up" in name else 1
-                blocks = [block.tensor_split(2, axis)[rank] for block in expected.chunk(pieces, axis)]
-                if "embed" in name:
+                shares = next((shares for fused, shares in FUSED.items() if fused in name), [1])
+                sizes = [expected.shape[axis] * share // sum(shares) for share in shares]
+                blocks = [block.tensor_split(2, axis)[rank] for block in expected.split(sizes, axis)]
+                if "embed" in name or "wte" in name:
                     blocks = [expected[rank * 83 // 2 : (rank + 1) * 83 // 2]]
                 expected = torch.cat(blocks, axis)
             assert torch.equal(found, expected), name

@@ -37,6 +37,15 @@ DECODER = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+# As many key/value heads as heads.
+GPT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 80,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**ENCODER, "pad_token_id": 0},
     "roberta": {**ENCODER, "type_vocab_size": 1, "pad_token_id": 1},
@@ -47,6 +56,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {**DECODER, "attention_bias": True},
     "glm": {**DECODER, "attention_bias": True},
     "glm4": {**DECODER, "attention_bias": True},
+    "gpt2": {**GPT, "n_inner": 48, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+    "gpt_neox": {**GPT, "intermediate_size": 48, "rotary_pct": 0.5, "hidden_dropout": 0.1, "attention_dropout": 0.1},
+    "opt": {**GPT, "word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.1},
+    "phi3": {**DECODER, "resid_pdrop": 0.1, "original_max_position_embeddings": 64},
     # Caps low enough to bend the tiny model's scores and logits.
     "gemma2": {
         **DECODER,

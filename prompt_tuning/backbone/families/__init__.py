@@ -42,6 +42,8 @@ class Family:
     attention_dropout: tuple[str, ...]
     positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
+    refuse: Callable[[Any], str | None] = lambda config: None
+    """What a config asks for that is not done here, as the rest of a sentence that begins with the backbone."""
 
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends, layer by layer."""
@@ -67,13 +69,9 @@ class Family:
         if states is None:
             yield
             return
-        hook = model.get_submodule(self.embeddings).register_forward_hook(lambda module, given, found: states)
-        # Their places stay: models look up by it whether a layer is local or global.
-        with self._with_layers(model, [*(_Passed() for _ in range(start)), *self._layers(model)[start:]]):
-            try:
-                yield
-            finally:
-                hook.remove()
+        # The places of layers stay: models look up by it whether one is local or global.
+        with self._with_layers(model, [_Known(states)] * start + self._layers(model)[start:]):
+            yield
 
     @contextmanager
     def _with_layers(self, model: nn.Module, layers: list[nn.Module]) -> Iterator[None]:
@@ -100,14 +98,17 @@ class Family:
 
         def cut(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
             def some(value: Any) -> Any:
-                return value if read is None or not isinstance(value, Tensor) else value.index_select(1, read)
+                return value if read is None or not isinstance(value, Tensor) else value.index_select(-2, read)
 
             read, _ = reads[0]
             return tuple(map(some, given)), {name: some(value) for name, value in named.items()}
 
         def spread(module: nn.Module, given: Any, found: Tensor) -> Tensor:
             read, width = reads[0]
-            return found if read is None else found.new_zeros(1, width, found.shape[2]).index_copy(1, read, found)
+            if read is None:
+                return found
+            # [1, T, H]; OPT works on [T, H] there.
+            return found.new_zeros(*found.shape[:-2], width, found.shape[-1]).index_copy(-2, read, found)
 
         # Not of the layer itself, whose hooks do not run when checkpointing runs it anew.
         last.get_submodule(self.attention).register_forward_pre_hook(begin, with_kwargs=True)
@@ -119,11 +120,15 @@ class Family:
         return int(config.max_position_embeddings) - self.table_offset(config)
 
 
-class _Passed(nn.Module):
-    """In a layer's place: hidden states as they come."""
+class _Known(nn.Module):
+    """In a layer's place: the hidden states that it would give."""
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.states
 
 
 OTHERS = {"gemma3": "it sees images too; choose one of its text models, whose model_type is 'gemma3_text'"}
