@@ -30,20 +30,20 @@ def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze
     Raises :class:`TopologyError` before anything is allocated.
     """
     cuts: dict[str, Cut] = {}
-    parents: set[str] = set()
+    entered: set[str] = set()
     for name, module in list(model.named_modules()):
         rule = plan.rule(name)
         is_cut = grid.tensor > 1 and rule is not None and rule.cut != "whole"
         if is_cut and rule is not None:
             _replace(model, name, _cut_module(name, module, rule, sizes, grid, cuts))
             if rule.cut == "columns":
-                parents.add(name.rpartition(".")[0])
+                entered.add(name if rule.alone else name.rpartition(".")[0])
         elif freeze and isinstance(module, nn.Linear):
             weight = module.weight
             assert isinstance(weight, nn.Parameter)
             _replace(model, name, FrozenLinear(weight, module.bias))
-    for parent in parents:
-        model.get_submodule(parent).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
+    for name in entered:
+        model.get_submodule(name).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
     if grid.tensor > 1:
         _divide_attributes(model, plan, sizes, grid)
     return cuts

@@ -30,11 +30,13 @@ class Rule:
     parts: tuple[Part, ...] = ("width",)
     transposed: bool = False
     """The weight is [in, out]."""
+    alone: bool = False
+    """Of columns: the input of the module around them goes elsewhere too, so that each takes it for itself."""
 
 
-def columns(modules: str, *parts: Part, transposed: bool = False) -> Rule:
+def columns(modules: str, *parts: Part, transposed: bool = False, alone: bool = False) -> Rule:
     """Linear layers whose outputs are shared out; ``parts`` default to one block of width."""
-    return Rule(modules, "columns", parts or ("width",), transposed)
+    return Rule(modules, "columns", parts or ("width",), transposed, alone)
 
 
 def rows(modules: str, *parts: Part, transposed: bool = False) -> Rule:

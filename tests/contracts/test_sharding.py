@@ -63,7 +63,7 @@ def test_slices_put_together_are_the_whole(folder):
             expected = whole.get_parameter(name)
             if found.shape != expected.shape:
                 axis = next(i for i in range(2) if i >= expected.dim() or found.shape[i] != expected.shape[i])
-                pieces = 2 if "gate_up" in name else 1
+                pieces = next((n for fused, n in {"gate_up": 2, "Wqkv": 3, "Wi": 2}.items() if fused in name), 1)
                 blocks = [block.tensor_split(2, axis)[rank] for block in expected.chunk(pieces, axis)]
                 if "embed" in name:
                     blocks = [expected[rank * 83 // 2 : (rank + 1) * 83 // 2]]

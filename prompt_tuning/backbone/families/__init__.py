@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from model_parallel.plan import Plan
 from prompt_tuning.errors import UserError
@@ -42,6 +43,14 @@ class Family:
     attention_dropout: tuple[str, ...]
     positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
+    num_layers: Callable[[Any], int] = lambda config: int(config.num_hidden_layers)
+    """How many times text is attended to, one prefix each."""
+    word_size: Callable[[Any], int] = lambda config: int(config.hidden_size)
+    """Numbers of a word's embedding."""
+    language_head: tuple[str, ...] = ()
+    """Names of what the language model adds behind the backbone, in the order in which it runs; empty: one module."""
+    open: Callable[[PreTrainedModel], None] = lambda model: None
+    """What a model on ``meta`` needs before it can be cut and take prefixes."""
 
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends, layer by layer."""
@@ -69,7 +78,8 @@ class Family:
             return
         hook = model.get_submodule(self.embeddings).register_forward_hook(lambda module, given, found: states)
         # Their places stay: models look up by it whether a layer is local or global.
-        with self._with_layers(model, [*(_Passed() for _ in range(start)), *self._layers(model)[start:]]):
+        layers = self._layers(model)
+        with self._with_layers(model, [*map(_Passed, layers[:start]), *layers[start:]]):
             try:
                 yield
             finally:
@@ -90,13 +100,15 @@ class Family:
 
         Hidden states [1, T, H] of the others are of no use then. Checkpointing, which runs the layer anew, sees the same.
         """
-        last = self._layers(model)[-1]
+        number, last = list(enumerate(self._layers(model)))[-1]
         first, behind = (last.get_submodule(name) for name in self.by_token)
         reads: list[tuple[Tensor | None, int]] = [(None, 0)]
 
         def begin(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             hidden = given[0] if given else named["hidden_states"]
-            reads[0] = named["rows"].read, hidden.shape[1]
+            # Where depths share one module, each says which it is.
+            is_last = named.get("depth", number) == number
+            reads[0] = named["rows"].read if is_last else None, hidden.shape[1]
 
         def cut(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
             def some(value: Any) -> Any:
@@ -121,6 +133,11 @@ class Family:
 
 class _Passed(nn.Module):
     """In a layer's place: hidden states as they come."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # Some models ask the layer itself for its kind, to choose a mask and positions.
+        self.attention_type = getattr(layer, "attention_type", None)
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
