@@ -1,7 +1,15 @@
 """DistilBERT (Sanh et al. 2019): BERT without token types and pooler, under names of its own."""
 
+from transformers import PreTrainedModel
+
 from model_parallel.plan import Plan, columns, rows, vocabulary, whole
 from prompt_tuning.backbone.families import Family
+
+
+def _open(model: PreTrainedModel) -> None:
+    """Keep the model from computing positions anew that its file holds."""
+    model.config.sinusoidal_pos_embds = False
+
 
 FAMILY = Family(
     model_types=("distilbert",),
@@ -23,4 +31,5 @@ FAMILY = Family(
     hidden_dropout=("dropout",),
     attention_dropout=("attention_dropout",),
     language_head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+    open=_open,
 )
