@@ -10,12 +10,14 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model_parallel.plan import Plan
+from prompt_tuning.backbone.families._declined import DECLINED
 from prompt_tuning.errors import UserError
 
 
@@ -163,8 +165,14 @@ def find_family(model_type: str) -> Family:
     known = families()
     if model_type in OTHERS:
         raise UserError(f"backbone of model_type {model_type!r} is not supported: {OTHERS[model_type]}")
-    if model_type not in known:
-        raise UserError(
-            f"backbone of model_type {model_type!r} is not supported; choose one of {', '.join(sorted(known))}"
-        )
-    return known[model_type]
+    if model_type in known:
+        return known[model_type]
+    if model_type in DECLINED:
+        why = f": {DECLINED[model_type]}"
+    else:
+        near = get_close_matches(model_type.lower(), known, 1)
+        why = f" (the nearest that is: {near[0]!r})" if near else ""
+        why += ", and needs a file in prompt_tuning/backbone/families that names its layers and where their weights are cut"
+    raise UserError(
+        f"backbone of model_type {model_type!r} is not supported{why}; choose one of {', '.join(sorted(known))}"
+    )
