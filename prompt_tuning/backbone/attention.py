@@ -41,16 +41,16 @@ class PrefixShape:
 
 
 INDEX = "prefix_layer_index"
-"""Attribute of an attention module: which layer of the prefix is its own."""
+"""Attribute of an attention module: which layer of the prefix is its own; none's where the forward says a depth."""
 
-IS_LAST = "prefix_is_last"
-"""Attribute of an attention module: whether it is the last layer's, of which only what is read counts."""
+LAST = "prefix_last_layer"
+"""Attribute of an attention module: the last layer, of which only what is read counts."""
 
 TENSOR_RANK = "prefix_tensor_rank"
 """Attribute of an attention module: which share of the heads it has; None: all."""
 
 
-_NO_MATTER = {"cache_position", "output_attentions", "position_ids", "token_type_ids", "use_cache"}
+_NO_MATTER = {"cache_position", "deterministic", "output_attentions", "position_ids", "token_type_ids", "use_cache"}
 """Arguments that models hand on and that change no attention of packed tokens."""
 
 
@@ -68,25 +68,26 @@ def prefix_attention(
     is_causal: bool | None = None,
     rows: PackedRows | None = None,
     captured: dict[int, Tensor] | None = None,
+    depth: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of every token over [prefix ; text] of its row, [1, T, heads, D].
 
     From query [1, heads, T, D] and key and value [1, G, T, D]. ``kernel`` is what attends; ``captured`` collects every
-    layer's own keys and values [2, 1, G, T, D], from which prefixes may start. Raises :class:`UserError` for what else a
-    model asks of attention, such as sinks or a bias.
+    layer's own keys and values [2, 1, G, T, D], from which prefixes may start. ``depth`` is the layer, where several share
+    the module. Raises :class:`UserError` for what else a model asks of attention, such as sinks or a bias.
     """
     for name, wanted in others.items():
         if wanted is not None and name not in _NO_MATTER:
             raise UserError(
                 f"{type(module).__name__} asks its attention for {name!r}, which prompts are not built for; choose another backbone"
             )
-    layer = getattr(module, INDEX)
+    layer = getattr(module, INDEX) if depth is None else depth
     if captured is not None:
         captured[layer] = torch.stack([key, value])
     assert rows is not None and attention_mask is None, "tokens come packed, and rows say which belong together"
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-    look = Look(bool(causal), sliding_window, getattr(module, IS_LAST))
+    look = Look(bool(causal), sliding_window, layer == getattr(module, LAST))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if softcap is not None:
         kernel = functools.partial(capped, softcap)
@@ -127,7 +128,7 @@ def open_door(
     modules = list(attention_modules)
     for index, module in enumerate(modules):
         setattr(module, INDEX, index)
-        setattr(module, IS_LAST, index == len(modules) - 1)
+        setattr(module, LAST, len(modules) - 1)
         setattr(module, TENSOR_RANK, tensor_rank)
     model.set_attn_implementation(attention_name(kernel))
     for module in modules:

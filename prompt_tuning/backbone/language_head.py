@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from model_parallel.grid import Grid
 from model_parallel.loading import WeightsError, load_weights, stored_tensors
+from prompt_tuning.backbone.families import Family
 from prompt_tuning.errors import UserError
 from prompt_tuning.tokens.packed import MemberRows
 
@@ -65,29 +66,32 @@ class _Capped(nn.Module):
 
 
 def load_language_head(
-    folder: Path, config: Any, model: PreTrainedModel, is_causal: bool, grid: Grid
+    folder: Path, config: Any, model: PreTrainedModel, family: Family, grid: Grid
 ) -> tuple[nn.Module, int]:
     """The frozen head of the stored language model, its output embedding tied to ``model``'s where the config says so.
 
     Returns it and the bytes read. Raises :class:`WeightsError` where the files have none.
     """
     with torch.device("meta"):
-        whole = (AutoModelForCausalLM if is_causal else AutoModelForMaskedLM).from_config(config, dtype=model.dtype)
-    ((name, head),) = [(n, child) for n, child in whole.named_children() if n != whole.base_model_prefix]
-    wanted = {f"{name}.{key}" for key in head.state_dict()}
-    stored = stored_tensors(folder, wanted, "")
+        kind = AutoModelForCausalLM if family.pooling == "last" else AutoModelForMaskedLM
+        whole = kind.from_config(config, dtype=model.dtype)
+    own = {name: child for name, child in whole.named_children() if name != whole.base_model_prefix}
+    parts = {name: own[name] for name in family.language_head or own}
+    head = nn.ModuleDict(parts)
+    stored = stored_tensors(folder, set(head.state_dict()), "")
     for target, source in (whole._tied_weights_keys or {}).items():
         if source in stored and target not in stored:
             stored[target] = stored[source]
     if config.tie_word_embeddings:
         whole.get_output_embeddings().weight = model.get_input_embeddings().weight
-        wanted = {f"{name}.{key}" for key, value in head.state_dict().items() if value.is_meta}
+    wanted = {name for name, value in head.state_dict().items() if value.is_meta}
     missing = sorted(wanted - set(stored))
     if missing:
         raise WeightsError(
             f"a cloze template needs the language-model head, which the weights lack ({missing[0]});"
             " choose a backbone that was saved with it, or another data.template"
         )
-    bytes_read = load_weights(head, stored, {}, grid, prefix=name)
+    bytes_read = load_weights(head, stored, {}, grid)
+    chain: nn.Module = nn.Sequential(*parts.values())
     cap = getattr(config, "final_logit_softcapping", None)
-    return (head if cap is None else _Capped(head, cap)).requires_grad_(False).eval(), bytes_read
+    return (chain if cap is None else _Capped(chain, cap)).requires_grad_(False).eval(), bytes_read

@@ -65,7 +65,13 @@ class Backbone:
     def shape(self) -> PrefixShape:
         """Sizes of the whole model, over all tensor ranks."""
         config, sizes = self.model.config, _sizes(self.model.config)
-        return PrefixShape(config.num_hidden_layers, sizes.key_value_heads, sizes.head_size, config.hidden_size)
+        layers = self.family.num_layers(config)
+        return PrefixShape(layers, sizes.key_value_heads, sizes.head_size, config.hidden_size)
+
+    @property
+    def word_size(self) -> int:
+        """Numbers of a word's embedding, which need not be the hidden size."""
+        return self.family.word_size(self.model.config)
 
     @property
     def local_heads(self) -> slice:
@@ -150,6 +156,7 @@ def _load(
             )
     except Exception as error:  # the modelling files raise kinds of their own
         raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
+    family.open(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
@@ -168,7 +175,7 @@ def _load(
     language_head = None
     if language:
         assert grid.tensor == 1 and zero is None, "run files refuse cloze templates on a sharded backbone"
-        language_head, size = load_language_head(folder, config, model, family.pooling == "last", grid)
+        language_head, size = load_language_head(folder, config, model, family, grid)
         bytes_read += size
     if shards is not None:
         shards.attach(model)

@@ -24,9 +24,8 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
         prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width, config.optimizer.relative)
     elif config.method == "shallow_prompt":
-        inputs = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, shape.hidden_size, std=0.02).to(
-            dtype
-        )
+        drawn = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, backbone.word_size, std=0.02)
+        inputs = drawn.to(dtype)
     if (prefix is not None or inputs is not None) and config.prompt.init == "zero":
         (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
     dropout = config.prompt.dropout

@@ -25,6 +25,7 @@ from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tokens.features import Features
 from tests.support.packed import real, text_rows
 from tests.support.tiny import CONFIGS, make_backbone
+from tests.support.written_out import WRITTEN_OUT, rows_written_out
 
 FAMILIES = sorted(families())
 LENGTHS = (3, 11, 7, 1)
@@ -118,11 +119,17 @@ def stock_model(folder, dtype="float64"):
     return AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
 
 
-def cache_route(folder, backbone, prompt, batch, dtype):
-    """Hidden states by transformers' own cache: its model, its SDPA, one padded batch."""
+def has_types(backbone):
+    return getattr(backbone.model.config, "type_vocab_size", 1) > 1
+
+
+def independent_states(folder, backbone, prompt, batch, dtype):
+    """Hidden states by transformers' own cache (its model, its SDPA, one padded batch), or written out where it has none."""
     model = stock_model(folder, dtype)
     rows = len(batch.lengths)
     table = prompt.prefix.table()
+    if model.config.model_type in WRITTEN_OUT:
+        return rows_written_out(model, batch, table, prompt.text_start)
     cache = DynamicCache()
     for layer in range(table.shape[1]):
         key, value = (table[:, layer, side].transpose(0, 1).expand(rows, -1, -1, -1) for side in range(2))
@@ -132,22 +139,23 @@ def cache_route(folder, backbone, prompt, batch, dtype):
     arguments = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
     if batch.token_type_ids is not None:
         arguments["token_type_ids"] = text_rows(batch.token_type_ids[0], batch)
-    if backbone.family.pooling == "pooler":
+    if backbone.family.pooling != "last":
         # The route's own position ids count padding in for RoBERTa; real tokens agree either way.
         index = torch.arange(ids.shape[1]).expand_as(ids) + prompt.length
-        first = backbone.model.config.pad_token_id + 1 if "roberta" in backbone.model.config.model_type else 0
+        from_padding = any(name in model.config.model_type for name in ("roberta", "camembert", "data2vec"))
+        first = model.config.pad_token_id + 1 if from_padding else 0
         arguments["position_ids"] = torch.where(present, index + first, first)
     return model(**arguments).last_hidden_state
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_forward_and_gradients_equal_the_cache_route(folder, dtype, attention):
+def test_forward_and_gradients_equal_an_independent_computation(folder, dtype, attention):
     backbone = open_backbone(folder, dtype, attention)
     prompt = make_prompt(backbone)
-    batch = make_batch([prompt], with_types=backbone.model.config.model_type == "bert")
+    batch = make_batch([prompt], with_types=has_types(backbone))
     ours = hidden_states(backbone, [prompt], batch)
-    theirs = cache_route(folder, backbone, prompt, batch, dtype)
+    theirs = independent_states(folder, backbone, prompt, batch, dtype)
     assert_equal([ours[batch.tokens]], [theirs[real(batch)]], BOUNDS[dtype])
     found = prefix_gradients(ramp_loss(ours, batch), [prompt])
     expected = prefix_gradients(ramp_loss(theirs, batch), [prompt])
@@ -194,7 +202,9 @@ def test_fewer_tokens_run_through_the_last_layer(folder):
     for only_read in (False, True):
         prompt = make_prompt(backbone)
         hidden_states(backbone, [prompt], make_batch([prompt], only_read=only_read))
-    assert seen == [sum(LENGTHS), len(LENGTHS)]
+    # Where depths share the module, it runs once for each.
+    assert [seen[len(seen) // 2 - 1], seen[-1]] == [sum(LENGTHS), len(LENGTHS)]
+    assert set(seen[:-1]) == {sum(LENGTHS)}
 
 
 @pytest.mark.parametrize("positions", ["after_prefix", "from_zero"])
@@ -263,7 +273,8 @@ def test_input_prompts_equal_a_hand_made_sequence(folder, with_prefix):
     hidden_size = backbone.shape.hidden_size
     stock = stock_model(folder)
     head = Head(hidden_size, 2, "first", 0, torch.float64)
-    prompts = [Prompt(head, inputs=torch.randn(length, hidden_size, dtype=torch.float64)) for length in (4, 2)]
+    vectors = [torch.randn(length, backbone.word_size, dtype=torch.float64) for length in (4, 2)]
+    prompts = [Prompt(head, inputs=own) for own in vectors]
     if with_prefix:
         prompts[1] = make_prompt(backbone, 3)
     members = [0, 1, 1, 0]

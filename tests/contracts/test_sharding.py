@@ -20,7 +20,7 @@ from tests.support.topologies import in_topologies, local_tensors, one_pass, ope
 
 FAMILIES = sorted(families())
 # Tensor 4 has more ranks than the decoders have key/value heads, which are then kept by two ranks each.
-FUSED = {"gate_up": [1, 1], "c_attn": [1, 1, 1], "qkv_proj": [2, 1, 1]}
+FUSED = {"gate_up": [1, 1], "c_attn": [1, 1, 1], "qkv_proj": [2, 1, 1], "Wqkv": [1, 1, 1], "Wi": [1, 1]}
 """Parts that are cut each by itself, and how large they are beside one another."""
 TOPOLOGIES = [(2, False), (4, False), (2, True), (1, True)]
 

@@ -10,11 +10,14 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from model_parallel.plan import Plan
+from prompt_tuning.backbone.families._declined import DECLINED
 from prompt_tuning.errors import UserError
 
 
@@ -44,6 +47,14 @@ class Family:
     table_offset: Callable[[Any], int] = lambda config: 0
     refuse: Callable[[Any], str | None] = lambda config: None
     """What a config asks for that is not done here, as the rest of a sentence that begins with the backbone."""
+    num_layers: Callable[[Any], int] = lambda config: int(config.num_hidden_layers)
+    """How many times text is attended to, one prefix each."""
+    word_size: Callable[[Any], int] = lambda config: int(config.hidden_size)
+    """Numbers of a word's embedding."""
+    language_head: tuple[str, ...] = ()
+    """Names of what the language model adds behind the backbone, in the order in which it runs; empty: one module."""
+    open: Callable[[PreTrainedModel], None] = lambda model: None
+    """What a model on ``meta`` needs before it can be cut and take prefixes."""
 
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends, layer by layer."""
@@ -70,7 +81,9 @@ class Family:
             yield
             return
         # The places of layers stay: models look up by it whether one is local or global.
-        with self._with_layers(model, [_Known(states)] * start + self._layers(model)[start:]):
+        layers = self._layers(model)
+        known = [_Known(states, layer) for layer in layers[:start]]
+        with self._with_layers(model, [*known, *layers[start:]]):
             yield
 
     @contextmanager
@@ -88,13 +101,15 @@ class Family:
 
         Hidden states [1, T, H] of the others are of no use then. Checkpointing, which runs the layer anew, sees the same.
         """
-        last = self._layers(model)[-1]
+        number, last = list(enumerate(self._layers(model)))[-1]
         first, behind = (last.get_submodule(name) for name in self.by_token)
         reads: list[tuple[Tensor | None, int]] = [(None, 0)]
 
         def begin(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             hidden = given[0] if given else named["hidden_states"]
-            reads[0] = named["rows"].read, hidden.shape[1]
+            # Where depths share one module, each says which it is.
+            is_last = named.get("depth", number) == number
+            reads[0] = named["rows"].read if is_last else None, hidden.shape[1]
 
         def cut(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
             def some(value: Any) -> Any:
@@ -123,9 +138,11 @@ class Family:
 class _Known(nn.Module):
     """In a layer's place: the hidden states that it would give."""
 
-    def __init__(self, states: Tensor) -> None:
+    def __init__(self, states: Tensor, layer: nn.Module) -> None:
         super().__init__()
         self.states = states
+        # Some models ask the layer itself for its kind, to choose a mask and positions.
+        self.attention_type = getattr(layer, "attention_type", None)
 
     def forward(self, *_: Any, **__: Any) -> Tensor:
         return self.states
@@ -151,8 +168,14 @@ def find_family(model_type: str) -> Family:
     known = families()
     if model_type in OTHERS:
         raise UserError(f"backbone of model_type {model_type!r} is not supported: {OTHERS[model_type]}")
-    if model_type not in known:
-        raise UserError(
-            f"backbone of model_type {model_type!r} is not supported; choose one of {', '.join(sorted(known))}"
-        )
-    return known[model_type]
+    if model_type in known:
+        return known[model_type]
+    if model_type in DECLINED:
+        why = f": {DECLINED[model_type]}"
+    else:
+        near = get_close_matches(model_type.lower(), known, 1)
+        why = f" (the nearest that is: {near[0]!r})" if near else ""
+        why += ", and needs a file in prompt_tuning/backbone/families that names its layers and where their weights are cut"
+    raise UserError(
+        f"backbone of model_type {model_type!r} is not supported{why}; choose one of {', '.join(sorted(known))}"
+    )

@@ -115,11 +115,10 @@ def test_hub_ids_without_a_network(raw, tmp_path, capsys, monkeypatch):
 def test_unknown_family(raw, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    (other / "config.json").write_text(json.dumps({"model_type": "berta"}))
     raw["backbone"]["path"] = str(other)
-    assert "'mamba' is not supported; choose one of bert" in failure(
-        capsys, "--config", write(tmp_path, raw), "--dry-run"
-    )
+    message = failure(capsys, "--config", write(tmp_path, raw), "--dry-run")
+    assert "other: backbone of model_type 'berta' is not supported (the nearest that is: '" in message
 
 
 def test_prompt_and_text_beyond_the_position_table(raw, tmp_path, capsys):
