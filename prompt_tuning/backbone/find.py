@@ -161,6 +161,9 @@ def _check_config(config: Any, family: Family, path: str) -> None:
             f"backbone.path={path}: its config.json makes a decoder of this encoder (is_decoder or add_cross_attention);"
             " set both to false if it was trained as an encoder, or choose another backbone"
         )
+    why = family.refuses(config)
+    if why:
+        raise UserError(f"backbone.path={path}: {why}")
     kind = getattr(config, "position_embedding_type", None)
     if kind not in (None, "absolute"):
         raise UserError(

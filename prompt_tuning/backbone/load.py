@@ -150,6 +150,7 @@ def _load(
             )
     except Exception as error:  # the modelling files raise kinds of their own
         raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
+    family.open(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)

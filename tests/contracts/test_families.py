@@ -21,7 +21,8 @@ from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tokens.features import Features
-from tests.support.packed import real, text_rows
+from tests.support.disentangled import disentangled, in_full_precision
+from tests.support.packed import real, rows_of_texts, text_rows
 from tests.support.tiny import CONFIGS, make_backbone
 
 FAMILIES = sorted(families())
@@ -96,8 +97,15 @@ def assert_equal(found, expected, bound):
         assert ((a - b).norm() / b.norm()).item() < bound
 
 
+def has_types(backbone):
+    return getattr(backbone.model.config, "type_vocab_size", 1) > 1
+
+
 def cache_route(folder, backbone, prompt, batch, dtype):
     """Hidden states by transformers' own cache: its model, its SDPA, one padded batch."""
+    if backbone.model.config.model_type in ("deberta", "deberta-v2"):
+        model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        return disentangled_rows(model, batch, prompt.prefix.table(), prompt.text_start)
     model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
     rows = len(batch.lengths)
     table = prompt.prefix.table()
@@ -118,12 +126,22 @@ def cache_route(folder, backbone, prompt, batch, dtype):
     return model(**arguments).last_hidden_state
 
 
+def disentangled_rows(model, batch, table, start):
+    """Hidden states [R, L, H] of DeBERTa, which knows no cache, row by row."""
+    rows = []
+    for first, length in zip(batch.first.tolist(), batch.lengths.tolist(), strict=True):
+        ids = batch.input_ids[0, first : first + length]
+        types = ids * 0 if batch.token_type_ids is None else batch.token_type_ids[0, first : first + length]
+        rows.append(disentangled(model, ids, types, torch.arange(length) + start, table))
+    return rows_of_texts(torch.cat(rows), batch)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_forward_and_gradients_equal_the_cache_route(folder, dtype, attention):
     backbone = open_backbone(folder, dtype, attention)
     prompt = make_prompt(backbone)
-    batch = make_batch([prompt], with_types=backbone.model.config.model_type == "bert")
+    batch = make_batch([prompt], with_types=has_types(backbone))
     ours = hidden_states(backbone, [prompt], batch)
     theirs = cache_route(folder, backbone, prompt, batch, dtype)
     assert_equal([ours[batch.tokens]], [theirs[real(batch)]], BOUNDS[dtype])
@@ -234,8 +252,9 @@ def test_position_table_overflow_is_one_sentence(folder):
 
 
 @pytest.mark.parametrize("with_prefix", [False, True])
-def test_input_prompts_equal_a_hand_made_sequence(folder, with_prefix):
+def test_input_prompts_equal_a_hand_made_sequence(folder, with_prefix, monkeypatch):
     """Shallow prompts of two lengths in one batch, against inputs_embeds written out row by row."""
+    in_full_precision(monkeypatch)
     backbone = open_backbone(folder)
     hidden_size = backbone.shape.hidden_size
     stock = AutoModel.from_pretrained(folder, dtype=torch.float64).eval()

@@ -16,7 +16,7 @@ from model_parallel.grid import Grid, make_grid
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.forward.run import hidden_states
 from prompt_tuning.settings.sections import BackboneSection, DeepSpeedSection
-from tests.contracts.test_families import make_batch, make_prompt, prefix_gradients, ramp_loss
+from tests.contracts.test_families import has_types, make_batch, make_prompt, prefix_gradients, ramp_loss
 
 QUIET = DeepSpeedSection(stage3_prefetch_bucket_size=0).model_dump(exclude_none=True)
 
@@ -51,7 +51,7 @@ def one_pass(backbone: Backbone, dropout: float = 0.0) -> list[Tensor]:
     """
     prompt = make_prompt(backbone)
     prompt.dropout = dropout
-    batch = make_batch([prompt], with_types=backbone.model.config.model_type == "bert")
+    batch = make_batch([prompt], with_types=has_types(backbone))
     keys = torch.arange(len(batch.lengths)) if dropout else None
     with backbone.at_work():
         hidden = hidden_states(backbone, [prompt], batch, row_keys=keys)

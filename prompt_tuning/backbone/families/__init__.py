@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from model_parallel.plan import Plan
 from prompt_tuning.errors import UserError
@@ -42,6 +43,10 @@ class Family:
     attention_dropout: tuple[str, ...]
     positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
+    open: Callable[[PreTrainedModel], None] = lambda model: None
+    """What a model on ``meta`` needs before it can be cut and take prefixes."""
+    refuses: Callable[[Any], str] = lambda config: ""
+    """Why prompts cannot be had with a config, and what to do; empty: they can."""
 
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends, layer by layer."""
