@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model_parallel.collectives import enter_tensor_ranks
 from model_parallel.grid import Grid
 from model_parallel.layers import FrozenLinear, RowParallelLinear, VocabularyParallelEmbedding
-from model_parallel.plan import Plan, Ranges, Rule, Sizes, cut_ranges, head_range, matches
+from model_parallel.plan import Plan, Ranges, Rule, Sizes, columns, cut_ranges, head_range, matches
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze
     for name in entered:
         model.get_submodule(name).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
     if grid.tensor > 1:
+        _divide_vectors(model, plan, sizes, grid, cuts)
         _divide_attributes(model, plan, sizes, grid)
     return cuts
 
@@ -78,9 +79,9 @@ def _shrunk(tensor: Tensor, cut: Cut) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=tensor.dtype, device=tensor.device), requires_grad=False)
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def _replace(model: nn.Module, name: str, new: nn.Module | nn.Parameter) -> None:
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
+    setattr(model.get_submodule(parent), attribute, new)
 
 
 def _entering(group: Any) -> Callable[..., Any]:
@@ -92,6 +93,15 @@ def _entering(group: Any) -> Callable[..., Any]:
         return args, {**kwargs, "hidden_states": enter_tensor_ranks(kwargs["hidden_states"], group)}
 
     return hook
+
+
+def _divide_vectors(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, cuts: dict[str, Cut]) -> None:
+    for name, vector in list(model.named_parameters()):
+        for pattern in plan.vectors:
+            if matches(name, pattern):
+                ranges = cut_ranges(columns(name), len(vector), sizes, grid.tensor_rank, grid.tensor, name)
+                cuts[name] = Cut(0, ranges)
+                _replace(model, name, _shrunk(vector, cuts[name]))
 
 
 def _divide_attributes(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid) -> None:
@@ -110,6 +120,6 @@ def _divide_attributes(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid) -
                 owner: Any = module
                 if name.startswith("config."):
                     # A module that reads a number of heads there has a config of its own, whose number is its share.
-                    name = name.removeprefix("config.")  # noqa: PLW2901
+                    name = name.removeprefix("config.")
                     owner = module.config = copy.copy(module.config)  # type: ignore[assignment]
                 setattr(owner, name, getattr(owner, name) // grid.tensor)

@@ -124,7 +124,7 @@ class Batch:
 
 
 FIRST, LAST, ALL = range(3)
-_READS = {"first": FIRST, "pooler": FIRST, "last": LAST}
+_READS = {"first": FIRST, "pooler": FIRST, "context": FIRST, "last": LAST}
 
 
 @dataclass(frozen=True)

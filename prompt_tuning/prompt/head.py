@@ -18,7 +18,8 @@ class Head(nn.Module):
 
     Pooling ``tokens`` leaves every token to itself.
     With ``own_pooler`` the head brings a random tanh pooler, as RoBERTa's masked-LM checkpoints need;
-    it is frozen unless ``train_pooler`` and travels with the prompt.
+    it is frozen unless ``train_pooler`` and travels with the prompt. Pooling ``context`` brings one with GELU, as DeBERTa's
+    classifiers have, which is always trained.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class Head(nn.Module):
         self.weight = nn.Parameter(draw("head.weight", num_outputs, hidden_size))
         self.bias = nn.Parameter(torch.zeros(num_outputs, dtype=dtype), requires_grad=train_bias)
         self.pooler: nn.Linear | None = None
-        if own_pooler:
+        if own_pooler or pooling == "context":
             self.pooler = nn.Linear(hidden_size, hidden_size, dtype=dtype)
             self.pooler.weight.data = draw("head.pooler.weight", hidden_size, hidden_size)
             self.pooler.bias.data.zero_()
-            self.pooler.requires_grad_(train_pooler)
+            self.pooler.requires_grad_(train_pooler or pooling == "context")
 
     def pool(self, hidden: Tensor, rows: MemberRows, backbone_pooler: nn.Module | None = None) -> Tensor:
         """What the backbone says of each text [r, H] or token [t, H], in the head's type, from hidden states [T, H]."""
@@ -68,7 +69,9 @@ class Head(nn.Module):
     ) -> Tensor:
         """Logits [r, C] from texts [r, H], or [t, C] from tokens [t, H] of ``rows``; dropout only where ``row_keys`` [r]
         are given."""
-        features = pooled if self.pooler is None else torch.tanh(self.pooler(pooled))
+        features = pooled
+        if self.pooler is not None:
+            features = (nn.functional.gelu if self.pooling == "context" else torch.tanh)(self.pooler(pooled))
         if row_keys is not None and dropout > 0:
             features = features * self._keep(features, rows, rng.fold(row_keys, HEAD_DROPOUT), dropout) / (1 - dropout)
         return nn.functional.linear(features, self.weight, self.bias)

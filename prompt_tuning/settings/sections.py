@@ -108,8 +108,10 @@ class PromptSection(Section):
 class HeadSection(Section):
     """What answers."""
 
-    pooling: Literal["pooler", "first", "mean", "last"] | None = Field(
-        None, description="What the head sees of a text; None: the family's own. Tagging and span tasks see all tokens."
+    pooling: Literal["pooler", "context", "first", "mean", "last"] | None = Field(
+        None,
+        description="What the head sees of a text; None: the family's own. Tagging and span tasks see all tokens. context: the"
+        " first token behind a trained layer with GELU.",
     )
 
 

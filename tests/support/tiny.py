@@ -86,6 +86,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_dropout": 0.1,
         "pad_token_id": 0,
     },
+    "deberta": {**ENCODER, "pad_token_id": 0, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    # Buckets of which two rows of a test have more distances, and all that the versions 2 and 3 can have.
+    "deberta-v2": {
+        **ENCODER,
+        "pad_token_id": 0,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm",
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+    },
     "llama": {**DECODER, "attention_bias": True},
     "mistral": {**DECODER, "sliding_window": None},
     "qwen2": {key: value for key, value in DECODER.items() if key != "head_dim"},
