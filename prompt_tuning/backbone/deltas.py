@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from model_parallel.apply import Cut
 from model_parallel.grid import Grid
-from model_parallel.plan import Plan, Ranges
+from model_parallel.plan import Ranges, matches
+from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.rows import PackedRows
 
 Kind = Literal["biases", "norms"]
@@ -47,27 +48,26 @@ class Deltas:
     def __init__(
         self,
         model: nn.Module,
-        layers: str,
-        plan: Plan,
+        family: Family,
         shapes: Mapping[str, tuple[int, ...]],
         cuts: Mapping[str, Cut],
         grid: Grid,
     ) -> None:
-        """``model`` is cut already; ``layers`` names its list of layers; ``shapes`` are those of its whole tensors, by name."""
+        """``model`` is cut already; ``shapes`` are those of its whole tensors, by name."""
         self._model, self._tensor_rank = model, grid.tensor_rank
         self._is_open = False
         self._rows: PackedRows | None = None
         self.vectors: dict[str, Vector] = {}
         """By the backbone's own names, in its order."""
         names = [name for name, _ in model.named_modules()]
-        rules = {name: plan.rule(name) for name in names}
+        rules = {name: family.plan.rule(name) for name in names}
         shared_out = {name.rpartition(".")[0] for name, rule in rules.items() if rule and rule.cut == "columns"}
         for name, module in model.named_modules():
             weight, bias = (module._parameters.get(own) for own in ("weight", "bias"))
-            if weight is None or not name:
+            if weight is None or any(matches(name, glob) for glob in family.beyond_tokens):
                 continue
             is_norm = len(shapes[f"{name}.weight"]) == 1
-            inner = name.removeprefix(f"{layers}.")
+            inner = name.removeprefix(f"{family.layers}.")
             layer = None if inner == name else int(inner.partition(".")[0])
             for own in ("weight", "bias") if is_norm else ("bias",):
                 if own == "weight" or bias is not None:

@@ -162,7 +162,7 @@ def _load(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(trainable)
     cuts = shard_modules(model, family.plan, _sizes(config), grid, freeze=zero is not None)
-    deltas = Deltas(model, family.layers, family.plan, shapes, cuts, grid)
+    deltas = Deltas(model, family, shapes, cuts, grid)
     shards = None if zero is None else ZeroShards(grid, zero, model.dtype)
     bytes_read = load_weights(model, stored, cuts, grid, shards.partition if shards else None)
     _rebuild_buffers(model, grid.device)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModel, DynamicCache
 
+from model_parallel.grid import Grid
+from prompt_tuning.backbone.deltas import Deltas
 from prompt_tuning.backbone.families import families
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.run import hidden_states, member_logits
@@ -42,12 +46,14 @@ def kinds(backbone):
 
 
 def three_prompts(backbone):
-    """Prefix and deltas of all kinds, a prefix alone, and deltas of the second layer's norms alone."""
+    """Prefix and deltas of all kinds, a prefix alone, and deltas of the second layer's norms (of all, where all depths share
+    them) alone."""
+    second = [1] if any(vector.layer == 1 for vector in backbone.deltas.vectors.values()) else None
     head = Head(backbone.shape.hidden_size, 2, "first", 0, backbone.prompt_dtype)
     return [
         with_deltas(make_prompt(backbone, 5, 1), backbone, kinds(backbone)),
         make_prompt(backbone, 2, 2),
-        with_deltas(Prompt(head), backbone, ["norms"], [1], 1),
+        with_deltas(Prompt(head), backbone, ["norms"], second, 1),
     ]
 
 
@@ -222,9 +228,7 @@ def sharded_passes(grid, folder, topologies):
 
 def test_every_topology_gives_deltas_the_same_numbers(folder):
     """Tensor 4 has more ranks than the decoders have key/value heads."""
-    cases = [
-        (tensor, zero, c) for tensor, zero in ((2, False), (4, False), (2, True), (1, True)) for c in (False, True)
-    ]
+    cases = [(4, False, False), (2, True, True)]
     (alone,) = run_ranks(1, sharded_passes, folder, [(1, False, False)])
     expected = alone[1, False, False]
     for rank in run_ranks(4, sharded_passes, folder, cases):
@@ -239,3 +243,12 @@ def test_a_backbone_without_biases_is_told_so(tmp_path):
         UserError, match=r"train.also=\['biases', 'norms'\]: .* has no biases to train; set it to \['norms'\]"
     ):
         build_beside(["biases", "norms"], None, backbone.deltas, torch.float32, backbone.path)
+
+
+def test_vectors_of_what_sees_more_than_tokens_are_left_alone(tmp_path):
+    backbone = open_backbone(make_backbone(tmp_path, "bert"))
+    family = replace(backbone.family, beyond_tokens=("encoder.layer.*.attention.self.key", "embeddings.LayerNorm"))
+    shapes = {name: tuple(parameter.shape) for name, parameter in backbone.model.named_parameters()}
+    left = set(backbone.deltas.vectors) - set(Deltas(backbone.model, family, shapes, {}, Grid()).vectors)
+    keys = {f"encoder.layer.{i}.attention.self.key.bias" for i in range(3)}
+    assert left == keys | {"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"}

@@ -42,6 +42,8 @@ class Family:
     attention_dropout: tuple[str, ...]
     positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
+    beyond_tokens: tuple[str, ...] = ()
+    """Globs of modules that see more than tokens, such as relative positions: no member can have deltas of their vectors."""
 
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends, layer by layer."""
