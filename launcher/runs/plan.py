@@ -80,6 +80,7 @@ def find_jobs(configs: list[str], sets: list[str], seeds: int | None, baselines:
                 "data": {**config["data"], "template": None if spec.config.is_cloze else config["data"]["template"]},
                 "prompt": {**config["prompt"], "init": "normal", "init_from": None, "layers": None},
                 "optimizer": {**config["optimizer"], "lr": head_lr, "head_lr": None},
+                "train": {**config["train"], "also": []},
             }
             for seed in _seeds(spec, seeds):
                 _add(jobs, f"{run_name}-{BASELINE}", config, seed)

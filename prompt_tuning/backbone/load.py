@@ -19,6 +19,7 @@ from model_parallel.loading import WeightsError, check_all_taken, check_stored, 
 from model_parallel.plan import Sizes, check_heads, head_range
 from model_parallel.zero import ZeroShards
 from prompt_tuning.backbone.attention import PrefixShape, open_door
+from prompt_tuning.backbone.deltas import Deltas
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.find import Description, describe_backbone, pickle_hint, set_dropout
 from prompt_tuning.backbone.fingerprint import Identity, identify
@@ -45,6 +46,8 @@ class Backbone:
     """Bytes that this rank requested of the weight files."""
     num_parameters: int
     """Of the whole model, over all ranks, without its pooler."""
+    deltas: Deltas
+    """Its bias and norm vectors, to which prompts may add."""
 
     @property
     def path(self) -> str:
@@ -166,6 +169,7 @@ def _load(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(trainable)
     cuts = shard_modules(model, family.plan, _sizes(config), grid, freeze=zero is not None)
+    deltas = Deltas(model, family, shapes, cuts, grid)
     shards = None if zero is None else ZeroShards(grid, zero, model.dtype)
     bytes_read = load_weights(model, stored, cuts, grid, shards.partition if shards else None)
     _rebuild_buffers(model, grid.device)
@@ -182,7 +186,7 @@ def _load(
     open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
     family.narrow_last_layer(model)
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": deltas.checkpointing})
     model.train()
     # One rank reads all weights for their digest, the others only their shares.
     own = identify(stored, described.config, described.tokenizer) if grid.is_first else None
@@ -198,6 +202,7 @@ def _load(
         shards,
         bytes_read,
         num_parameters,
+        deltas,
     )
 
 

@@ -6,7 +6,7 @@ Shape letters: R rows, n rows of a group, P prompt tokens, G key/value heads, D 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -74,6 +74,8 @@ class PackedRows:
     heads: slice = field(default_factory=lambda: slice(None))
     """Which of ``all_heads`` key/value heads the tables hold."""
     all_heads: int = 0
+    deltas: tuple[Mapping[str, Tensor] | None, ...] = ()
+    """By a member's place in the batch: what is added to the backbone's vectors of these names; empty: nothing to any."""
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     @functools.cached_property

@@ -70,13 +70,22 @@ class Member:
                 named += [(f"pooler.{name}", p) for name, p in self.backbone.pooler.named_parameters()]
             self.parameters = self.parameters + [(f"backbone.{name}", p) for name, p in named]
         heads = [p for name, p in self.parameters if name.startswith("head.")]
-        others = [p for name, p in self.parameters if not name.startswith("head.")]
-        groups = [(others, settings.lr), (heads, settings.head_lr or settings.lr)]
+        beside = [p for name, p in self.parameters if name.startswith("beside.")]
+        others = [p for name, p in self.parameters if not name.startswith(("head.", "beside."))]
+        decay = settings.weight_decay
+        groups = [
+            (others, settings.lr, decay),
+            (heads, settings.head_lr or settings.lr, decay),
+            (beside, settings.also_lr, 0.0),
+        ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": lr, "peak_lr": lr} for parameters, lr in groups if parameters],
+            [
+                {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": own_decay}
+                for parameters, lr, own_decay in groups
+                if parameters
+            ],
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
-            weight_decay=settings.weight_decay,
             fused=True,
         )
 

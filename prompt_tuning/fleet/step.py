@@ -91,7 +91,11 @@ class Fleet:
         self.updater = Updater(members, grid)
         # ZeRO-3 gathers a layer's weights for its backward, which all ranks must do together whichever members' rows they
         # have: where members' gradients end in different layers, all go down to the word embeddings.
-        depths = {prompt.first_layer for prompt in prompts if prompt.reaches_backbone}
+        depths = {
+            (prompt.first_layer, None if prompt.beside is None else frozenset(prompt.beside.lengths))
+            for prompt in prompts
+            if prompt.reaches_backbone
+        }
         self.from_input = backbone.zero is not None and len(depths) > 1
 
     def running(self) -> list[int]:

@@ -34,7 +34,8 @@ def hidden_states(
     place: Callable[[Tensor], Tensor] | None = _start_gradient if from_input and torch.is_grad_enabled() else None
     if batch.fronts is not None:
         place = _put_vectors(prompts, batch, row_keys, dropout)
-    arguments: dict[str, Any] = {"rows": _packed_rows(backbone, prompts, batch, row_keys, dropout)}
+    rows = _packed_rows(backbone, prompts, batch, row_keys, dropout)
+    arguments: dict[str, Any] = {"rows": rows}
     if batch.token_type_ids is not None:
         arguments["token_type_ids"] = batch.token_type_ids
     if getattr(backbone.model.config, "use_cache", False):
@@ -45,7 +46,7 @@ def hidden_states(
         hook = backbone.model.get_input_embeddings().register_forward_hook(lambda module, args, words: place(words))
     try:
         positions = backbone.family.positions(batch.positions, backbone.model.config)
-        with backbone.family.layers_from(backbone.model, batch.layer, batch.states):
+        with backbone.deltas.of(rows), backbone.family.layers_from(backbone.model, batch.layer, batch.states):
             output = backbone.model(input_ids=batch.input_ids, position_ids=positions, **arguments)
     finally:
         if hook is not None:
@@ -61,10 +62,11 @@ def _start_gradient(words: Tensor) -> Tensor:
 def _packed_rows(
     backbone: Backbone, prompts: list[Prompt], batch: Batch, row_keys: Tensor | None, dropout: Tensor | None
 ) -> PackedRows:
-    """The rows of a batch with the prefixes of their members."""
+    """The rows of a batch with the prefixes of their members, and what these add to the backbone's vectors."""
     tables = tuple(None if p.prefix is None else p.prefix.by_layer(backbone.local_heads) for p in prompts)
+    deltas = tuple(None if p.beside is None else backbone.deltas.share(p.beside.vectors()) for p in prompts)
     if dropout is None or row_keys is None:
-        return PackedRows(batch.groups, batch.read, tables, heads=backbone.local_heads)
+        return PackedRows(batch.groups, batch.read, tables, heads=backbone.local_heads, deltas=deltas)
     return PackedRows(
         batch.groups,
         batch.read,
@@ -73,6 +75,7 @@ def _packed_rows(
         dropout[batch.standing],
         backbone.local_heads,
         backbone.shape.key_value_heads,
+        deltas,
     )
 
 

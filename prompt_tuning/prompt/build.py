@@ -8,6 +8,7 @@ from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.kinds import Kind
+from prompt_tuning.prompt.beside import build_beside
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
@@ -18,9 +19,9 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
     """The untrained prompt of a member, a function of its settings and seed alone. Raises :class:`UserError`."""
     shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
     head = LanguageHead(backbone.language_head) if is_cloze else _build_head(config, backbone, num_labels, kind)
+    layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
     prefix = inputs = None
     if config.method == "deep_prompt":
-        layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
         prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width, config.optimizer.relative)
     elif config.method == "shallow_prompt":
@@ -30,7 +31,9 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
         (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
     dropout = config.prompt.dropout
     head_dropout = dropout if kind.drops_hidden and not is_cloze else 0.0
-    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout)
+    also = config.train.also
+    beside = build_beside(also, layers, backbone.deltas, dtype, backbone.path) if also else None
+    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout, beside)
 
 
 def check_lengths(config: RunFile, described: Description) -> None:

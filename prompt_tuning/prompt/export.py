@@ -23,6 +23,7 @@ from prompt_tuning.backbone.fingerprint import identify
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
+from prompt_tuning.prompt.beside import Beside
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
@@ -33,7 +34,8 @@ from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.recipe import Encoding
 
-FORMAT = 2
+FORMATS = (2, 3)
+"""3: with deltas of the backbone's vectors (`train.also`), which a reader of format 2 would pass over."""
 Manifest = dict[str, Any]
 NAMES = ("prompt.json", "prompt.safetensors")
 _AGAIN = "export the prompt again, with `promptfleet export` or by its run"
@@ -85,7 +87,7 @@ def describe_prompt(
     """All that prompt.json says of a member but its best evaluation and its tensors."""
     shape = backbone.shape
     return {
-        "format": FORMAT,
+        "format": FORMATS[prompt.beside is not None],
         "method": config.method,
         "task": config.task,
         "labels": list(labels),
@@ -107,6 +109,7 @@ def describe_prompt(
             "dtype": config.backbone.dtype,
             "attention": config.backbone.attention,
         },
+        **({} if prompt.beside is None else {"also": prompt.beside.lengths}),
     }
 
 
@@ -143,7 +146,8 @@ def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Te
         prefix = Prefix(shape, description["length"], 0, dtype, layers, width, config.optimizer.relative)
     elif config.method == "shallow_prompt":
         inputs = tensors["inputs"].clone()
-    prompt = Prompt(head, prefix, inputs, description["positions"])
+    beside = Beside(description["also"], tensors["beside.delta"].dtype) if "also" in description else None
+    prompt = Prompt(head, prefix, inputs, description["positions"], beside=beside)
     for name, parameter in prompt.named_parameters():
         parameter.copy_(tensors[name])
     return prompt
@@ -163,6 +167,8 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
         tensors["prefix"] = table.permute(1, 2, 3, 0, 4)
     if prompt.inputs is not None:
         tensors["inputs"] = prompt.inputs
+    if prompt.beside is not None:
+        tensors |= {f"also.{name}": delta for name, delta in prompt.beside.vectors().items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -197,8 +203,9 @@ def load_prompt(folder: str | Path) -> ExportedPrompt:
         )
     try:
         manifest = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise UserError(f"{folder}: prompt format {manifest['format']}; this version reads {FORMAT}")
+        if manifest["format"] not in FORMATS:
+            known = " and ".join(map(str, FORMATS))
+            raise UserError(f"{folder}: prompt format {manifest['format']}; this version reads {known}")
         declared = manifest.pop("sha256_of_the_rest")
         if declared != _digest(manifest):
             raise UserError(f"{folder}: prompt.json is damaged or was edited (its checksum differs); {_AGAIN}")
@@ -224,4 +231,9 @@ def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
         layers = None if manifest["layers"] is None else tuple(manifest["layers"])
         prefix = Prefix(shape, len(table), 0, table.dtype, layers)
         prefix.embedding.copy_(table.reshape(len(table), -1))
-    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"])
+    beside = None
+    if "also" in manifest:
+        deltas = {name: tensors[f"also.{name}"] for name in manifest["also"]}
+        beside = Beside({name: len(delta) for name, delta in deltas.items()}, next(iter(deltas.values())).dtype)
+        beside.fill(deltas)
+    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"], beside=beside)

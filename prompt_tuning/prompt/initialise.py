@@ -91,12 +91,23 @@ def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:
 
 @torch.no_grad()
 def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
-    """Copy prefix or input prompts, and the head where it has the same outputs, from an exported prompt."""
+    """Copy prefix or input prompts, what was trained beside them, and the head where it has the same outputs, from an exported
+    prompt."""
     if _kind(source) != _kind(prompt):
         raise UserError(
             f"prompt.init_from={where}: it is a {_kind(source)}, but this run trains a {_kind(prompt)};"
             " set prompt.length and method to match"
         )
+    if source.beside is not None:
+        own = {} if prompt.beside is None else prompt.beside.lengths
+        lost = [name for name in source.beside.lengths if name not in own]
+        if lost:
+            raise UserError(
+                f"prompt.init_from={where}: it was trained together with deltas of {len(lost)} vectors, such as {lost[0]}, which"
+                " this run would not train; set train.also and prompt.layers as it had them"
+            )
+        assert prompt.beside is not None
+        prompt.beside.fill(source.beside.vectors())
     if prompt.prefix is not None and source.prefix is not None:
         if prompt.prefix.projection is not None:
             raise UserError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from prompt_tuning.backbone.language_head import LanguageHead
+from prompt_tuning.prompt.beside import Beside
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 
 
 class Prompt(nn.Module):
-    """Everything trained for one task, and what must travel with it: a prefix or input prompts (or neither) and a head."""
+    """Everything trained for one task, and what must travel with it: a prefix or input prompts (or neither), a head, and what
+    is trained beside them."""
 
     def __init__(
         self,
@@ -20,10 +22,12 @@ class Prompt(nn.Module):
         positions: str = "after_prefix",
         dropout: float = 0.0,
         head_dropout: float = 0.0,
+        beside: Beside | None = None,
     ) -> None:
         super().__init__()
         self.head = head
         self.prefix = prefix
+        self.beside = beside
         self.inputs = None if inputs is None else nn.Parameter(inputs)
         self.positions = positions
         self.dropout = dropout
@@ -44,19 +48,22 @@ class Prompt(nn.Module):
     @property
     def first_layer(self) -> int:
         """Lowest layer that its gradient reaches; -1: the word embeddings."""
-        if self.prefix is None:
+        if self.inputs is not None:
             return -1
-        return 0 if self.prefix.layers is None else min(self.prefix.layers)
+        found = [] if self.beside is None else [self.beside.first_layer]
+        if self.prefix is not None:
+            found.append(0 if self.prefix.layers is None else min(self.prefix.layers))
+        return min(found, default=-1)
 
     @property
     def reaches_backbone(self) -> bool:
         """Whether its gradient flows through the backbone."""
-        return self.length > 0
+        return self.length > 0 or self.beside is not None
 
     @staticmethod
     def is_split(name: str) -> bool:
         """Whether a tensor rank sees only its own heads' part of the gradient of the trained tensor ``name``."""
-        return name.startswith("prefix.")
+        return name.startswith(("prefix.", "beside."))
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Names and tensors that the optimizer moves."""

@@ -162,6 +162,8 @@ class RunFile(Section):
             )
         if not self.parallel.zero and self.deepspeed != DeepSpeedSection():
             problems.append("deepspeed has settings of ZeRO-3, which is off; set parallel.zero to true")
+        if self.method == "full" and self.train.also:
+            problems.append("train.also does not fit method 'full', which trains all of the backbone; leave it out")
         if self.method == "full" and prompt.init_from is not None:
             problems.append("prompt.init_from does not fit method 'full', which has no prompt")
         if problems:

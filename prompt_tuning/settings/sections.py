@@ -124,6 +124,11 @@ class OptimizerSection(Section):
         description="lr is a share: 0.01 changes keys and values by about 1 % of the backbone's own (their root mean square) a step.",
     )
     head_lr: float | None = Field(None, gt=0, description="Learning rate of the head; None: the same as lr.")
+    also_lr: float = Field(
+        2e-3,
+        gt=0,
+        description="Learning rate of what `train.also` names; neither `relative` nor weight decay concerns it.",
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay.")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW second-moment decay.")
@@ -139,6 +144,11 @@ class OptimizerSection(Section):
 class TrainSection(Section):
     """How long to train, and what is kept on the way."""
 
+    also: list[Literal["biases", "norms"]] = Field(
+        [],
+        description="Frozen vectors to which trained deltas are added beside the prompt: biases of linear layers; weights and biases"
+        " of norms. In all layers and around them, or in `prompt.layers` alone.",
+    )
     epochs: int = Field(10, gt=0, description="Passes over the training examples.")
     max_steps: int | None = Field(None, gt=0, description="Last step and horizon of the schedule, instead of epochs.")
     batch_size: int = Field(32, gt=0, description="Examples of one member in a step, over all ranks.")

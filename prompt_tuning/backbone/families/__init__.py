@@ -55,6 +55,8 @@ class Family:
     """Names of what the language model adds behind the backbone, in the order in which it runs; empty: one module."""
     open: Callable[[PreTrainedModel], None] = lambda model: None
     """What a model on ``meta`` needs before it can be cut and take prefixes."""
+    beyond_tokens: tuple[str, ...] = ()
+    """Globs of modules that see more than tokens, such as relative positions: no member can have deltas of their vectors."""
 
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends, layer by layer."""
