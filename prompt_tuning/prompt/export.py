@@ -24,6 +24,7 @@ from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.lora import read_lora
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.schema import RunFile
@@ -143,7 +144,7 @@ def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Te
         prefix = Prefix(shape, description["length"], 0, dtype, layers, width, config.optimizer.relative)
     elif config.method == "shallow_prompt":
         inputs = tensors["inputs"].clone()
-    prompt = Prompt(head, prefix, inputs, description["positions"])
+    prompt = Prompt(head, prefix, inputs, description["positions"], lora=read_lora(tensors))
     for name, parameter in prompt.named_parameters():
         parameter.copy_(tensors[name])
     return prompt
@@ -163,6 +164,8 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
         tensors["prefix"] = table.permute(1, 2, 3, 0, 4)
     if prompt.inputs is not None:
         tensors["inputs"] = prompt.inputs
+    if prompt.lora is not None:
+        tensors |= {f"lora.{name}": parameter for name, parameter in prompt.lora.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -224,4 +227,4 @@ def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
         layers = None if manifest["layers"] is None else tuple(manifest["layers"])
         prefix = Prefix(shape, len(table), 0, table.dtype, layers)
         prefix.embedding.copy_(table.reshape(len(table), -1))
-    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"])
+    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"], lora=read_lora(tensors))

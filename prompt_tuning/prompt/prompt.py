@@ -10,7 +10,10 @@ from prompt_tuning.prompt.prefix import Prefix
 
 
 class Prompt(nn.Module):
-    """Everything trained for one task, and what must travel with it: a prefix or input prompts (or neither) and a head."""
+    """Everything trained for one task, and what must travel with it: a prefix or input prompts (or neither) and a head.
+
+    Or, for comparison, LoRA's differences in the place of a prefix.
+    """
 
     def __init__(
         self,
@@ -20,11 +23,13 @@ class Prompt(nn.Module):
         positions: str = "after_prefix",
         dropout: float = 0.0,
         head_dropout: float = 0.0,
+        lora: nn.ParameterDict | None = None,
     ) -> None:
         super().__init__()
         self.head = head
         self.prefix = prefix
         self.inputs = None if inputs is None else nn.Parameter(inputs)
+        self.lora = lora
         self.positions = positions
         self.dropout = dropout
         self.head_dropout = head_dropout
@@ -51,7 +56,7 @@ class Prompt(nn.Module):
     @property
     def reaches_backbone(self) -> bool:
         """Whether its gradient flows through the backbone."""
-        return self.length > 0
+        return self.length > 0 or self.lora is not None
 
     @staticmethod
     def is_split(name: str) -> bool:
