@@ -134,7 +134,7 @@ TASKS = {
 def test_kept_answers_have_the_score_of_the_result(tmp_path, kind):
     make, task = TASKS[kind]
     raw = run_json(make_backbone(tmp_path / "backbone", "bert"), make(tmp_path / "data"), train={"max_steps": 2})
-    raw |= {"task": task, "data": {**raw["data"], "held_out": 0.3}}
+    raw |= {"task": task, "data": {**raw["data"], "held_out": 0.3, "stride": 4}}
     (tmp_path / "run.json").write_text(json.dumps(raw))
     assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
     (member,) = (tmp_path / "out" / "members").iterdir()
