@@ -121,7 +121,7 @@ def _sizes(groups: list[Group]) -> str:
     some = [group for group in groups if group.finished and group.finished[0]["exported_bytes"]]
     figure, (left, right) = new_axes(11, 2.5 + 0.14 * len(some), columns=2)
     tasks = list(dict.fromkeys(group.task for group in some))
-    marks = dict(zip(dict.fromkeys(group.method for group in some), "osD^", strict=False))
+    marks = dict(zip(dict.fromkeys(group.method for group in some), "osD^v", strict=False))
     for group in some:
         score = statistics.fmean(group.values("dev", group.metrics()[0]))
         place = tasks.index(group.task)

@@ -216,3 +216,11 @@ def test_the_layers_that_a_family_names_are_linear(tmp_path, family):
     for module in families()[family].attention_modules(model):
         for name in families()[family].query_and_value:
             assert isinstance(module.get_submodule(name), nn.Linear)
+
+
+def test_no_other_method_starts_from_lora(tmp_path):
+    fleet = open_lora(tmp_path)
+    export_member(tmp_path / "prompt", fleet.members[0])
+    raw = {**lora_json(tmp_path), "method": "head", "prompt": {"init_from": str(tmp_path / "prompt")}}
+    with pytest.raises(UserError, match="it is a prompt of method lora, but this run trains a head alone"):
+        build_fleet(resolve(raw, tmp_path / "run.json"), Grid())
