@@ -40,7 +40,7 @@ class Side:
     backbone_parameters: int
     steps: float
     seconds: float
-    """Of a member's training: its steps, each as long as measured alone."""
+    """Of a member's training: its steps, as measured of one member alone."""
     peak_bytes: int | None
 
     @property
@@ -96,7 +96,7 @@ def read_sides(plan: Plan) -> list[Side]:
                 results[0]["trainable_parameters"],
                 results[0]["backbone_parameters"],
                 steps,
-                steps * own.step_seconds,
+                own.seconds(steps),
                 own.peak_bytes,
             )
         )
@@ -136,7 +136,7 @@ def notes(plan: Plan, sides: list[Side]) -> list[str]:
         " was taken, and so was the best step of every run.",
         f"All sides have the same {same}, number of rates, batches and data. The difference is to {plan.methods[0]}, with the"
         f" 95 % interval of {RESAMPLES:,} paired bootstrap resamples of test examples and of seeds; ! marks an interval without 0.",
-        "Seconds are a member's steps, each as long as measured alone; peak memory is that of the process that measured them.",
+        "Seconds are a member's steps, as measured of one member alone; peak memory is that of the process that measured them.",
     ]
     if any(side.is_at_edge for side in sides):
         found.append("* The best rate is the lowest or highest that was tried; --rates gives the method another space.")

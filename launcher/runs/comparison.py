@@ -154,8 +154,18 @@ class Cost:
     """What one member of a method takes alone."""
 
     step_seconds: float
+    start_seconds: float
+    """Of the first steps above that: what is done once, as a head alone looks at every text once."""
     peak_bytes: int | None
     steps_per_epoch: int
+
+    def seconds(self, steps: float) -> float:
+        """How long so many steps take."""
+        return self.start_seconds + steps * self.step_seconds
+
+    def steps(self, seconds: float) -> int:
+        """How many steps take so long, at least 1."""
+        return max(1, round((seconds - self.start_seconds) / self.step_seconds))
 
 
 def cost(plan: Plan, method: str) -> Cost:
@@ -167,7 +177,8 @@ def cost(plan: Plan, method: str) -> Cost:
     (state,) = [read_json(file) for file in sorted((folder / "checkpoints").glob("step-*/state.json"))[-1:]]
     examples = state["members"][0]["data"]["splits"]["train"]["examples"]
     batch = int(plan.base.get("train", {}).get("batch_size", 32))
-    return Cost(seconds, read_json(folder / "result.json").get("peak_bytes"), math.ceil(examples / batch))
+    start = max(0.0, lines[0]["seconds"] - lines[0]["step"] * seconds)
+    return Cost(seconds, start, read_json(folder / "result.json").get("peak_bytes"), math.ceil(examples / batch))
 
 
 def horizon(plan: Plan, method: str) -> Json:
@@ -180,7 +191,7 @@ def horizon(plan: Plan, method: str) -> Json:
     train, first = plan.base.get("train", {}), cost(plan, plan.methods[0])
     total = train.get("max_steps") or int(train.get("epochs", 10)) * first.steps_per_epoch
     evaluations = math.ceil(total / (train.get("eval_steps") or first.steps_per_epoch))
-    steps = max(1, round(total * first.step_seconds / cost(plan, method).step_seconds))
+    steps = cost(plan, method).steps(first.seconds(total))
     return {"max_steps": steps, "eval_steps": math.ceil(steps / evaluations)}
 
 
@@ -257,6 +268,7 @@ def _with_rate(settings: Json, rate: float) -> Json:
 
 def _write(plan: Plan, name: str, settings: Json, *members: str) -> FleetJob:
     """The run file of some members, who are called something for people."""
-    file = plan.output / f"{name}.json"
-    write_json(file, {"name": name, **settings})
+    file, whole = plan.output / f"{name}.json", {"name": name, **settings}
+    if not file.exists() or read_json(file) != json.loads(json.dumps(whole)):
+        write_json(file, whole)
     return FleetJob(file, plan.output / name, list(members))

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from launcher.runs.comparison import Plan
     from launcher.runs.plan import FleetJob
 
-METHODS = ("deep_prompt", "shallow_prompt", "head", "lora", "full")
-
 DESCRIPTION = """\
 Compare methods on the task of a run file, everything else as the file has it. For each method:
   1. some steps of one member alone say how long a step takes and how much memory (measure-<method>);
@@ -129,7 +127,7 @@ def _train(title: str, jobs: list[FleetJob], options: argparse.Namespace, output
     from launcher.runs.state import result_status
 
     waiting = [job for job in jobs if _is_unfinished(job)]
-    print(f"{title}: {len(waiting)} runs" if waiting else f"{title}: done already", flush=True)
+    print(f"{title}: {len(waiting)} of {len(jobs)} runs to do" if waiting else f"{title}: done already", flush=True)
     if not waiting:
         return True
     wanted = submission(options, output, output)
@@ -178,10 +176,12 @@ def _show(plan: Plan) -> None:
 
 
 def _methods(text: str) -> tuple[str, ...]:
+    from launcher.runs.comparison import SPACES
+
     found = tuple(name.strip() for name in text.split(","))
-    unknown = [name for name in found if name not in METHODS]
+    unknown = [name for name in found if name not in SPACES]
     if unknown:
-        raise UserError(f"--methods {show(unknown[0])}: no method; choose from {', '.join(METHODS)}")
+        raise UserError(f"--methods {show(unknown[0])}: no method; choose from {', '.join(SPACES)}")
     if len(found) < 2 or len(set(found)) < len(found):
         raise UserError(f"--methods {text}: give at least two methods, each once")
     return found

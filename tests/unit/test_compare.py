@@ -251,12 +251,18 @@ def test_a_template_that_the_language_model_answers_fits_prompts_alone(tmp_path,
         plan_of(write(tmp_path, raw), None)
 
 
-def measured(plan, method, step_seconds, examples=40):
+def measured(plan, method, step_seconds, start_seconds, examples=40):
     folder = plan.output / f"measure-{method}"
     state = folder / "checkpoints" / "step-000030" / "state.json"
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps({"members": [{"data": {"splits": {"train": {"examples": examples}}}}]}))
-    times = [(5, 90.0), (10, 5 * step_seconds), (12, 2 * step_seconds), (17, 50.0), (22, 5 * step_seconds)]
+    times = [
+        (5, start_seconds + 5 * step_seconds),
+        (10, 5 * step_seconds),
+        (12, 2 * step_seconds),
+        (17, 50.0),
+        (22, 5 * step_seconds),
+    ]
     lines = [json.dumps({"step": step, "seconds": seconds}) for step, seconds in times]
     (folder / "throughput.jsonl").write_text("\n".join(lines))
     (folder / "result.json").write_text(json.dumps({"peak_bytes": 7}))
@@ -265,17 +271,17 @@ def measured(plan, method, step_seconds, examples=40):
 @pytest.mark.parametrize(
     "train, wanted",
     [
-        ({"epochs": 3}, {"deep_prompt": (15, 5), "lora": (8, 3), "head": (1500, 500)}),
+        ({"epochs": 3}, {"deep_prompt": (15, 5), "lora": (7, 3), "head": (1500, 500)}),
         ({"max_steps": 12, "eval_steps": 6}, {"deep_prompt": (12, 6), "lora": (6, 3), "head": (1200, 600)}),
     ],
 )
 def test_equal_seconds_are_the_firsts_in_measured_steps(folder, tmp_path, train, wanted):
-    """40 rows in batches of 8: 5 steps an epoch, at 2, 4 and 0.02 seconds a step."""
+    """40 rows in batches of 8: 5 steps an epoch, at 2, 4 and 0.02 seconds a step behind a start of 1, 2 and 1 seconds."""
     raw = run_json(folder / "backbone", folder / "data")
     raw |= {"train": {"batch_size": 8, **train}}
     plan = plan_of(write(tmp_path, raw), tmp_path, methods=("deep_prompt", "lora", "head"), equal="seconds")
-    for method, seconds in (("deep_prompt", 2.0), ("lora", 4.0), ("head", 0.02)):
-        measured(plan, method, seconds)
+    for method, seconds, start in (("deep_prompt", 2.0, 1.0), ("lora", 4.0, 2.0), ("head", 0.02, 1.0)):
+        measured(plan, method, seconds, start)
     assert cost(plan, "lora").step_seconds == 4 and cost(plan, "lora").peak_bytes == 7
     for method, (steps, between) in wanted.items():
         assert horizon(plan, method) == {"max_steps": steps, "eval_steps": between}
