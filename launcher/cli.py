@@ -1,4 +1,5 @@
-"""The driver: promptfleet validate | submit | suite | tune | compare | status | report | profile | tasks | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | submit | suite | tune | compare | status | report | profile | tasks | schema | predict |
+evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """

@@ -32,6 +32,9 @@ SPACES = {
 }
 """Lowest and highest learning rate that is tried, two decades for each method; docs/compare.md has the sources."""
 
+RELATIVE = (2e-3, 2e-1)
+"""The same of deep prompts whose rate is a share of keys and values (``optimizer.relative``)."""
+
 ALONE = ("lora", "full")
 """Methods that are fleets of one; seeds and rates of the others train together."""
 
@@ -102,7 +105,8 @@ def read_plan(
     if "held_out" not in own.data.model_fields_set:
         base["data"] = {**base.get("data", {}), "held_out": HELD_OUT}
     folder = output or Path("runs") / f"compare-{settings.name}"
-    plan = Plan(base, methods, seeds, trials, equal, {**SPACES, **spaces}, folder)
+    known = {**SPACES, "deep_prompt": RELATIVE} if own.optimizer.relative else SPACES
+    plan = Plan(base, methods, seeds, trials, equal, {**known, **spaces}, folder)
     for method in methods:
         try:
             resolve(as_method(plan, method), config)
@@ -118,6 +122,7 @@ def as_method(plan: Plan, method: str, **train: Any) -> Json:
     if method != "deep_prompt":
         kept = ("dropout",) if method != "shallow_prompt" else ("dropout", "length", "init")
         settings["prompt"] = {key: value for key, value in settings.get("prompt", {}).items() if key in kept}
+        settings.get("optimizer", {}).pop("relative", None)
     if method == "head":
         settings.get("optimizer", {}).pop("head_lr", None)  # its rate is the one that is searched
     settings["train"] = {**settings.get("train", {}), **train}

@@ -156,7 +156,7 @@ class RunFile(Section):
                 f"parallel: method {self.method!r} trains {what}, on whole copies; use tensor 1 and zero false"
             )
         if self.optimizer.relative and (
-            self.method in ("full", "shallow_prompt") or prompt.reparameterisation == "mlp"
+            self.method in ("full", "lora", "shallow_prompt") or prompt.reparameterisation == "mlp"
         ):
             what = "prompt.reparameterisation 'mlp'" if self.method == "deep_prompt" else f"method {self.method!r}"
             problems.append(

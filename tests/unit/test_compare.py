@@ -239,7 +239,18 @@ def test_what_only_prompts_have_is_left_out_of_other_methods(folder, tmp_path):
     assert all(as_method(plan, method)["prompt"] == {"dropout": 0.2} for method in ("head", "lora", "full"))
     assert as_method(plan, "shallow_prompt")["prompt"] == {"length": 3, "init": "zero", "dropout": 0.2}
     rates = {method: as_method(plan, method)["optimizer"].get("head_lr") for method in plan.methods}
+    assert plan.spaces == SPACES
     assert rates == {"deep_prompt": 0.5, "head": None, "lora": 0.5, "full": 0.5, "shallow_prompt": 0.5}
+
+
+def test_rates_that_are_shares_are_those_of_prompts_alone(folder, tmp_path):
+    raw = run_json(folder / "backbone", folder / "data", optimizer={"relative": True})
+    plan = plan_of(write(tmp_path, raw), None, methods=("deep_prompt", "head", "lora", "full"))
+    assert plan.spaces == {**SPACES, "deep_prompt": comparison.RELATIVE}
+    relative = [as_method(plan, method)["optimizer"].get("relative") for method in plan.methods]
+    assert relative == [True, None, None, None]
+    given = plan_of(write(tmp_path, raw), None, spaces={"deep_prompt": (0.1, 0.2)})
+    assert given.rates("deep_prompt")[0] == 0.119
 
 
 def test_a_template_that_the_language_model_answers_fits_prompts_alone(tmp_path, folder):

@@ -179,6 +179,7 @@ def test_a_stopped_lora_run_resumes_to_the_same_bits(tmp_path):
         ({"parallel": {"tensor": 2}}, "parallel: method 'lora' trains differences of the weights"),
         ({"parallel": {"zero": True}}, "parallel: method 'lora' trains differences of the weights"),
         ({"fleet": {"seeds": [1, 2]}}, "method: 'lora' trains inside the backbone itself, so it is a fleet of exactly one"),
+        ({"optimizer": {"relative": True}}, "which method 'lora' does not train themselves"),
         ({"prompt": {"init_from": "x"}}, "prompt.init_from does not fit method 'lora'"),
     ],
 )  # fmt: skip
