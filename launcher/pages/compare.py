@@ -126,8 +126,9 @@ def _metric(plan: Plan) -> Metric:
 
 def notes(plan: Plan, sides: list[Side]) -> list[str]:
     """What the table's numbers are, and what they are not."""
-    held = plan.base["data"].get("held_out", 0.0)
-    selects = f"{100 * held:g} % of the training rows, held out" if held else "the task's own dev split"
+    selects = (
+        f"{100 * plan.held_out:g} % of the training rows, held out" if plan.held_out else "the task's own dev split"
+    )
     same = "epochs" if plan.equal == "epochs" else f"seconds (those of {plan.methods[0]})"
     seeds = [seed for side in sides for seed in side.scores]
     found = [

@@ -63,6 +63,11 @@ class Plan:
         return [float(f"{math.exp(low + place * (high - low)):.3g}") for place in places]
 
     @property
+    def held_out(self) -> float:
+        """Share of the training rows that selects; 0: the dev split does."""
+        return float(self.base.get("data", {}).get("held_out", 0.0))
+
+    @property
     def seed(self) -> int:
         """Of measurements and searches; the seeds that are reported follow it."""
         return int(self.base.get("train", {}).get("seed", 11))
@@ -261,7 +266,7 @@ def tested_split(plan: Plan) -> str:
     found = next((split for split in ("test", "test/dev") if result.get(split)), None)
     if found is None:
         raise UserError(
-            f"data.held_out={show(plan.base['data'].get('held_out', 0))}: the task has no labelled test split, and its dev"
+            f"data.held_out={show(plan.held_out)}: the task has no labelled test split, and its dev"
             " split selects; leave data.held_out out, so that training rows select"
         )
     return found

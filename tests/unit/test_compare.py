@@ -226,6 +226,8 @@ def test_training_rows_select_unless_the_file_says_otherwise(folder, tmp_path):
     raw = run_json(folder / "backbone", folder / "data")
     assert plan_of(write(tmp_path, raw), None).base["data"]["held_out"] == comparison.HELD_OUT
     assert plan_of(write(tmp_path, raw), None, sets=["data.held_out=0"]).base["data"].get("held_out", 0) == 0
+    bare = {"task": "sst2", "backbone": {"path": str(folder / "backbone")}}
+    assert plan_of(write(tmp_path, bare), None, sets=["data.held_out=0"]).held_out == 0
     assert str(plan_of(write(tmp_path, raw), None).output) == "runs/compare-tiny"
 
 
