@@ -1,4 +1,5 @@
-"""The driver: promptfleet validate | submit | suite | tune | status | report | profile | tasks | schema | predict | evaluate | export.
+"""The driver: promptfleet validate | submit | suite | tune | compare | status | report | profile | tasks | schema | predict |
+evaluate | export.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -31,6 +32,7 @@ examples:
   promptfleet suite configs/boolq.json configs/copa.json --seeds 3 --output runs/suite
   promptfleet suite configs/*_minilm.json --backend slurm --time 4:00:00 --output runs/suite
   promptfleet tune configs/wnut17_minilm.json --budget 30m
+  promptfleet compare configs/quickstart.json --methods deep_prompt,head,lora,full --seeds 3
   promptfleet status runs/suite
   promptfleet report runs/suite
   promptfleet profile configs/quickstart.json --trace trace.json
@@ -44,6 +46,7 @@ VERBS = (
     "submit",
     "suite",
     "tune",
+    "compare",
     "status",
     "report",
     "profile",

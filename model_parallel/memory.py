@@ -28,16 +28,27 @@ def resident_bytes(model: nn.Module) -> int:
 
 
 def process_memory(status: Path = Path("/proc/self/status")) -> dict[str, int]:
-    """Bytes of this process by kind: ``anonymous``, ``shared`` and ``peak``; empty where the system does not tell.
+    """Bytes of this process by kind: ``anonymous``, ``shared``, ``files`` and ``peak``; empty where the system does not tell.
 
-    Mapped file pages, which the system takes back at will, are in the peak alone.
+    Mapped file pages, which the system takes back at will, are in the peak too.
     """
-    names = {"RssAnon": "anonymous", "RssShmem": "shared", "VmHWM": "peak"}
+    names = {"RssAnon": "anonymous", "RssShmem": "shared", "RssFile": "files", "VmHWM": "peak"}
     try:
         lines = [line.split() for line in status.read_text().splitlines()]
     except OSError:
         return {}
     return {names[line[0][:-1]]: 1024 * int(line[1]) for line in lines if line and line[0][:-1] in names}
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors took on a GPU, or that this process took on the host; None where nobody says.
+
+    Of the host's peak, the file pages mapped now are left out: they grow as libraries are loaded, and shrink hardly ever.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    found = process_memory()
+    return found["peak"] - found["files"] if {"peak", "files"} <= set(found) else None
 
 
 def free_memory(device: torch.device) -> int | None:

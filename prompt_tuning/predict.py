@@ -19,6 +19,7 @@ from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.prompt.export import ExportedPrompt
+from prompt_tuning.prompt.lora import put_lora
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
@@ -53,6 +54,8 @@ class AttachedPrompts:
         for exported in self.prompts:
             exported.check_backbone(backbone)
             exported.prompt.to(self.device)
+            if exported.prompt.lora is not None:
+                put_lora(backbone, dict(exported.prompt.lora))
             if isinstance(exported.prompt.head, LanguageHead):
                 exported.prompt.head.connect(backbone.language_head)
         backbone.model.eval()
@@ -124,6 +127,12 @@ def attach(
     several = [prompts] if isinstance(prompts, ExportedPrompt) else list(prompts)
     if not several:
         raise UserError("no prompt to attach; give at least one")
+    lora = [exported for exported in several if exported.prompt.lora is not None]
+    if lora and (len(several) > 1 or isinstance(backbone, Backbone)):
+        raise UserError(
+            f"{lora[0].folder}: method 'lora' changes layers of the backbone, which cannot be shared; attach it alone,"
+            " with its backbone's path"
+        )
     if isinstance(backbone, Backbone):
         return AttachedPrompts(backbone, several)
     identity = several[0].manifest["backbone"]

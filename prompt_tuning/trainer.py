@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects, wait_long
 from model_parallel.grid import Grid
+from model_parallel.memory import peak_memory
 from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.load import TaskData, task_data
@@ -28,7 +30,7 @@ from prompt_tuning.report.holdings import prove_frozen
 from prompt_tuning.report.metrics_log import MetricsLog
 from prompt_tuning.report.progress import Progress
 from prompt_tuning.report.rates import Rates
-from prompt_tuning.report.results import earlier_result, finish_member, write_results
+from prompt_tuning.report.results import earlier_result, finish_member, keep_answers, write_results
 from prompt_tuning.settings.identity import experiment
 from prompt_tuning.settings.run import MemberSpec, Run
 from prompt_tuning.storage.records import MemberResult, RunResult
@@ -260,17 +262,20 @@ def _results(run: Run, fleet: Fleet, names: list[str], ended: list[Member]) -> R
         if member.best is not None:
             member.load_tensors(member.best.tensors)
     tests: list[dict[str, tuple[dict[str, float], float]]] = [{} for _ in fleet.members]
+    keep = partial(keep_answers, run) if fleet.grid.is_first else None
     for split in dict.fromkeys(name for m in fleet.members for name in m.splits if name.startswith("test")):
         able = [i for i, m in enumerate(fleet.members) if split in m.splits and m.best is not None]
         tested = [i for i in able if fleet.members[i].name not in kept]
-        for index, scores in (evaluate(fleet, tested, split) if tested else {}).items():
+        for index, scores in (evaluate(fleet, tested, split, keep) if tested else {}).items():
             tests[index][split] = scores
     results = dict(kept)
     if fleet.grid.is_first:
         for member, scores_by_split in zip(fleet.members, tests, strict=True):
             if member.name not in kept:
                 results[member.name] = finish_member(run, member, scores_by_split)
-    result = write_results(run, fleet.members, [results[name] for name in names]) if fleet.grid.is_first else None
+    peaks = [peak for peak in gather_objects(peak_memory(fleet.grid.device), fleet.grid) if peak is not None]
+    ordered = [results[name] for name in names] if fleet.grid.is_first else []
+    result = write_results(run, fleet.members, ordered, max(peaks, default=None)) if fleet.grid.is_first else None
     wait_long(fleet.grid)  # the first rank has exported and written for all
     whole: RunResult = broadcast_object(result, fleet.grid)
     return whole

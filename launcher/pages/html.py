@@ -50,6 +50,11 @@ def write_page(groups: list[Group], title: str) -> str:
         ]
     parts.append("<h2>Training curves</h2>")
     parts += [f"<figure>{_curves(task, groups)}</figure>" for task in dict.fromkeys(group.task for group in groups)]
+    return page(title, parts)
+
+
+def page(title: str, parts: list[str]) -> str:
+    """A whole page of some parts of HTML."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
@@ -69,7 +74,8 @@ def _table(groups: list[Group]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes. Raises :class:`UserError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -78,7 +84,7 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns)
 
 
-def _drawing(figure: Any) -> str:
+def drawing(figure: Any) -> str:
     """The figure as SVG, the same bytes each time."""
     import matplotlib
 
@@ -93,7 +99,7 @@ def _published(groups: list[Group]) -> str:
     points = [row for row in rows(groups) if row.paper is not None or row.rerun is not None]
     if not points:
         return ""
-    figure, axes = _axes(6, 5)
+    figure, axes = new_axes(6, 5)
     for name, mark in (("paper", "o"), ("rerun", "s")):
         some = [row for row in points if getattr(row, name) is not None]
         ours = [100 * statistics.fmean(row.values) for row in some]
@@ -105,7 +111,7 @@ def _published(groups: list[Group]) -> str:
     axes.plot([low, high], [low, high], color="grey", linewidth=0.8)
     axes.set(xlabel="published (per cent)", ylabel="measured here (per cent)")
     axes.legend()
-    return _drawing(figure)
+    return drawing(figure)
 
 
 def _sizes(groups: list[Group]) -> str:
@@ -113,9 +119,9 @@ def _sizes(groups: list[Group]) -> str:
     from matplotlib.ticker import NullFormatter
 
     some = [group for group in groups if group.finished and group.finished[0]["exported_bytes"]]
-    figure, (left, right) = _axes(11, 2.5 + 0.14 * len(some), columns=2)
+    figure, (left, right) = new_axes(11, 2.5 + 0.14 * len(some), columns=2)
     tasks = list(dict.fromkeys(group.task for group in some))
-    marks = dict(zip(dict.fromkeys(group.method for group in some), "osD^", strict=False))
+    marks = dict(zip(dict.fromkeys(group.method for group in some), "osD^v", strict=False))
     for group in some:
         score = statistics.fmean(group.values("dev", group.metrics()[0]))
         place = tasks.index(group.task)
@@ -135,7 +141,7 @@ def _sizes(groups: list[Group]) -> str:
     right.set(xscale="log", xlabel="kB of an exported prompt")
     for axes in (left, right):
         axes.xaxis.set_minor_formatter(NullFormatter())
-    return _drawing(figure)
+    return drawing(figure)
 
 
 def _ranking(search: Search) -> str:
@@ -150,7 +156,7 @@ def _ranking(search: Search) -> str:
 
 def _search(search: Search) -> str:
     """The score of every recipe against each setting that differs; numbers that span much on a logarithmic axis."""
-    figure, several = _axes(4 * len(search.keys), 3.2, columns=len(search.keys))
+    figure, several = new_axes(4 * len(search.keys), 3.2, columns=len(search.keys))
     settings = [search.settings(group) for group in search.groups]
     for place, (key, axes) in enumerate(zip(search.keys, np.atleast_1d(several), strict=True)):
         values = [own[place] for own in settings]
@@ -160,12 +166,12 @@ def _search(search: Search) -> str:
         if is_number and min(values) > 0 and max(values) / min(values) >= 20:
             axes.set_xscale("log")
         axes.set(xlabel=key, ylabel=f"dev {search.metric}")
-    return _drawing(figure)
+    return drawing(figure)
 
 
 def _curves(task: str, groups: list[Group]) -> str:
     """Training loss and the selecting metric on dev over the steps, one line a member, one colour a recipe."""
-    figure, (left, right) = _axes(11, 3.4, columns=2)
+    figure, (left, right) = new_axes(11, 3.4, columns=2)
     for number, group in enumerate(group for group in groups if group.task == task):
         for place, folder in enumerate(group.folders):
             lines = _lines(folder / "metrics.jsonl")
@@ -181,7 +187,7 @@ def _curves(task: str, groups: list[Group]) -> str:
     left.set(title=task, xlabel="step", ylabel="training loss")
     right.set(title=task, xlabel="step")
     right.legend(fontsize=8)
-    return _drawing(figure)
+    return drawing(figure)
 
 
 def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:

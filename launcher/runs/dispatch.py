@@ -113,6 +113,8 @@ class Dispatcher:
     left_out: set[Place] = field(default_factory=set)
     has_succeeded: bool = False
     """Whether any start has taken its run further: before that, fleets may be to blame as well as places."""
+    is_quiet: bool = False
+    """Whether what runs say goes into files even where there is one place."""
     is_asked_to_stop: bool = False
     """Whether :meth:`run` has ended because of a signal."""
 
@@ -165,7 +167,9 @@ class Dispatcher:
         rendered = render(self.backend, place_on(_of(self.submission, fleet), place))
         record_starts(self.output, [{"fleet": fleet.file.stem, "hosts": _names(place)}])
         # Several at once would write into each other's lines.
-        log = None if len(self.places) == 1 else (self.output / f"{fleet.file.stem}.txt").open("ab")
+        log = (
+            None if len(self.places) == 1 and not self.is_quiet else (self.output / f"{fleet.file.stem}.txt").open("ab")
+        )
         try:
             process = open_process(rendered, log)
         finally:

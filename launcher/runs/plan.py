@@ -40,10 +40,10 @@ class Job:
 
     @property
     def fleet_key(self) -> str:
-        """Of what all members of a fleet share; fine-tuning is a fleet of its own."""
+        """Of what all members of a fleet share; fine-tuning and LoRA are fleets of their own."""
         shared = {key: self.config[key] for key in ("backbone", "parallel", "deepspeed")}
         train = {key: self.config["train"][key] for key in SAME_FOR_ALL}
-        return _digest([shared, train, self.name if self.config["method"] == "full" else ""])
+        return _digest([shared, train, self.name if self.config["method"] in ("full", "lora") else ""])
 
 
 def _digest(value: Any) -> str:

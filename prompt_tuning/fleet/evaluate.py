@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -24,21 +28,30 @@ def split_outputs(fleet: Fleet, members: list[int], split: str) -> dict[int, np.
     return result
 
 
-def evaluate(fleet: Fleet, members: list[int], split: str) -> dict[int, tuple[dict[str, float], float]]:
-    """Metrics and mean loss of some members on a split."""
+def evaluate(
+    fleet: Fleet, members: list[int], split: str, keep: Callable[[Member, str, Any, Any], None] | None = None
+) -> dict[int, tuple[dict[str, float], float]]:
+    """Metrics and mean loss of some members on a split; ``keep`` gets each one's gold and predicted answers."""
     result = {}
     for index, outputs in split_outputs(fleet, members, split).items():
         member = fleet.members[index]
-        result[index] = score(member.task, member.splits[split], outputs, member.labels)
+        own = None if keep is None else partial(keep, member, split)
+        result[index] = score(member.task, member.splits[split], outputs, member.labels, own)
     return result
 
 
 def score(
-    task: Task, features: Features, outputs: np.ndarray, labels: tuple[str, ...]
+    task: Task,
+    features: Features,
+    outputs: np.ndarray,
+    labels: tuple[str, ...],
+    keep: Callable[[Any, Any], None] | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Metrics by name, and the mean loss, of a split's outputs."""
+    """Metrics by name, and the mean loss, of a split's outputs; ``keep`` gets gold and predicted answers."""
     kind = find_kind(task.kind)
     gold, predicted = kind.answers(task, features, outputs, labels)
+    if keep is not None:
+        keep(gold, predicted)
     metrics = task.for_labels(labels).metrics
     return {name: metric(gold, predicted) for name, metric in metrics.items()}, kind.mean_loss(features, outputs)
 

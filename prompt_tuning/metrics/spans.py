@@ -29,13 +29,23 @@ def _spans_only(sentences: Sentences) -> Sentences:
 
 def argument_f1(gold: Sentences, predicted: Sentences) -> float:
     """Micro F1 of arguments without the verb, the pieces ``C-X`` joined to their ``X`` (the CoNLL-2005 scorer's rule)."""
-    right = ours = theirs = 0
-    for tags, found in zip(gold, predicted, strict=True):
-        expected, answered = _arguments(tags), _arguments(found)
-        right += len(expected & answered)
-        ours += len(answered)
-        theirs += len(expected)
-    return 2 * right / (ours + theirs) if ours + theirs else 0.0
+    counted = argument_counts(gold, predicted)
+    right, both = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, 0)
+    return right / both if both else 0.0
+
+
+def argument_counts(gold: Sentences, predicted: Sentences) -> list[tuple[int, int]]:
+    """Of each sentence twice the right arguments, and those of both sides: numerator and denominator of :func:`argument_f1`."""
+    pairs = [(_arguments(tags), _arguments(found)) for tags, found in zip(gold, predicted, strict=True)]
+    return [(2 * len(right & own), len(right) + len(own)) for right, own in pairs]
+
+
+def entity_counts(gold: Sentences, predicted: Sentences) -> list[tuple[int, int]]:
+    """As :func:`argument_counts`, for :func:`entity_f1`."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    sides = [[set(get_entities(tags)) for tags in _spans_only(side)] for side in (gold, predicted)]
+    return [(2 * len(right & own), len(right) + len(own)) for right, own in zip(*sides, strict=True)]
 
 
 def _arguments(tags: list[str]) -> set[tuple[str, tuple[tuple[int, int], ...]]]:

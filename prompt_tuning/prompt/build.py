@@ -10,13 +10,17 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.kinds import Kind
 from prompt_tuning.prompt.beside import build_beside
 from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.lora import start_lora
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.schema import RunFile
 
 
 def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind, is_cloze: bool = False) -> Prompt:
-    """The untrained prompt of a member, a function of its settings and seed alone. Raises :class:`UserError`."""
+    """The untrained prompt of a member, a function of its settings and seed alone; LoRA's is put into the backbone too.
+
+    Raises :class:`UserError`.
+    """
     shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
     head = LanguageHead(backbone.language_head) if is_cloze else _build_head(config, backbone, num_labels, kind)
     layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
@@ -33,7 +37,8 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
     head_dropout = dropout if kind.drops_hidden and not is_cloze else 0.0
     also = config.train.also
     beside = build_beside(also, layers, backbone.deltas, dtype, backbone.path) if also else None
-    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout, beside)
+    lora = start_lora(backbone, seed) if config.method == "lora" else None
+    return Prompt(head, prefix, inputs, config.prompt.positions, dropout, head_dropout, beside, lora)
 
 
 def check_lengths(config: RunFile, described: Description) -> None:

@@ -25,6 +25,7 @@ from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.prompt.beside import Beside
 from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.lora import read_lora
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.schema import RunFile
@@ -147,7 +148,7 @@ def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Te
     elif config.method == "shallow_prompt":
         inputs = tensors["inputs"].clone()
     beside = Beside(description["also"], tensors["beside.delta"].dtype) if "also" in description else None
-    prompt = Prompt(head, prefix, inputs, description["positions"], beside=beside)
+    prompt = Prompt(head, prefix, inputs, description["positions"], beside=beside, lora=read_lora(tensors))
     for name, parameter in prompt.named_parameters():
         parameter.copy_(tensors[name])
     return prompt
@@ -169,6 +170,8 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
         tensors["inputs"] = prompt.inputs
     if prompt.beside is not None:
         tensors |= {f"also.{name}": delta for name, delta in prompt.beside.vectors().items()}
+    if prompt.lora is not None:
+        tensors |= {f"lora.{name}": parameter for name, parameter in prompt.lora.items()}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -236,4 +239,4 @@ def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
         deltas = {name: tensors[f"also.{name}"] for name in manifest["also"]}
         beside = Beside({name: len(delta) for name, delta in deltas.items()}, next(iter(deltas.values())).dtype)
         beside.fill(deltas)
-    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"], beside=beside)
+    return Prompt(head, prefix, tensors.get("inputs"), manifest["positions"], beside=beside, lora=read_lora(tensors))

@@ -126,6 +126,8 @@ def start_from_prompt(prompt: Prompt, source: Prompt, where: str) -> None:
 
 
 def _kind(prompt: Prompt) -> str:
+    if prompt.lora is not None:
+        return "prompt of method lora"
     if prompt.length == 0:
         return "head alone"
     return f"{'prefix' if prompt.prefix is not None else 'input prompt'} of length {prompt.length}"

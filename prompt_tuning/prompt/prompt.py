@@ -12,7 +12,8 @@ from prompt_tuning.prompt.prefix import Prefix
 
 class Prompt(nn.Module):
     """Everything trained for one task, and what must travel with it: a prefix or input prompts (or neither), a head, and what
-    is trained beside them."""
+    is trained beside them. Or, for comparison, LoRA's differences in the place of a prefix.
+    """
 
     def __init__(
         self,
@@ -23,12 +24,14 @@ class Prompt(nn.Module):
         dropout: float = 0.0,
         head_dropout: float = 0.0,
         beside: Beside | None = None,
+        lora: nn.ParameterDict | None = None,
     ) -> None:
         super().__init__()
         self.head = head
         self.prefix = prefix
         self.beside = beside
         self.inputs = None if inputs is None else nn.Parameter(inputs)
+        self.lora = lora
         self.positions = positions
         self.dropout = dropout
         self.head_dropout = head_dropout
@@ -58,7 +61,7 @@ class Prompt(nn.Module):
     @property
     def reaches_backbone(self) -> bool:
         """Whether its gradient flows through the backbone."""
-        return self.length > 0 or self.beside is not None
+        return self.length > 0 or self.beside is not None or self.lora is not None
 
     @staticmethod
     def is_split(name: str) -> bool:

@@ -18,7 +18,10 @@ def prove_frozen(fleet: Fleet) -> None:
     if fleet.members[0].spec.config.method != "full":
         groups = [group for member in fleet.members for group in member.optimizer.param_groups]
         trained = {id(parameter) for group in groups for parameter in group["params"]}
-        loose = [w for w in weights if w.requires_grad or w.grad is not None or id(w) in trained]
+        lora = {id(p) for member in fleet.members for p in (member.prompt.lora or {}).values()}
+        loose = [
+            w for w in weights if id(w) not in lora and (w.requires_grad or w.grad is not None or id(w) in trained)
+        ]
         assert not loose, "the backbone is not frozen"
     total = fleet.backbone.num_parameters
     for member in fleet.members:

@@ -10,6 +10,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import majority_metrics
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.prompt.export import write_model, write_prompt
+from prompt_tuning.report.answers import answers_file, write_answers
 from prompt_tuning.report.rates import rate
 from prompt_tuning.settings.merge import read_json
 from prompt_tuning.settings.run import Run
@@ -58,6 +59,11 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
     return whole
 
 
+def keep_answers(run: Run, member: Member, split: str, gold: Any, predicted: Any) -> None:
+    """Write a member's answers to a test split beside its result."""
+    write_answers(answers_file(run.output / "members" / member.name, split), gold, predicted)
+
+
 def earlier_result(run: Run, member: Member) -> MemberResult | None:
     """The result that an earlier start of the run has written of a member that has ended; None: it has to be written."""
     folder = run.output / "members" / member.name
@@ -81,8 +87,13 @@ def export_member(folder: Path, member: Member, best: dict[str, Any] | None = No
     write_prompt(folder, member.prompt, description, best)
 
 
-def write_results(run: Run, members: Sequence[Member], results: list[MemberResult]) -> RunResult:
-    """Write the run's result.json, its last file, with the rate of all members together. Returns the result."""
+def write_results(
+    run: Run, members: Sequence[Member], results: list[MemberResult], peak_bytes: int | None = None
+) -> RunResult:
+    """Write the run's result.json, its last file, with the rate of all members together. Returns the result.
+
+    ``peak_bytes``: of the rank that held most.
+    """
     finished = all(result["status"] in ("finished", "stopped") for result in results)
     seconds = sum(member.seconds for member in members)
     result: RunResult = {
@@ -90,6 +101,7 @@ def write_results(run: Run, members: Sequence[Member], results: list[MemberResul
         "status": "finished" if finished else "diverged",
         "seconds": round(seconds, 3),
         "examples_per_second": rate(sum(member.examples for member in members), seconds),
+        "peak_bytes": peak_bytes,
         "members": results,
     }
     write_json(run.output / "result.json", finite(result))

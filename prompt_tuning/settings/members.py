@@ -224,10 +224,10 @@ def _fleet_problems(configs: list[RunFile], shared_prompt: bool) -> list[str]:
         values = {json.dumps(getattr(config.train, key)) for config in configs}
         if len(values) > 1:
             problems.append(f"train.{key}: all members of a fleet share it, but the file gives {', '.join(values)}")
-    if len(configs) > 1 and any(config.method == "full" for config in configs):
-        problems.append(
-            "method: 'full' trains the backbone itself, so it is a fleet of exactly one; give it its own file"
-        )
+    alone = [config.method for config in configs if config.method in ("full", "lora")]
+    if len(configs) > 1 and alone:
+        what = f"method: {alone[0]!r} trains inside the backbone itself"
+        problems.append(f"{what}, so it is a fleet of exactly one; give it its own file")
     if any(config.backbone != first.backbone for config in configs):
         problems.append("backbone: all members of a fleet share one")
     return problems

@@ -55,8 +55,9 @@ class RunFile(Section):
         None, description="Published results of these settings; false: settings of our own.", json_schema_extra=PEOPLE
     )
     task: str | dict[str, Any] = Field(description="Name of a task, or an object with `kind` for one's own data.")
-    method: Literal["deep_prompt", "shallow_prompt", "head", "full"] = Field(
-        "deep_prompt", description="What is trained: prefixes, input prompts, the head alone, or the whole backbone."
+    method: Literal["deep_prompt", "shallow_prompt", "head", "lora", "full"] = Field(
+        "deep_prompt",
+        description="What is trained: prefixes, input prompts, the head alone, LoRA (extra `lora`), or the whole backbone.",
     )
     backbone: BackboneSection
     data: DataSection = DataSection()
@@ -149,12 +150,13 @@ class RunFile(Section):
             problems.append(
                 "method 'full' updates the weights themselves and needs backbone.dtype 'float32' or 'float64', not 'bfloat16'"
             )
-        if self.method == "full" and (self.parallel.tensor > 1 or self.parallel.zero):
+        if self.method in ("full", "lora") and (self.parallel.tensor > 1 or self.parallel.zero):
+            what = "the weights themselves" if self.method == "full" else "differences of the weights"
             problems.append(
-                "parallel: method 'full' trains the weights themselves, on whole copies; use tensor 1 and zero false"
+                f"parallel: method {self.method!r} trains {what}, on whole copies; use tensor 1 and zero false"
             )
         if self.optimizer.relative and (
-            self.method in ("full", "shallow_prompt") or prompt.reparameterisation == "mlp"
+            self.method in ("full", "lora", "shallow_prompt") or prompt.reparameterisation == "mlp"
         ):
             what = "prompt.reparameterisation 'mlp'" if self.method == "deep_prompt" else f"method {self.method!r}"
             problems.append(
@@ -162,10 +164,11 @@ class RunFile(Section):
             )
         if not self.parallel.zero and self.deepspeed != DeepSpeedSection():
             problems.append("deepspeed has settings of ZeRO-3, which is off; set parallel.zero to true")
-        if self.method == "full" and self.train.also:
-            problems.append("train.also does not fit method 'full', which trains all of the backbone; leave it out")
-        if self.method == "full" and prompt.init_from is not None:
-            problems.append("prompt.init_from does not fit method 'full', which has no prompt")
+        if self.method in ("full", "lora") and self.train.also:
+            what = "all of the backbone" if self.method == "full" else "LoRA's differences alone"
+            problems.append(f"train.also does not fit method {self.method!r}, which trains {what}; leave it out")
+        if self.method in ("full", "lora") and prompt.init_from is not None:
+            problems.append(f"prompt.init_from does not fit method {self.method!r}, which has no prompt")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -118,7 +118,11 @@ class HeadSection(Section):
 class OptimizerSection(Section):
     """AdamW and the schedule of its rate."""
 
-    lr: float = Field(5e-3, gt=0, description="AdamW learning rate of the prefix (of everything, for method full).")
+    lr: float = Field(
+        5e-3,
+        gt=0,
+        description="AdamW learning rate of the prefix (for method full of everything, for lora of its differences).",
+    )
     relative: bool = Field(
         False,
         description="lr is a share: 0.01 changes keys and values by about 1 % of the backbone's own (their root mean square) a step.",

@@ -45,6 +45,8 @@ class RunResult(TypedDict):
     status: str
     seconds: float
     examples_per_second: float | None
+    peak_bytes: int | None
+    """Largest memory of a rank since its process began: :func:`model_parallel.memory.peak_memory`."""
     members: list[MemberResult]
 
 

@@ -160,17 +160,18 @@ def test_all_ranks_hold_the_same_bits(everything):
 
 
 def fine_tune(grid, raw):
-    """Losses and first gradients of method full, whose weights are the backbone's own."""
+    """Losses and first gradients of a method that trains in the backbone itself."""
     course = follow(open_fleet(raw, grid), 8)
     (name,) = course.losses
     return course.losses[name], course.first_gradients[name]
 
 
-def test_fine_tuning_on_ranks_equals_fine_tuning_on_one(raws):
+@pytest.mark.parametrize("method, trained", [("full", "backbone.encoder"), ("lora", "lora.encoder")])
+def test_fine_tuning_on_ranks_equals_fine_tuning_on_one(raws, method, trained):
     """Weights are not compared: a key bias has no true gradient, so AdamW walks it by rounding noise, without effect."""
-    raw = {**raws["alone"], "method": "full", "optimizer": {"lr": 1e-3}}
+    raw = {**raws["alone"], "method": method, "optimizer": {"lr": 1e-3}}
     ((losses, gradients),) = run_ranks(1, fine_tune, raw)
-    assert any(name.startswith("backbone.encoder") for name in gradients)
+    assert any(name.startswith(trained) for name in gradients)
     for found_losses, found_gradients in run_ranks(3, fine_tune, raw):
         assert max(abs(a - b) for a, b in zip(found_losses, losses, strict=True)) < 1e-10
         for name, gradient in gradients.items():

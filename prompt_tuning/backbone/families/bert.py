@@ -26,4 +26,5 @@ FAMILY = Family(
     pooling="pooler",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
+    query_and_value=("query", "value"),
 )

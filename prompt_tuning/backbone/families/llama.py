@@ -27,4 +27,5 @@ FAMILY = Family(
     pooling="last",
     hidden_dropout=(),
     attention_dropout=("attention_dropout",),
+    query_and_value=("q_proj", "v_proj"),
 )

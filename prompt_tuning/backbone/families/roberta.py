@@ -17,6 +17,7 @@ FAMILY = Family(
     pooling="pooler",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
+    query_and_value=("query", "value"),
     positions=lambda index, config: index + config.pad_token_id + 1,
     table_offset=lambda config: config.pad_token_id + 1,
 )
