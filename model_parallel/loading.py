@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,23 +40,56 @@ class StoredTensor:
 def stored_tensors(folder: Path, wanted: set[str], base_prefix: str) -> dict[str, StoredTensor]:
     """Where each wanted tensor of a model stands, by the model's own name, from the files' headers alone.
 
-    Files may prefix names with ``base_prefix`` (models saved with a head) and may call a norm's tensors gamma and beta
-    (BERT's first checkpoints). Raises :class:`WeightsError`.
+    Whatever the model was saved in (with a head, wrapped, compiled) may prefix its names; of several prefixes the one with most
+    wanted tensors counts, among equals ``base_prefix`` or none. Files may call a norm's tensors gamma and beta (BERT's first
+    checkpoints). Raises :class:`WeightsError`.
     """
-    found = {}
+    found: dict[str, dict[str, StoredTensor]] = {}
     for file in _files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for stored in tensors.keys():  # noqa: SIM118  not a dict
-                    name = stored.removeprefix(f"{base_prefix}.")
-                    if name not in wanted:
-                        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-                        name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-                    if name in wanted:
-                        found[name] = _stored(file, stored, tensors.get_slice(stored))
+                    _refuse_codes(stored)
+                    for prefix, name in _readings(stored, wanted):
+                        found.setdefault(prefix, {})[name] = _stored(file, stored, tensors.get_slice(stored))
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"the weights cannot be loaded: {file.name}: {error}; copy it anew") from None
-    return found
+            raise _unreadable(file, error) from None
+    if not found:
+        return {}
+    most = max(map(len, found.values()))
+    best = [prefix for prefix in (f"{base_prefix}.", "", *sorted(found)) if len(found.get(prefix, ())) == most]
+    if best[0] not in (f"{base_prefix}.", "") and len(best) > 1:
+        raise WeightsError(
+            f"the weights hold {len(best)} such models ({', '.join(best)}); save the one that is meant by itself"
+        )
+    return found[best[0]]
+
+
+def _readings(stored: str, wanted: set[str]) -> Iterator[tuple[str, str]]:
+    """Ways to read a stored name as prefix and wanted name."""
+    modern = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", stored))
+    starts = [0, *(match.end() for match in re.finditer(r"\.", stored))]
+    for name in (stored, modern) if modern != stored else (stored,):
+        yield from ((stored[:start], name[start:]) for start in starts if name[start:] in wanted)
+
+
+_CODES = re.compile(
+    r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|nested_absmax|weight_scale|weight_scale_inv|weight_packed|W_q|codebooks)$"
+)
+"""Last parts of names that go with weights stored as codes: GPTQ and AWQ, bitsandbytes, FP8, compressed-tensors, HQQ, AQLM."""
+
+
+def _refuse_codes(name: str) -> None:
+    if _CODES.search(name):
+        raise WeightsError(
+            f"quantised weights ({name} is stored) cannot be trained on; give the unquantised model they were made from"
+        )
+
+
+def _unreadable(file: Path, error: Exception) -> WeightsError:
+    why = why_unreadable(file)
+    says = f"{file.name} {why}" if "Git LFS" in why else f"{file.name}: {error}; copy it anew"
+    return WeightsError(f"the weights cannot be loaded: {says}")
 
 
 def _stored(file: Path, name: str, piece: Any) -> StoredTensor:
@@ -69,7 +103,7 @@ _NO_LOSS = re.compile(
 """Tensors that a base model may leave in its files: buffers that it makes itself, and heads for other uses."""
 
 
-def check_all_taken(folder: Path, stored: dict[str, StoredTensor], base_prefix: str) -> None:
+def check_all_taken(folder: Path, stored: dict[str, StoredTensor]) -> None:
     """Raise :class:`WeightsError` where a file has tensors of the base model that it does not take.
 
     Such weights were trained with a part that this model lacks, so that its numbers would be others than theirs.
@@ -79,9 +113,11 @@ def check_all_taken(folder: Path, stored: dict[str, StoredTensor], base_prefix: 
     for file in _files(folder):
         with safe_open(file, framework="pt") as tensors:
             others += [name for name in tensors.keys() if (file, name) not in taken]  # noqa: SIM118  not a dict
-    prefix = f"{base_prefix}."
-    is_prefixed = any(place.name.startswith(prefix) for place in stored.values())
-    mine = [name for name in others if name.startswith(prefix) or not is_prefixed]
+    ends = Counter(
+        place.name[: len(place.name) - len(name)] for name, place in stored.items() if place.name.endswith(name)
+    )
+    prefix = ends.most_common(1)[0][0] if ends else ""
+    mine = [name for name in others if name.startswith(prefix)]
     left = sorted(name for name in mine if not _NO_LOSS.search(name.removeprefix(prefix)))
     if left:
         names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
@@ -97,16 +133,39 @@ _PLAIN = {"F64", "F32", "F16", "BF16"}
 def _files(folder: Path) -> list[Path]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        raise WeightsError(f"no {SINGLE} there")
+    if (folder / INDEX).is_file():
+        return files_of_index(folder / INDEX)
+    # Some leave the index out; the names say whether all are there.
+    parts = sorted(folder.glob("model-?????-of-?????.safetensors"))
+    if parts and [part.name for part in parts] == [
+        f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)
+    ]:
+        return parts
+    raise WeightsError(f"no {SINGLE} there")
+
+
+def files_of_index(index: Path) -> list[Path]:
+    """The files that an index of tensors names, each beside it. Raises :class:`WeightsError`."""
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{INDEX} is damaged ({type(error).__name__}); copy it anew") from None
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index.name} is damaged ({type(error).__name__}); copy it anew") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
-            raise WeightsError(f"{INDEX} names {name!r}, which is not there; copy the whole model")
-    return [folder / name for name in names]
+        if not isinstance(name, str) or Path(name).name != name or not (index.parent / name).is_file():
+            raise WeightsError(f"{index.name} names {name!r}, which is not there; copy the whole model")
+    return [index.parent / name for name in names]
+
+
+def why_unreadable(file: Path) -> str:
+    """What is known of a file that cannot be read, as a phrase behind its name."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(40)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the file itself (`git lfs pull` fetches it)"
+    return "cannot be read" if start else "is empty"
 
 
 def check_stored(stored: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -187,7 +246,7 @@ def _read(place: StoredTensor, cut: Cut | None) -> tuple[Tensor, int]:
                 pieces = [source[kept] for kept in places]
                 tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, cut.dimension)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"the weights cannot be loaded: {place.file.name}: {error}; copy it anew") from None
+        raise _unreadable(place.file, error) from None
     if not bool(torch.isfinite(tensor).all()):
         raise WeightsError(
             f"the weights are damaged: {place.name} in {place.file.name} holds NaN or infinity; copy it anew"

@@ -10,8 +10,9 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from prompt_tuning.backbone.families import Family, find_family
-from prompt_tuning.backbone.places import locate
+from prompt_tuning.backbone.places import Place, locate
 from prompt_tuning.backbone.stored.gguf import dequantised
+from prompt_tuning.backbone.stored.pickles import converted, is_pickled
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.settings.sections import BackboneSection
 
@@ -64,29 +65,43 @@ class Description:
 
 def describe_backbone(section: BackboneSection) -> Description:
     """Find a backbone and read all but its weights. Raises :class:`UserError`."""
-    folder = find_folder(section.path, section.revision)
-    config = _read_config(folder, section)
-    family = find_family(config.model_type)
-    _check_config(config, family, section.path)
+    place = locate(section.path, section.revision)
+    if not place.gguf:  # a .gguf file has its config in itself
+        _checked_config(place.folder, section)
+    folder = _with_safetensors(place, section.path)
+    config, family = _checked_config(folder, section)
     return Description(section.path, folder, config, family, _read_tokenizer(folder, config, section))
 
 
 def find_folder(path: str, revision: str | None = None) -> Path:
-    """Folder of a backbone given as folder, .gguf file, ``package://module/path`` or hub id; of a .gguf file it is a cached one.
+    """Folder of a backbone given as folder, .gguf file, ``package://module/path`` or hub id, with its weights in safetensors.
 
-    Raises :class:`UserError`.
+    Where they are in another form, it is one in the user's cache. Raises :class:`UserError`.
     """
-    place = locate(path, revision)
-    return dequantised(place, path) if place.gguf else place.folder
+    return _with_safetensors(locate(path, revision), path)
 
 
-def pickle_hint(folder: Path) -> str:
-    """What to say where weights are missing, with the name of a pickle that lies there instead."""
+def _with_safetensors(place: Place, path: str) -> Path:
+    if place.gguf:
+        return dequantised(place, path)
+    return converted(place.folder, path) if is_pickled(place.folder) else place.folder
+
+
+def other_weights_hint(folder: Path) -> str:
+    """What to say where weights are missing, with the name of a file of another kind that lies there instead."""
     if any(folder.glob("*.safetensors")):
         return ""
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in folder.glob(pattern))
-    hint = f" ({pickles[0]} is a pickle, which can run any code and is never read)" if pickles else ""
+    kinds = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.h5", "*.msgpack", "*.onnx")
+    others = sorted(file.name for kind in kinds for file in folder.glob(kind))
+    hint = f" ({others[0]} is not read; of pickles only pytorch_model.bin is)" if others else ""
     return f"{hint}; save the model with save_pretrained"
+
+
+def _checked_config(folder: Path, section: BackboneSection) -> tuple[Any, Family]:
+    config = _read_config(folder, section)
+    family = find_family(config.model_type)
+    _check_config(config, family, section.path)
+    return config, family
 
 
 def _read_config(folder: Path, section: BackboneSection) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from model_parallel.grid import Grid
-from model_parallel.loading import WeightsError, load_weights, stored_tensors
+from model_parallel.loading import StoredTensor, WeightsError, load_weights, stored_tensors
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.errors import UserError
 from prompt_tuning.tokens.packed import MemberRows
@@ -95,3 +95,14 @@ def load_language_head(
     chain: nn.Module = nn.Sequential(*parts.values())
     cap = getattr(config, "final_logit_softcapping", None)
     return (chain if cap is None else _Capped(chain, cap)).requires_grad_(False).eval(), bytes_read
+
+
+def tied_embedding(folder: Path, model: PreTrainedModel, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The word embedding by its name where files have it under the name of the output embedding it is tied to alone."""
+    weight = model.get_input_embeddings().weight
+    (name,) = [name for name, parameter in model.named_parameters() if parameter is weight]
+    if name in stored or not model.config.tie_word_embeddings:
+        return {}
+    outputs = {"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"}
+    found = list(stored_tensors(folder, outputs, "").values())
+    return {name: found[0]} if found else {}

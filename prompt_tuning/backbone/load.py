@@ -21,9 +21,9 @@ from model_parallel.zero import ZeroShards
 from prompt_tuning.backbone.attention import PrefixShape, open_door
 from prompt_tuning.backbone.deltas import Deltas
 from prompt_tuning.backbone.families import Family
-from prompt_tuning.backbone.find import Description, describe_backbone, pickle_hint, set_dropout
+from prompt_tuning.backbone.find import Description, describe_backbone, other_weights_hint, set_dropout
 from prompt_tuning.backbone.fingerprint import Identity, identify
-from prompt_tuning.backbone.language_head import load_language_head
+from prompt_tuning.backbone.language_head import load_language_head, tied_embedding
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.settings.sections import BackboneSection
 
@@ -134,7 +134,7 @@ def load_backbone(
     except TopologyError as error:
         raise UserError(str(error)) from None
     except WeightsError as error:
-        raise UserError(f"backbone.path={section.path}: {error}{pickle_hint(described.folder)}") from None
+        raise UserError(f"backbone.path={section.path}: {error}{other_weights_hint(described.folder)}") from None
 
 
 def _load(
@@ -164,7 +164,8 @@ def _load(
     stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
     pooler, model.pooler = (getattr(model, "pooler", None) if is_pooled else None), None
-    check_all_taken(folder, stored, model.base_model_prefix)
+    check_all_taken(folder, stored)
+    stored |= tied_embedding(folder, model, stored)
     check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(trainable)

@@ -71,8 +71,9 @@ def dangers(tree: ast.AST) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        if name in ("eval", "exec", "compile", "os.system", "torch.load") or name.endswith((".torch.load", "_pickle")):
-            found.append(name)
+        if name in ("eval", "exec", "compile", "os.system") or name.endswith(("torch.load", "_pickle")):
+            is_tensors = "weights_only=True" in map(ast.unparse, node.keywords)
+            found += [] if name == "torch.load" and is_tensors else [name]
         found += [f"{k.arg}=..." for k in node.keywords if k.arg in ("shell", "allow_pickle")]
     return found
 
@@ -84,7 +85,15 @@ def test_file_runs_no_code_out_of_data(file):
 
 
 @pytest.mark.parametrize(
-    "code", ["eval(x)", "torch.load(f)", "run(c, shell=True)", "os.system(c)", "np.load(f, allow_pickle=True)"]
+    "code",
+    [
+        "eval(x)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=x)",
+        "run(c, shell=True)",
+        "os.system(c)",
+        "np.load(f, allow_pickle=True)",
+    ],
 )
 def test_dangers_are_seen(code):
     assert dangers(ast.parse(code))

@@ -29,16 +29,21 @@ def test_missing_backbones(raw, tmp_path, capsys, path, expected):
     assert expected in failure(capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "out")
 
 
-def test_pickled_weights_are_not_loaded(raw, tmp_path, capsys, backbone):
-    copy = tmp_path / "pickled"
-    copy.mkdir()
-    for file in backbone.iterdir():
-        if file.suffix != ".safetensors":
-            (copy / file.name).write_bytes(file.read_bytes())
-    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pytorch_model.bin", "pytorch_model.bin cannot be read; copy it anew, or get the weights as safetensors"),
+        ("weights.pt", "no model.safetensors there (weights.pt is not read; of pickles only pytorch_model.bin is)"),
+        ("tf_model.h5", "no model.safetensors there (tf_model.h5 is not read; of pickles"),
+    ],
+)
+def test_weights_of_other_kinds_are_named(raw, tmp_path, capsys, monkeypatch, backbone, name, expected):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    copy = shutil.copytree(backbone, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_bytes(b"\x80\x04.")
     raw["backbone"]["path"] = str(copy)
-    message = failure(capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "out")
-    assert "no model.safetensors there (pytorch_model.bin is a pickle" in message
+    assert expected in failure(capsys, "--config", write(tmp_path, raw), "--output", tmp_path / "out")
 
 
 def _edit_config(folder, **changes):
