@@ -121,5 +121,5 @@ def _divide_attributes(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid) -
                 if name.startswith("config."):
                     # A module that reads a number of heads there has a config of its own, whose number is its share.
                     name = name.removeprefix("config.")
-                    owner = module.config = copy.copy(module.config)  # type: ignore[assignment]
+                    owner = module.config = copy.copy(module.config)
                 setattr(owner, name, getattr(owner, name) // grid.tensor)
