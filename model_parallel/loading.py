@@ -42,7 +42,7 @@ def stored_tensors(folder: Path, wanted: set[str], base_prefix: str) -> dict[str
 
     Whatever the model was saved in (with a head, wrapped, compiled) may prefix its names; of several prefixes the one with most
     wanted tensors counts, among equals ``base_prefix`` or none. Files may call a norm's tensors gamma and beta (BERT's first
-    checkpoints). Raises :class:`WeightsError`.
+    checkpoints), and the output embedding embed_out (GPT-NeoX's). Raises :class:`WeightsError`.
     """
     found: dict[str, dict[str, StoredTensor]] = {}
     for file in _files(folder):
@@ -68,6 +68,7 @@ def stored_tensors(folder: Path, wanted: set[str], base_prefix: str) -> dict[str
 def _readings(stored: str, wanted: set[str]) -> Iterator[tuple[str, str]]:
     """Ways to read a stored name as prefix and wanted name."""
     modern = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", stored))
+    modern = re.sub(r"^embed_out\.", "lm_head.", modern)
     starts = [0, *(match.end() for match in re.finditer(r"\.", stored))]
     for name in (stored, modern) if modern != stored else (stored,):
         yield from ((stored[:start], name[start:]) for start in starts if name[start:] in wanted)
@@ -97,7 +98,7 @@ def _stored(file: Path, name: str, piece: Any) -> StoredTensor:
 
 
 _NO_LOSS = re.compile(
-    r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias)$"
+    r"(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|(attn|attention)\.bias)$"
     r"|^(pooler|cls|lm_head|classifier|qa_outputs|score|predictions|seq_relationship|lm_predictions)(\.|$)"
 )
 """Tensors that a base model may leave in its files: buffers that it makes itself, and heads for other uses."""

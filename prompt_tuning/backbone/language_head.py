@@ -54,15 +54,17 @@ class LanguageHead(nn.Module):
         return chosen.new_zeros(len(rows.lengths)).index_add(0, rows.row_of_token[asked], chosen)
 
 
-class _Capped(nn.Module):
-    """A head whose logits are bent so that none is as large as a cap (Gemma 2)."""
+class _Scaled(nn.Module):
+    """A head whose logits are multiplied (Cohere, Granite), then bent so that none is as large as a cap (Gemma 2)."""
 
-    def __init__(self, head: nn.Module, cap: float) -> None:
+    def __init__(self, head: nn.Module, config: Any) -> None:
         super().__init__()
-        self.head, self.cap = head, cap
+        self.head, self.cap = head, getattr(config, "final_logit_softcapping", None)
+        self.factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.head(hidden) / self.cap) * self.cap
+        logits: Tensor = self.head(hidden) * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 def load_language_head(
@@ -93,8 +95,9 @@ def load_language_head(
         )
     bytes_read = load_weights(head, stored, {}, grid)
     chain: nn.Module = nn.Sequential(*parts.values())
-    cap = getattr(config, "final_logit_softcapping", None)
-    return (chain if cap is None else _Capped(chain, cap)).requires_grad_(False).eval(), bytes_read
+    if any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
+        chain = _Scaled(chain, config)
+    return chain.requires_grad_(False).eval(), bytes_read
 
 
 def tied_embedding(folder: Path, model: PreTrainedModel, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

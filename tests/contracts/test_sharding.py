@@ -20,8 +20,8 @@ from tests.support.topologies import in_topologies, local_tensors, one_pass, ope
 
 FAMILIES = sorted(families())
 # Tensor 4 has more ranks than the decoders have key/value heads, which are then kept by two ranks each.
-FUSED = {"gate_up": [1, 1], "c_attn": [1, 1, 1], "qkv_proj": [2, 1, 1], "Wqkv": [1, 1, 1], "Wi": [1, 1]}
-"""Parts that are cut each by itself, and how large they are beside one another."""
+ROUNDED = {"cohere", "cohere2"}
+"""Model types whose rotary embedding rounds to float32, which turns a last bit of float64 into one of float32."""
 TOPOLOGIES = [(2, False), (4, False), (2, True), (1, True)]
 
 
@@ -41,7 +41,8 @@ def test_every_topology_gives_the_same_numbers_and_changes_no_weight(folder):
             assert same_bytes
             for found, expected, again in zip(plain, alone, checkpointed, strict=True):
                 assert expected.norm() > 1e-3, "the expected tensor would prove nothing"
-                assert ((found - expected).norm() / expected.norm()).item() < 1e-10
+                error = ((found - expected).norm() / expected.norm()).item()
+                assert error < (1e-6 if folder_type(folder) in ROUNDED else 1e-10)
                 assert torch.equal(found, again), "checkpointing changes bits"
 
 
@@ -66,9 +67,15 @@ def test_slices_put_together_are_the_whole(folder):
             expected = whole.get_parameter(name)
             if found.shape != expected.shape:
                 axis = next(i for i in range(2) if i >= expected.dim() or found.shape[i] != expected.shape[i])
-                shares = next((shares for fused, shares in FUSED.items() if fused in name), [1])
+                queries = whole.config.num_attention_heads
+                keys = getattr(whole.config, "num_key_value_heads", None) or queries
+                attention = (queries, keys, keys)
+                fused = {"gate_up": (2, 2), "Wi": (2, 2), "c_attn": attention, "qkv_proj": attention, "Wqkv": attention}
+                shares = next((shares for part, shares in fused.items() if part in name), (2,))
                 sizes = [expected.shape[axis] * share // sum(shares) for share in shares]
-                blocks = [block.tensor_split(2, axis)[rank] for block in expected.split(sizes, axis)]
+                parts = zip(expected.split(sizes, axis), shares, strict=True)
+                # One key/value head is kept by both ranks.
+                blocks = [part if share == 1 else part.tensor_split(2, axis)[rank] for part, share in parts]
                 if "embed" in name or "wte" in name:
                     blocks = [expected[rank * 83 // 2 : (rank + 1) * 83 // 2]]
                 expected = torch.cat(blocks, axis)

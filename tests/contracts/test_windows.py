@@ -24,7 +24,9 @@ from tests.support.packed import real, text_rows
 from tests.support.tiny import make_backbone
 
 WINDOW = 3
-WINDOWED = ("gemma2", "gemma3_text", "mistral")
+WINDOWED = ("cohere2", "gemma2", "gemma3_text", "mistral", "phi3", "starcoder2")
+EVERYWHERE = ("mistral", "phi3", "starcoder2")
+"""Whose every layer is local."""
 
 
 def seen(rows, length, front, window):
@@ -52,7 +54,7 @@ def test_a_window_counts_its_own_token_and_never_the_prompt(tmp_path, model_type
         )
     shape = len(LENGTHS), max(LENGTHS), prompt.length
     local, everywhere = seen(*shape, WINDOW), seen(*shape, max(LENGTHS))
-    masks = local if model_type == "mistral" else {"full_attention": everywhere, "sliding_attention": local}
+    masks = local if model_type in EVERYWHERE else {"full_attention": everywhere, "sliding_attention": local}
     theirs = stock_model(folder)(
         input_ids=text_rows(batch.input_ids[0], batch), attention_mask=masks, past_key_values=cache
     ).last_hidden_state

@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from prompt_tuning.backbone.families import find_family
+
 WORDS = [f"w{i}" for i in range(60)]
 ANSWERS = ["yes.", "no.", "maybe."]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -47,6 +49,7 @@ GPT = {
     "pad_token_id": 0,
 }
 FROM_PADDING = {**ENCODER, "type_vocab_size": 1, "pad_token_id": 1}
+PLAIN = {key: value for key, value in DECODER.items() if key != "head_dim"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**ENCODER, "pad_token_id": 0},
     "ernie": {**ENCODER, "pad_token_id": 0, "use_task_id": True},
@@ -100,7 +103,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "llama": {**DECODER, "attention_bias": True},
     "mistral": {**DECODER, "sliding_window": None},
-    "qwen2": {key: value for key, value in DECODER.items() if key != "head_dim"},
+    "qwen2": PLAIN,
     "qwen3": {**DECODER, "attention_bias": True},
     "glm": {**DECODER, "attention_bias": True},
     "glm4": {**DECODER, "attention_bias": True},
@@ -108,6 +111,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": {**GPT, "intermediate_size": 48, "rotary_pct": 0.5, "hidden_dropout": 0.1, "attention_dropout": 0.1},
     "opt": {**GPT, "word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.1},
     "phi3": {**DECODER, "resid_pdrop": 0.1, "original_max_position_embeddings": 64},
+    "gpt_bigcode": {**GPT, "n_inner": 48, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+    "phi": {**PLAIN, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1},
+    "starcoder2": {**PLAIN, "sliding_window": None, "residual_dropout": 0.1, "embedding_dropout": 0.1},
+    "cohere": {**PLAIN, "attention_bias": True, "logit_scale": 0.5},
+    "cohere2": {
+        **DECODER,
+        "attention_bias": True,
+        "logit_scale": 0.5,
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "granite": {
+        **PLAIN,
+        "attention_bias": True,
+        "embedding_multiplier": 1.5,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "smollm3": {**PLAIN, "attention_bias": True, "no_rope_layers": [1, 0, 1]},
+    "gemma": DECODER,
     # Caps low enough to bend the tiny model's scores and logits.
     "gemma2": {
         **DECODER,
@@ -147,7 +171,7 @@ def make_backbone(folder: Path, model_type: str, seed: int = 0, with_pooler: boo
 def make_language_backbone(folder: Path, model_type: str, seed: int = 0, **changes: Any) -> Path:
     """As :func:`make_backbone`, saved with its language-model head; masked models get a [MASK] token."""
     config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
-    is_causal = "num_key_value_heads" in CONFIGS[model_type]
+    is_causal = find_family(model_type).pooling == "last"
     torch.manual_seed(seed)
     model = (AutoModelForCausalLM if is_causal else AutoModelForMaskedLM).from_config(config)
     with torch.no_grad():

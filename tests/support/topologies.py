@@ -35,13 +35,19 @@ def open_sharded(
 
 def exact_norms(model: Any) -> None:
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
+        kind = type(module).__name__
+        if kind.endswith("RMSNorm") or kind in ("CohereLayerNorm", "Cohere2LayerNorm"):
             module.forward = MethodType(_exact_norm, module)
 
 
 def _exact_norm(module: Any, hidden: Tensor) -> Tensor:
-    """RMSNorm in the type of its input. Stock ones round to float32, which turns a last bit of float64 into one of float32."""
+    """RMSNorm, or Cohere's norm, in the type of its input.
+
+    Stock ones round to float32, which turns a last bit of float64 into one of float32.
+    """
     is_gemma = type(module).__name__.startswith("Gemma")
+    if "LayerNorm" in type(module).__name__:
+        hidden = hidden - hidden.mean(-1, keepdim=True)
     weight, epsilon = (1 + module.weight, module.eps) if is_gemma else (module.weight, module.variance_epsilon)
     return weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + epsilon)
 

@@ -152,10 +152,6 @@ class _Known(nn.Module):
         return self.states
 
 
-OTHERS = {"gemma3": "it sees images too; choose one of its text models, whose model_type is 'gemma3_text'"}
-"""Model types that are near a family's, and why they are none."""
-
-
 def families() -> dict[str, Family]:
     """All families by model type."""
     found: dict[str, Family] = {}
@@ -170,8 +166,6 @@ def families() -> dict[str, Family]:
 def find_family(model_type: str) -> Family:
     """The family of a config's ``model_type``. Raises :class:`UserError`."""
     known = families()
-    if model_type in OTHERS:
-        raise UserError(f"backbone of model_type {model_type!r} is not supported: {OTHERS[model_type]}")
     if model_type in known:
         return known[model_type]
     if model_type in DECLINED:

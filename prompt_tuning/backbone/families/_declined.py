@@ -10,11 +10,17 @@ DECLINED: dict[str, str] = {
         (
             "big_bird", "bloom", "canine", "codegen", "convbert", "falcon", "flaubert", "funnel", "gpt_neo", "gptj", "ibert",
             "led", "longformer", "luke", "megatron-bert", "mpnet", "mpt", "mra", "nystromformer", "openai-gpt", "reformer",
-            "rembert", "roformer", "squeezebert", "tapas", "xlm", "xlnet", "yoso",
+            "rembert", "roformer", "squeezebert", "tapas", "xglm", "xlm", "xlnet", "yoso",
         ),
         _OWN_ATTENTION,
     ),
     **dict.fromkeys(("fnet", "mamba", "mamba2", "rwkv"), _NO_KEYS),
+    "gemma3": "it sees images too, unlike the text models whose model_type is 'gemma3_text'",
+    "gpt_oss": "its attention has sinks, which no kernel here has",
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), "no plan here cuts the weights of experts"),
+    "olmo": "it may clip queries and keys in place, which frozen layers do not allow",
+    "olmo2": "its queries and keys are normed over all heads, of which a tensor rank has a share",
+    "stablelm": "its layers hand nothing on to their attention, where a prefix would enter",
     "xmod": "its adapters are chosen by the language of each text, which no run file says",
     **dict.fromkeys(("layoutlm", "markuplm"), "its texts come with places on a page, which no run file says"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""LLaMA (Touvron et al. 2023), Mistral and Qwen 2 and 3: causal, rotary positions, no pooler."""
+"""LLaMA (Touvron et al. 2023), Mistral, Qwen 2 and 3, Granite and SmolLM 3: causal, rotary positions, no pooler."""
 
 from model_parallel.plan import Plan, columns, rows, vocabulary
 from prompt_tuning.backbone.families import Family
@@ -11,7 +11,7 @@ EMBEDDING_AND_ATTENTION = (
 )
 
 FAMILY = Family(
-    model_types=("llama", "mistral", "qwen2", "qwen3"),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3"),
     embeddings="embed_tokens",
     layers="layers",
     attention="self_attn",
