@@ -72,3 +72,16 @@ def test_without_a_prompt_a_window_is_transformers_own(tmp_path, model_type):
     ours = hidden_states(backbone, [prompt], batch)
     theirs = stock_model(folder)(input_ids=text_rows(batch.input_ids[0], batch)).last_hidden_state
     assert_equal([ours[batch.tokens]], [theirs[real(batch)]], BOUNDS["float64"])
+
+
+def test_a_gemma_that_looks_both_ways_does(tmp_path):
+    """As embedding models have it; its config.json names the whole width of the window."""
+    folder = make_backbone(tmp_path, "gemma3_text", sliding_window=4, use_bidirectional_attention=True)
+    backbone = open_backbone(folder)
+    prompt = Prompt(Head(backbone.shape.hidden_size, 2, "last", 0, backbone.prompt_dtype))
+    batch = make_batch([prompt])
+    ours = hidden_states(backbone, [prompt], batch)
+    for row, length in enumerate(batch.lengths.tolist()):
+        ids = text_rows(batch.input_ids[0], batch)[row : row + 1, :length]
+        theirs = stock_model(folder)(input_ids=ids).last_hidden_state
+        assert_equal([text_rows(ours, batch)[row, :length]], [theirs[0]], BOUNDS["float64"])
