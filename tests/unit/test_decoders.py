@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_parallel.grid import Grid
+from model_parallel.layers import VocabularyParallelEmbedding
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.sections import BackboneSection
@@ -52,3 +53,9 @@ def test_an_embedding_that_scales_keeps_its_weights_and_its_scale(tmp_path):
     words = load(folder).model.embed_tokens
     assert torch.equal(words.weight, load_file(folder / "model.safetensors")["embed_tokens.weight"])
     assert torch.allclose(words(torch.tensor([5])), words.weight[5] * 32**0.5)
+
+
+def test_a_scale_is_rounded_as_the_weights_are():
+    """As transformers does: sqrt(640) = 25.298... is 25.25 in bfloat16."""
+    weight = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.bfloat16))
+    assert VocabularyParallelEmbedding(weight, 6, 0, None, 640**0.5).scale == 25.25

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from launcher import run as worker
 from model_parallel.grid import Grid
@@ -55,7 +55,9 @@ def test_the_language_head_is_the_stored_models(tmp_path, model_type, tie):
     ours = load_backbone(BackboneSection(path=str(folder)), Grid(), language=True)
     theirs = (AutoModelForMaskedLM if model_type in MASKED else AutoModelForCausalLM).from_pretrained(folder)
     hidden = torch.randn(5, 32)
-    theirs.base_model.forward = lambda *given, **named: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+    # OPT's language model calls the inner one.
+    base = getattr(theirs.base_model, "decoder", theirs.base_model)
+    base.forward = lambda *given, **named: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
     assert torch.equal(ours.language_head(hidden), theirs.eval()(torch.zeros(1, 5, dtype=torch.long)).logits[0])
     assert not any(parameter.requires_grad for parameter in ours.language_head.parameters())
     tied = ours.model.get_input_embeddings().weight

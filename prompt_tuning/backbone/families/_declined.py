@@ -4,6 +4,7 @@ _OWN_ATTENTION = (
     "it attends in code of its own and not through transformers' attention interface, where a prefix would enter"
 )
 _NO_KEYS = "it has no keys and values, in front of which a prefix would stand"
+_EXPERTS = "the weights of its experts stand one by one in files and as one tensor in memory, which is not read here"
 
 DECLINED: dict[str, str] = {
     **dict.fromkeys(
@@ -17,7 +18,7 @@ DECLINED: dict[str, str] = {
     **dict.fromkeys(("fnet", "mamba", "mamba2", "rwkv"), _NO_KEYS),
     "gemma3": "it sees images too, unlike the text models whose model_type is 'gemma3_text'",
     "gpt_oss": "its attention has sinks, which no kernel here has",
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), "no plan here cuts the weights of experts"),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _EXPERTS),
     "olmo": "it may clip queries and keys in place, which frozen layers do not allow",
     "olmo2": "its queries and keys are normed over all heads, of which a tensor rank has a share",
     "stablelm": "its layers hand nothing on to their attention, where a prefix would enter",
