@@ -25,10 +25,10 @@ from prompt_tuning.tokens.tokenise import word_lead
 from tests.support.fleets import follow, open_fleet
 from tests.support.packed import packed
 from tests.support.rows import ROWS, encode, write_rows
-from tests.support.tiny import make_backbone, make_language_backbone, make_tokenizer, run_json
+from tests.support.tiny import CONFIGS, make_backbone, make_language_backbone, make_tokenizer, run_json
 from tests.unit.test_kinds import byte_level
 
-MASKED = ("bert", "roberta", "electra", "distilbert", "albert", "modernbert")
+MASKED = tuple(name for name, config in CONFIGS.items() if "num_key_value_heads" not in config)
 CAUSAL = ("llama", "mistral", "glm4", "gemma2", "gemma3_text")
 BOOLQ = find_task("boolq")
 COPA = find_task("copa")
