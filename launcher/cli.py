@@ -1,5 +1,4 @@
-"""The driver: promptfleet validate | submit | suite | tune | compare | status | report | profile | tasks | schema | predict |
-evaluate | export.
+"""The driver: promptfleet VERB, where VERB is a file of :mod:`launcher.verbs`.
 
 ``promptfleet --help`` and ``validate`` do not import torch.
 """
@@ -51,6 +50,7 @@ VERBS = (
     "report",
     "profile",
     "tasks",
+    "families",
     "schema",
     "predict",
     "evaluate",

@@ -72,6 +72,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_dropout": 0.1,
         "pad_token_id": 0,
     },
+    "eurobert": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 80,
+        "max_position_embeddings": 64,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "attention_dropout": 0.1,
+        "pad_token_id": 0,
+    },
     # A global layer and two local ones, in which a token sees four to each side.
     "modernbert": {
         "hidden_size": 32,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prompt_tuning.backbone.attention import INDEX, IS_LAST, TENSOR_RANK, prefix_attention
+from prompt_tuning.backbone.attention import INDEX, LAST, TENSOR_RANK, prefix_attention
 from prompt_tuning.backbone.kernels import KERNELS
 from prompt_tuning.errors import UserError
 from tests.unit.test_apart import everything, packed
@@ -16,7 +16,7 @@ def attend(**asked):
     """One call of our attention as models make it, by every kernel."""
     q, k, v, tables = everything(2)
     module = nn.Module()
-    for name, value in ((INDEX, 0), (IS_LAST, False), (TENSOR_RANK, None)):
+    for name, value in ((INDEX, 0), (LAST, 5), (TENSOR_RANK, None)):
         setattr(module, name, value)
     return [
         prefix_attention(kernel, module, q, k, v, None, rows=packed(tables), **asked)[0] for kernel in KERNELS.values()

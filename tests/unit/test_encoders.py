@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from launcher import run as worker
+from model_parallel import rng
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.families import families
 from prompt_tuning.backbone.load import load_backbone
@@ -22,6 +24,7 @@ from prompt_tuning.backbone.rows import Group, PackedRows
 from prompt_tuning.forward.run import hidden_states
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
+from prompt_tuning.prompt.initialise import _some_tokens
 from prompt_tuning.settings.sections import BackboneSection
 from tests.contracts.test_families import (
     assert_equal,
@@ -31,13 +34,14 @@ from tests.contracts.test_families import (
     prefix_gradients,
     ramp_loss,
 )
+from tests.support.fleets import open_fleet
 from tests.support.tiny import CONFIGS, make_backbone, make_texts, make_tokenizer, run_json
 from tests.support.written_out import rows_written_out
 
 ENCODERS = sorted(name for name, config in CONFIGS.items() if "num_key_value_heads" not in config)
 
 
-PRETRAINED = {"modernbert": AutoModelForMaskedLM}
+PRETRAINED = dict.fromkeys(("eurobert", "modernbert"), AutoModelForMaskedLM)
 
 
 @pytest.mark.parametrize("is_pretrained", [True, False])
@@ -79,7 +83,10 @@ def test_every_dropout_of_the_config_has_its_place(model_type):
 @pytest.mark.parametrize("model_type", ENCODERS)
 def test_dropout_can_be_the_models_own_or_a_rate_or_off(tmp_path, model_type):
     folder = make_backbone(tmp_path, model_type)
-    for dropout, hidden, attention in ((True, 0.1, 0.1), (0.3, 0.3, 0.1), (False, 0, 0)):
+    rates = [(True, 0.1, 0.1), (0.3, 0.3, 0.1), (False, 0, 0)]
+    if not families()[model_type].hidden_dropout:
+        del rates[1]
+    for dropout, hidden, attention in rates:
         backbone = open_backbone(folder, dropout=dropout)
         config, family = backbone.model.config, backbone.family
         assert [getattr(config, name) for name in family.hidden_dropout] == [hidden] * len(family.hidden_dropout)
@@ -215,3 +222,33 @@ def test_a_fine_tuned_model_is_one_of_transformers_own(tmp_path, model_type, cha
     assert (start.eval()(ids).last_hidden_state - found).abs().max() > 1e-4
     if ours.pooler is not None:
         assert not torch.equal(ours.pooler.weight, start.pooler.weight)
+
+
+@pytest.mark.parametrize("init", ["normal", "text"])
+@pytest.mark.parametrize("model_type", ["albert", "electra"])
+def test_input_prompts_are_as_wide_as_words(tmp_path, model_type, init):
+    """24 numbers, where hidden states have 32; and they train."""
+    raw = run_json(
+        make_backbone(tmp_path / "backbone", model_type), make_texts(tmp_path / "data"), method="shallow_prompt"
+    )
+    raw["prompt"]["init"] = init
+    fleet = open_fleet(raw)
+    inputs = fleet.members[0].prompt.inputs
+    before = inputs.detach().clone()
+    assert inputs.shape == (5, 24)
+    fleet.train_step([0])
+    assert (inputs != before).all()
+
+
+def test_a_text_start_has_the_keys_and_values_of_each_depth(deep_albert, tmp_path):
+    raw = run_json(deep_albert, make_texts(tmp_path / "data"), prompt={"init": "text"})
+    member = open_fleet(raw).members[0]
+    tokens = _some_tokens(member.splits["train"], 5, rng.key(member.seed, "init", "text")).astype(np.int64)
+    model, found = AutoModel.from_pretrained(deep_albert, dtype=torch.float64).eval(), []
+    for group in model.encoder.albert_layer_groups:
+        for layer in group.albert_layers:
+            for side in (layer.attention.key, layer.attention.value):
+                side.register_forward_hook(lambda module, given, out: found.append(out[0]))
+    model(torch.from_numpy(tokens)[None])
+    expected = torch.stack(found, 1).view(5, 8, 2, 4, 8)
+    assert_equal([member.prompt.prefix.table()], [expected], 1e-10)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from launcher.pages.families import families_page
 from launcher.pages.run_file import json_schema, markdown
 from launcher.pages.tasks import tasks_page
 
@@ -20,3 +21,7 @@ def test_json_schema_is_current():
 
 def test_the_page_of_tasks_is_fresh():
     assert (DOCS / "tasks.md").read_text() == tasks_page(), "run: promptfleet tasks > docs/tasks.md"
+
+
+def test_the_page_of_families_is_fresh():
+    assert (DOCS / "families.md").read_text() == families_page(), "run: promptfleet families > docs/families.md"
