@@ -16,8 +16,8 @@ from prompt_tuning.prompt.prompt import Prompt
 from tests.contracts.test_families import (
     BOUNDS,
     assert_equal,
-    cache_route,
     has_types,
+    independent_states,
     make_batch,
     make_prompt,
     open_backbone,
@@ -63,7 +63,7 @@ def test_every_variant_equals_its_layers_written_out(folder, attention):
     prompt = make_prompt(backbone)
     batch = make_batch([prompt], with_types=has_types(backbone))
     ours = hidden_states(backbone, [prompt], batch)
-    theirs = cache_route(folder, backbone, prompt, batch, "float64")
+    theirs = independent_states(folder, backbone, prompt, batch, "float64")
     assert_equal([ours[batch.tokens]], [theirs[real(batch)]], BOUNDS["float64"])
     found = prefix_gradients(ramp_loss(ours, batch), [prompt])
     assert_equal(found, prefix_gradients(ramp_loss(theirs, batch), [prompt]), BOUNDS["float64"])

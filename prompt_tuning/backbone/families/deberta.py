@@ -234,5 +234,13 @@ FAMILY = Family(
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
     open=_open,
+    # Positions go through version 2's projections of queries and keys too.
+    beyond_tokens=(
+        "encoder.layer.*.attention.self.pos_*",
+        "encoder.layer.*.attention.self.query_proj",
+        "encoder.layer.*.attention.self.key_proj",
+        "encoder.LayerNorm",
+        "encoder.conv.conv",
+    ),
     refuse=_refuse,
 )
