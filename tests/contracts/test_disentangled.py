@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
 from prompt_tuning.backbone.families.deberta import _index
 from prompt_tuning.errors import UserError
@@ -25,7 +26,7 @@ from tests.contracts.test_families import (
     ramp_loss,
 )
 from tests.support.packed import real, text_rows
-from tests.support.tiny import make_backbone
+from tests.support.tiny import CONFIGS, make_backbone, make_tokenizer
 
 RELEASED = {"position_biased_input": False, "type_vocab_size": 0}
 ONE = {
@@ -116,10 +117,34 @@ def test_dropout_of_the_backbone_is_drawn_in_training_alone(tmp_path, model_type
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_a_prompt_takes_no_position_where_there_are_none(tmp_path, model_type):
+    for changes, room in ((RELEASED, 64), ({}, 59)):
+        described = open_backbone(make_backbone(tmp_path, model_type, **changes)).description
+        described.check_length(5, room, "after_prefix")
+        with pytest.raises(UserError, match=r"set data\.max_length to"):
+            described.check_length(5, room + 1, "after_prefix")
+
+
+def test_a_position_table_that_the_model_never_reads_may_lie_in_its_files(tmp_path):
+    """As in the files of the released ones; any other part that the config does not have is refused."""
+    config = AutoConfig.for_model("deberta", **CONFIGS["deberta"])
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    config.update(RELEASED)
+    config.save_pretrained(tmp_path)
+    make_tokenizer(0).save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"1 tensors .* does not have \(deberta.embeddings.token_type_embeddings.weight\)"
+    ):
+        open_backbone(tmp_path)
+    config.update({"type_vocab_size": 2})
+    config.save_pretrained(tmp_path)
+    open_backbone(tmp_path)
+
+
 @pytest.mark.parametrize("buckets", [4, 6, 32, 256])
 def test_buckets_are_those_of_the_model(buckets):
     """Of version 2's own table, for rows of every length up to 600."""
-    from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
     class Encoder:
         position_buckets, max_relative_positions = buckets, 512
@@ -141,10 +166,6 @@ def test_buckets_are_those_of_the_model(buckets):
     ],
 )
 def test_what_prompts_are_not_built_for_is_refused_in_a_sentence(tmp_path, model_type, changes, said):
-    from transformers import AutoConfig
-
-    from tests.support.tiny import CONFIGS, make_tokenizer
-
     AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes}).save_pretrained(tmp_path)
     make_tokenizer(0).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=said):
