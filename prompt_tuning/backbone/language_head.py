@@ -65,6 +65,20 @@ class _Capped(nn.Module):
         return torch.tanh(self.head(hidden) / self.cap) * self.cap
 
 
+class _Handed(nn.Module):
+    """A head that is handed the word embedding, whose vectors its outputs are products with."""
+
+    def __init__(self, head: nn.Module, words: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        # Not registered: it is the backbone's.
+        self._words = (words,)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.head(hidden, *self._words)
+        return found
+
+
 def load_language_head(
     folder: Path, config: Any, model: PreTrainedModel, family: Family, grid: Grid
 ) -> tuple[nn.Module, int]:
@@ -82,7 +96,9 @@ def load_language_head(
     for target, source in (whole._tied_weights_keys or {}).items():
         if source in stored and target not in stored:
             stored[target] = stored[source]
-    if config.tie_word_embeddings:
+    # Newer heads of DeBERTa have no output embedding and are handed the word embedding.
+    is_handed = getattr(config, "legacy", True) is False
+    if config.tie_word_embeddings and not is_handed:
         whole.get_output_embeddings().weight = model.get_input_embeddings().weight
     wanted = {name for name, value in head.state_dict().items() if value.is_meta}
     missing = sorted(wanted - set(stored))
@@ -93,6 +109,8 @@ def load_language_head(
         )
     bytes_read = load_weights(head, stored, {}, grid)
     chain: nn.Module = nn.Sequential(*parts.values())
+    if is_handed:
+        chain = _Handed(*parts.values(), words=model.get_input_embeddings())
     cap = getattr(config, "final_logit_softcapping", None)
     return (chain if cap is None else _Capped(chain, cap)).requires_grad_(False).eval(), bytes_read
 

@@ -9,11 +9,14 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
+from model_parallel.grid import Grid
 from prompt_tuning.backbone.families.deberta import _index
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.run import hidden_states
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.sections import BackboneSection
 from tests.contracts.test_families import (
     BOUNDS,
     assert_equal,
@@ -26,7 +29,7 @@ from tests.contracts.test_families import (
     ramp_loss,
 )
 from tests.support.packed import real, text_rows
-from tests.support.tiny import CONFIGS, make_backbone, make_tokenizer
+from tests.support.tiny import CONFIGS, make_backbone, make_language_backbone, make_tokenizer
 
 RELEASED = {"position_biased_input": False, "type_vocab_size": 0}
 ONE = {
@@ -140,6 +143,15 @@ def test_a_position_table_that_the_model_never_reads_may_lie_in_its_files(tmp_pa
     config.update({"type_vocab_size": 2})
     config.save_pretrained(tmp_path)
     open_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_a_language_head_may_be_handed_the_word_embedding(tmp_path, model_type):
+    folder = make_language_backbone(tmp_path, model_type, legacy=False)
+    backbone = load_backbone(BackboneSection(path=str(folder)), Grid(), language=True)
+    whole = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    ids = torch.tensor([[2, 5, 6, 7, 3]])
+    assert torch.equal(backbone.language_head(whole.deberta(ids).last_hidden_state), whole(ids).logits)
 
 
 @pytest.mark.parametrize("buckets", [4, 6, 32, 256])

@@ -28,7 +28,7 @@ from tests.support.rows import ROWS, encode, write_rows
 from tests.support.tiny import make_backbone, make_language_backbone, make_tokenizer, run_json
 from tests.unit.test_kinds import byte_level
 
-MASKED = ("bert", "roberta", "electra", "distilbert", "albert", "modernbert")
+MASKED = ("bert", "roberta", "electra", "distilbert", "albert", "modernbert", "deberta", "deberta-v2")
 CAUSAL = ("llama", "mistral", "glm4", "gemma2", "gemma3_text")
 BOOLQ = find_task("boolq")
 COPA = find_task("copa")
