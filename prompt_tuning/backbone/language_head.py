@@ -110,7 +110,8 @@ def load_language_head(
     bytes_read = load_weights(head, stored, {}, grid)
     chain: nn.Module = nn.Sequential(*parts.values())
     if is_handed:
-        chain = _Handed(*parts.values(), words=model.get_input_embeddings())
+        (only,) = parts.values()
+        chain = _Handed(only, model.get_input_embeddings())
     cap = getattr(config, "final_logit_softcapping", None)
     return (chain if cap is None else _Capped(chain, cap)).requires_grad_(False).eval(), bytes_read
 

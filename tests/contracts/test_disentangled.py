@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.families.deberta import _index
 from prompt_tuning.backbone.load import load_backbone
+from prompt_tuning.backbone.rows import Group, PackedRows
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.run import hidden_states
 from prompt_tuning.prompt.head import Head
@@ -31,6 +33,7 @@ from tests.contracts.test_families import (
 from tests.support.packed import real, text_rows
 from tests.support.tiny import CONFIGS, make_backbone, make_language_backbone, make_tokenizer
 
+SPECIAL_PIECES = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 RELEASED = {"position_biased_input": False, "type_vocab_size": 0}
 ONE = {
     "as released": RELEASED,
@@ -152,6 +155,29 @@ def test_a_language_head_may_be_handed_the_word_embedding(tmp_path, model_type):
     whole = AutoModelForMaskedLM.from_pretrained(folder).eval()
     ids = torch.tensor([[2, 5, 6, 7, 3]])
     assert torch.equal(backbone.language_head(whole.deberta(ids).last_hidden_state), whole(ids).logits)
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path):
+    """As version 3 has it: no tokenizer.json, token types though there is no embedding of them."""
+    folder = make_backbone(tmp_path / "backbone", "deberta-v2", type_vocab_size=0)
+    for file in folder.glob("token*"):
+        file.unlink()
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(" ".join(f"w{(i * 7 + j) % 60}" for j in range(12)) for i in range(50)))
+    pieces = {f"{name}_piece": piece for name, piece in zip(("pad", "bos", "eos", "unk"), SPECIAL_PIECES, strict=True)}
+    SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spm"), vocab_size=60, minloglevel=2,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, **pieces,
+    )  # fmt: skip
+    backbone = open_backbone(folder)
+    found = backbone.tokenizer("w1 w22", "w5")
+    own = SentencePieceProcessor(str(folder / "spm.model"))
+    assert found["input_ids"] == [1, *own.encode("w1 w22"), 2, *own.encode("w5"), 2]
+    ids, types = (torch.tensor([found[name]]) for name in ("input_ids", "token_type_ids"))
+    assert types.any()
+    rows, place = PackedRows((Group(slice(0, 1), slice(0, ids.shape[1]), 0),)), torch.arange(ids.shape[1])[None]
+    plain, typed = (backbone.model(ids, place, rows, t).last_hidden_state for t in (None, types))
+    assert torch.equal(plain, typed)
 
 
 @pytest.mark.parametrize("buckets", [4, 6, 32, 256])
