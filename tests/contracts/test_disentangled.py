@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
 from model_parallel.grid import Grid
+from prompt_tuning.backbone.attention import TENSOR_RANK
 from prompt_tuning.backbone.families.deberta import _index
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.backbone.rows import Group, PackedRows
@@ -31,7 +32,9 @@ from tests.contracts.test_families import (
     ramp_loss,
 )
 from tests.support.packed import real, text_rows
+from tests.support.ranks import run_ranks
 from tests.support.tiny import CONFIGS, make_backbone, make_language_backbone, make_tokenizer
+from tests.support.topologies import open_sharded
 
 SPECIAL_PIECES = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 RELEASED = {"position_biased_input": False, "type_vocab_size": 0}
@@ -120,6 +123,35 @@ def test_dropout_of_the_backbone_is_drawn_in_training_alone(tmp_path, model_type
     assert not torch.equal(first, second)
     backbone.model.eval()
     first, second = (hidden_states(backbone, [prompt], batch) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_tensor_ranks_drop_attention_weights_of_their_own(tmp_path, model_type):
+    folder = make_backbone(tmp_path, model_type, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
+    backbone, results = open_backbone(folder, dropout=True), []
+    prompt = make_prompt(backbone)
+    for rank in (0, 1):
+        for module in backbone.family.attention_modules(backbone.model):
+            setattr(module, TENSOR_RANK, rank)
+        torch.manual_seed(5)
+        results.append((hidden_states(backbone, [prompt], make_batch([prompt])), torch.get_rng_state()))
+    (first, state), (second, same) = results
+    assert not torch.allclose(first, second)
+    assert torch.equal(state, same)
+
+
+def under_dropout(grid, folder):
+    """Hidden states on this tensor rank, all dropout on."""
+    backbone = open_sharded(folder, grid, 2, False, dropout=True)
+    prompt = make_prompt(backbone)
+    torch.manual_seed(5)
+    return hidden_states(backbone, [prompt], make_batch([prompt])).detach()
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_hidden_states_stay_equal_over_tensor_ranks_under_dropout(tmp_path, model_type):
+    first, second = run_ranks(2, under_dropout, make_backbone(tmp_path, model_type))
     assert torch.equal(first, second)
 
 
