@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,11 @@ _NO_LOSS = re.compile(
 """Tensors that a base model may leave in its files: buffers that it makes itself, and heads for other uses."""
 
 
-def check_all_taken(folder: Path, stored: dict[str, StoredTensor]) -> None:
+def check_all_taken(folder: Path, stored: dict[str, StoredTensor], unused: Iterable[str] = ()) -> None:
     """Raise :class:`WeightsError` where a file has tensors of the base model that it does not take.
 
-    Such weights were trained with a part that this model lacks, so that its numbers would be others than theirs.
+    Such weights were trained with a part that this model lacks, so that its numbers would be others than theirs; but for
+    ``unused``, patterns of what the model's own authors say that it leaves in its files.
     """
     taken = {(place.file, place.name) for place in stored.values()}
     others = []
@@ -119,7 +120,8 @@ def check_all_taken(folder: Path, stored: dict[str, StoredTensor]) -> None:
     )
     prefix = ends.most_common(1)[0][0] if ends else ""
     mine = [name for name in others if name.startswith(prefix)]
-    left = sorted(name for name in mine if not _NO_LOSS.search(name.removeprefix(prefix)))
+    matters = [name for name in mine if not any(re.search(pattern, name) for pattern in unused)]
+    left = sorted(name for name in matters if not _NO_LOSS.search(name.removeprefix(prefix)))
     if left:
         names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         raise WeightsError(

@@ -33,7 +33,8 @@ class Description:
     def check_length(self, prompt_length: int, max_length: int, positions: str) -> None:
         """Raise :class:`UserError` where prompt and text together outgrow the position table."""
         limit = self.family.max_positions(self.config)
-        used = max_length + (prompt_length if positions == "after_prefix" else 0)
+        takes_some = positions == "after_prefix" and self.family.has_positions(self.config)
+        used = max_length + (prompt_length if takes_some else 0)
         if used > limit:
             room = limit - used + max_length
             text = f"set data.max_length to {room} or less" if room > 2 else "leave room for the text"

@@ -67,6 +67,20 @@ class _Scaled(nn.Module):
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
+class _Handed(nn.Module):
+    """A head that is handed the word embedding, whose vectors its outputs are products with."""
+
+    def __init__(self, head: nn.Module, words: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        # Not registered: it is the backbone's.
+        self._words = (words,)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.head(hidden, *self._words)
+        return found
+
+
 def load_language_head(
     folder: Path, config: Any, model: PreTrainedModel, family: Family, grid: Grid
 ) -> tuple[nn.Module, int]:
@@ -84,7 +98,9 @@ def load_language_head(
     for target, source in (whole._tied_weights_keys or {}).items():
         if source in stored and target not in stored:
             stored[target] = stored[source]
-    if config.tie_word_embeddings:
+    # Newer heads of DeBERTa have no output embedding and are handed the word embedding.
+    is_handed = getattr(config, "legacy", True) is False
+    if config.tie_word_embeddings and not is_handed:
         whole.get_output_embeddings().weight = model.get_input_embeddings().weight
     wanted = {name for name, value in head.state_dict().items() if value.is_meta}
     missing = sorted(wanted - set(stored))
@@ -95,6 +111,9 @@ def load_language_head(
         )
     bytes_read = load_weights(head, stored, {}, grid)
     chain: nn.Module = nn.Sequential(*parts.values())
+    if is_handed:
+        (only,) = parts.values()
+        chain = _Handed(only, model.get_input_embeddings())
     if any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
         chain = _Scaled(chain, config)
     return chain.requires_grad_(False).eval(), bytes_read

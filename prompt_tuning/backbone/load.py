@@ -164,7 +164,7 @@ def _load(
     stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
     pooler, model.pooler = (getattr(model, "pooler", None) if is_pooled else None), None
-    check_all_taken(folder, stored)
+    check_all_taken(folder, stored, model._keys_to_ignore_on_load_unexpected or ())
     stored |= tied_embedding(folder, model, stored)
     check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())

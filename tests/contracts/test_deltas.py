@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModel, DynamicCache
+from transformers import DynamicCache
 
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.deltas import Deltas
@@ -16,11 +16,12 @@ from prompt_tuning.forward.run import hidden_states, member_logits
 from prompt_tuning.prompt.beside import build_beside
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prompt import Prompt
-from tests.contracts.test_families import assert_equal, make_batch, make_prompt, open_backbone, ramp_loss
+from tests.contracts.test_families import assert_equal, make_batch, make_prompt, open_backbone, ramp_loss, stock_model
 from tests.support.packed import text_rows
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone
 from tests.support.topologies import exact_norms, open_sharded
+from tests.support.written_out import WRITTEN_OUT, rows_written_out
 
 FAMILIES = sorted(families())
 MEMBERS = [0, 1, 2, 0, 1, 2, 2]
@@ -59,9 +60,7 @@ def three_prompts(backbone):
 
 def changed_model(folder, prompt):
     """The ordinary model, its vectors really changed, with gradients for them."""
-    model = (
-        AutoModel.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval().requires_grad_(False)
-    )
+    model = stock_model(folder).requires_grad_(False)
     exact_norms(model)
     vectors = {} if prompt.beside is None else prompt.beside.vectors()
     for name, delta in vectors.items():
@@ -72,7 +71,12 @@ def changed_model(folder, prompt):
 
 
 def one_row(model, backbone, prompt, batch):
-    """Hidden states of a batch of one row, its prefix by transformers' cache."""
+    """Hidden states of a batch of one row, its prefix by transformers' cache, or written out where it has none."""
+    if model.config.model_type in WRITTEN_OUT:
+        shape = backbone.shape
+        none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, dtype=torch.float64)
+        table = none if prompt.prefix is None else prompt.prefix.table()
+        return rows_written_out(model, batch, table, prompt.text_start)[0]
     arguments = {"input_ids": batch.input_ids, "use_cache": False}
     if prompt.prefix is not None:
         cache, table = DynamicCache(), prompt.prefix.table()

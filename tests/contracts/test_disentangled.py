@@ -6,13 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModel
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
+from model_parallel.grid import Grid
+from prompt_tuning.backbone.attention import TENSOR_RANK
 from prompt_tuning.backbone.families.deberta import _index
+from prompt_tuning.backbone.load import load_backbone
+from prompt_tuning.backbone.rows import Group, PackedRows
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.run import hidden_states
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.sections import BackboneSection
 from tests.contracts.test_families import (
     BOUNDS,
     assert_equal,
@@ -25,8 +32,11 @@ from tests.contracts.test_families import (
     ramp_loss,
 )
 from tests.support.packed import real, text_rows
-from tests.support.tiny import make_backbone
+from tests.support.ranks import run_ranks
+from tests.support.tiny import CONFIGS, make_backbone, make_language_backbone, make_tokenizer
+from tests.support.topologies import open_sharded
 
+SPECIAL_PIECES = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 RELEASED = {"position_biased_input": False, "type_vocab_size": 0}
 ONE = {
     "as released": RELEASED,
@@ -116,10 +126,95 @@ def test_dropout_of_the_backbone_is_drawn_in_training_alone(tmp_path, model_type
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_tensor_ranks_drop_attention_weights_of_their_own(tmp_path, model_type):
+    folder = make_backbone(tmp_path, model_type, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
+    backbone, results = open_backbone(folder, dropout=True), []
+    prompt = make_prompt(backbone)
+    for rank in (0, 1):
+        for module in backbone.family.attention_modules(backbone.model):
+            setattr(module, TENSOR_RANK, rank)
+        torch.manual_seed(5)
+        results.append((hidden_states(backbone, [prompt], make_batch([prompt])), torch.get_rng_state()))
+    (first, state), (second, same) = results
+    assert not torch.allclose(first, second)
+    assert torch.equal(state, same)
+
+
+def under_dropout(grid, folder):
+    """Hidden states on this tensor rank, all dropout on."""
+    backbone = open_sharded(folder, grid, 2, False, dropout=True)
+    prompt = make_prompt(backbone)
+    torch.manual_seed(5)
+    return hidden_states(backbone, [prompt], make_batch([prompt])).detach()
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_hidden_states_stay_equal_over_tensor_ranks_under_dropout(tmp_path, model_type):
+    first, second = run_ranks(2, under_dropout, make_backbone(tmp_path, model_type))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_a_prompt_takes_no_position_where_there_are_none(tmp_path, model_type):
+    for changes, room in ((RELEASED, 64), ({}, 59)):
+        described = open_backbone(make_backbone(tmp_path, model_type, **changes)).description
+        described.check_length(5, room, "after_prefix")
+        with pytest.raises(UserError, match=r"set data\.max_length to"):
+            described.check_length(5, room + 1, "after_prefix")
+
+
+def test_a_position_table_that_the_model_never_reads_may_lie_in_its_files(tmp_path):
+    """As in the files of the released ones; any other part that the config does not have is refused."""
+    config = AutoConfig.for_model("deberta", **CONFIGS["deberta"])
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    config.update(RELEASED)
+    config.save_pretrained(tmp_path)
+    make_tokenizer(0).save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"1 tensors .* does not have \(deberta.embeddings.token_type_embeddings.weight\)"
+    ):
+        open_backbone(tmp_path)
+    config.update({"type_vocab_size": 2})
+    config.save_pretrained(tmp_path)
+    open_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2"])
+def test_a_language_head_may_be_handed_the_word_embedding(tmp_path, model_type):
+    folder = make_language_backbone(tmp_path, model_type, legacy=False)
+    backbone = load_backbone(BackboneSection(path=str(folder)), Grid(), language=True)
+    whole = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    ids = torch.tensor([[2, 5, 6, 7, 3]])
+    assert torch.equal(backbone.language_head(whole.deberta(ids).last_hidden_state), whole(ids).logits)
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(tmp_path):
+    """As version 3 has it: no tokenizer.json, token types though there is no embedding of them."""
+    folder = make_backbone(tmp_path / "backbone", "deberta-v2", type_vocab_size=0)
+    for file in folder.glob("token*"):
+        file.unlink()
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(" ".join(f"w{(i * 7 + j) % 60}" for j in range(12)) for i in range(50)))
+    pieces = {f"{name}_piece": piece for name, piece in zip(("pad", "bos", "eos", "unk"), SPECIAL_PIECES, strict=True)}
+    SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spm"), vocab_size=60, minloglevel=2,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, **pieces,
+    )  # fmt: skip
+    backbone = open_backbone(folder)
+    found = backbone.tokenizer("w1 w22", "w5")
+    own = SentencePieceProcessor(str(folder / "spm.model"))
+    assert found["input_ids"] == [1, *own.encode("w1 w22"), 2, *own.encode("w5"), 2]
+    ids, types = (torch.tensor([found[name]]) for name in ("input_ids", "token_type_ids"))
+    assert types.any()
+    rows, place = PackedRows((Group(slice(0, 1), slice(0, ids.shape[1]), 0),)), torch.arange(ids.shape[1])[None]
+    plain, typed = (backbone.model(ids, place, rows, t).last_hidden_state for t in (None, types))
+    assert torch.equal(plain, typed)
+
+
 @pytest.mark.parametrize("buckets", [4, 6, 32, 256])
 def test_buckets_are_those_of_the_model(buckets):
     """Of version 2's own table, for rows of every length up to 600."""
-    from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
     class Encoder:
         position_buckets, max_relative_positions = buckets, 512
@@ -141,10 +236,6 @@ def test_buckets_are_those_of_the_model(buckets):
     ],
 )
 def test_what_prompts_are_not_built_for_is_refused_in_a_sentence(tmp_path, model_type, changes, said):
-    from transformers import AutoConfig
-
-    from tests.support.tiny import CONFIGS, make_tokenizer
-
     AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes}).save_pretrained(tmp_path)
     make_tokenizer(0).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=said):

@@ -23,8 +23,8 @@ from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tokens.features import Features
-from tests.support.disentangled import disentangled, in_full_precision
-from tests.support.packed import real, rows_of_texts, text_rows
+from tests.support.disentangled import in_full_precision
+from tests.support.packed import real, text_rows
 from tests.support.tiny import CONFIGS, make_backbone
 from tests.support.written_out import WRITTEN_OUT, rows_written_out
 
@@ -115,8 +115,8 @@ def stock_model(folder, dtype="float64"):
     """Transformers' own model, by its SDPA where it has one."""
     AttentionInterface.register("exact", written_out)
     AttentionMaskInterface.register("exact", sdpa_mask)
-    has_sdpa = AutoConfig.from_pretrained(folder).model_type != "gemma2"
-    attention = "sdpa" if has_sdpa else "exact"
+    own = {"gemma2": "exact", "deberta": "eager", "deberta-v2": "eager"}
+    attention = own.get(AutoConfig.from_pretrained(folder).model_type, "sdpa")
     return AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
 
 
@@ -126,9 +126,6 @@ def has_types(backbone):
 
 def independent_states(folder, backbone, prompt, batch, dtype):
     """Hidden states by transformers' own cache (its model, its SDPA, one padded batch), or written out where it has none."""
-    if backbone.model.config.model_type in ("deberta", "deberta-v2"):
-        model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        return disentangled_rows(model, batch, prompt.prefix.table(), prompt.text_start)
     model = stock_model(folder, dtype)
     rows = len(batch.lengths)
     table = prompt.prefix.table()
@@ -150,16 +147,6 @@ def independent_states(folder, backbone, prompt, batch, dtype):
         first = model.config.pad_token_id + 1 if from_padding else 0
         arguments["position_ids"] = torch.where(present, index + first, first)
     return model(**arguments).last_hidden_state
-
-
-def disentangled_rows(model, batch, table, start):
-    """Hidden states [R, L, H] of DeBERTa, which knows no cache, row by row."""
-    rows = []
-    for first, length in zip(batch.first.tolist(), batch.lengths.tolist(), strict=True):
-        ids = batch.input_ids[0, first : first + length]
-        types = ids * 0 if batch.token_type_ids is None else batch.token_type_ids[0, first : first + length]
-        rows.append(disentangled(model, ids, types, torch.arange(length) + start, table))
-    return rows_of_texts(torch.cat(rows), batch)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

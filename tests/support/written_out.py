@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_tuning.forward.batch import Batch
+from tests.support.disentangled import disentangled
 from tests.support.packed import rows_of_texts
 
 
@@ -82,6 +83,8 @@ def modernbert(model: Any, ids: Tensor, types: Tensor, positions: Tensor, table:
 
 WRITTEN_OUT: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "albert": albert,
+    "deberta": disentangled,
+    "deberta-v2": disentangled,
     "distilbert": distilbert,
     "modernbert": modernbert,
 }

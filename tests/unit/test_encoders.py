@@ -74,7 +74,7 @@ def test_the_pooler_is_the_models(tmp_path, model_type):
 @pytest.mark.parametrize("model_type", ENCODERS)
 def test_every_dropout_of_the_config_has_its_place(model_type):
     config = AutoConfig.for_model(model_type, **CONFIGS[model_type])
-    heads = ("classifier", "qa_", "seq_classif", "summary")
+    heads = ("classifier", "pooler", "qa_", "seq_classif", "summary")
     names = {name for name in config.to_dict() if "dropout" in name and not name.startswith(heads)}
     family = families()[model_type]
     assert {*family.hidden_dropout, *family.attention_dropout} == names

@@ -47,6 +47,8 @@ class Family:
     """Names, in the module that attends, of the linear layers that make queries and values; none: method `lora` is refused."""
     positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
+    has_positions: Callable[[Any], bool] = lambda config: True
+    """Whether tokens have positions of their own, of which a prompt takes some; not where attention sees distances alone."""
     refuse: Callable[[Any], str | None] = lambda config: None
     """What a config asks for that is not done here, as the rest of a sentence that begins with the backbone."""
     num_layers: Callable[[Any], int] = lambda config: int(config.num_hidden_layers)

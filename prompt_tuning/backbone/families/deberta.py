@@ -233,6 +233,15 @@ FAMILY = Family(
     pooling="context",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
+    has_positions=lambda config: bool(config.position_biased_input),
     open=_open,
+    # Positions go through version 2's projections of queries and keys too.
+    beyond_tokens=(
+        "encoder.layer.*.attention.self.pos_*",
+        "encoder.layer.*.attention.self.query_proj",
+        "encoder.layer.*.attention.self.key_proj",
+        "encoder.LayerNorm",
+        "encoder.conv.conv",
+    ),
     refuse=_refuse,
 )
