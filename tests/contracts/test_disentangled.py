@@ -16,8 +16,8 @@ from prompt_tuning.prompt.prompt import Prompt
 from tests.contracts.test_families import (
     BOUNDS,
     assert_equal,
-    independent_states,
     has_types,
+    independent_states,
     make_batch,
     make_prompt,
     open_backbone,

@@ -235,4 +235,12 @@ FAMILY = Family(
     attention_dropout=("attention_probs_dropout_prob",),
     open=_open,
     refuse=_refuse,
+    # Queries and keys of version 2 may be those of relative positions too.
+    beyond_tokens=(
+        "encoder.LayerNorm",
+        "encoder.conv.conv",
+        "encoder.layer.*.attention.self.pos_*",
+        "encoder.layer.*.attention.self.query_proj",
+        "encoder.layer.*.attention.self.key_proj",
+    ),
 )
