@@ -61,7 +61,9 @@ class Deltas:
         """By the backbone's own names, in its order."""
         names = [name for name, _ in model.named_modules()]
         rules = {name: family.plan.rule(name) for name in names}
-        shared_out = {name.rpartition(".")[0] for name, rule in rules.items() if rule and rule.cut == "columns"}
+        shared_out = {
+            name.rpartition(".")[0] for name, rule in rules.items() if rule and rule.cut == "columns" and not rule.alone
+        }
         for name, module in model.named_modules():
             weight, bias = (module._parameters.get(own) for own in ("weight", "bias"))
             if weight is None or any(matches(name, glob) for glob in family.beyond_tokens):
@@ -127,14 +129,15 @@ class Deltas:
             own = self._own([bias])
             if not any(own):
                 return found
-            assert self._rows is not None and found.dim() == 3, "a linear layer sees packed tokens"
+            assert self._rows is not None
+            outputs = found if found.dim() == 3 else found[None]  # OPT leaves out the 1
             parts = [
                 (part, deltas[bias])
-                for part, deltas in zip(_parts(self._rows, found.shape[1]), own, strict=True)
+                for part, deltas in zip(_parts(self._rows, outputs.shape[1]), own, strict=True)
                 if deltas
             ]
-            added: Tensor = _Add.apply(found, tuple(part for part, _ in parts), *(delta for _, delta in parts))
-            return added
+            added: Tensor = _Add.apply(outputs, tuple(part for part, _ in parts), *(delta for _, delta in parts))
+            return added.view_as(found)
 
         return with_deltas
 
@@ -200,9 +203,9 @@ def _parts(rows: PackedRows, count: int) -> list[slice]:
 
 
 def _token_dimension(hidden: Tensor, rows: PackedRows) -> int:
-    """Of [1, T, H]; or of what a norm of heads sees, [1, T, heads, D] or [1, heads, T, D]."""
-    if hidden.dim() == 3:
-        return 1
+    """Of [1, T, H] or [T, H]; or of what a norm of heads sees, [1, T, heads, D] or [1, heads, T, D]."""
+    if hidden.dim() < 4:
+        return hidden.dim() - 2
     tokens = rows.by_member[-1].tokens.stop
     fitting = [dim for dim in (1, 2) if hidden.shape[dim] == tokens]
     # As many heads as tokens: a projection writes the heads of one token beside each other.

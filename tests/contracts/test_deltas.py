@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.deltas import Deltas
@@ -16,12 +15,11 @@ from prompt_tuning.forward.run import hidden_states, member_logits
 from prompt_tuning.prompt.beside import build_beside
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prompt import Prompt
-from tests.contracts.test_families import assert_equal, make_batch, make_prompt, open_backbone, ramp_loss, stock_model
+from tests.contracts.test_families import assert_equal, make_batch, make_prompt, open_backbone, ramp_loss
 from tests.support.packed import text_rows
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone
 from tests.support.topologies import exact_norms, open_sharded
-from tests.support.written_out import WRITTEN_OUT, rows_written_out
 
 FAMILIES = sorted(families())
 MEMBERS = [0, 1, 2, 0, 1, 2, 2]
@@ -58,39 +56,19 @@ def three_prompts(backbone):
     ]
 
 
-def changed_model(folder, prompt):
-    """The ordinary model, its vectors really changed, with gradients for them."""
-    model = stock_model(folder).requires_grad_(False)
-    exact_norms(model)
-    vectors = {} if prompt.beside is None else prompt.beside.vectors()
-    for name, delta in vectors.items():
-        parameter = model.get_parameter(name)
-        parameter.data += delta.detach()
-        parameter.requires_grad_()
-    return model, [model.get_parameter(name) for name in vectors]
-
-
-def one_row(model, backbone, prompt, batch):
-    """Hidden states of a batch of one row, its prefix by transformers' cache, or written out where it has none."""
-    if model.config.model_type in WRITTEN_OUT:
-        shape = backbone.shape
-        none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, dtype=torch.float64)
-        table = none if prompt.prefix is None else prompt.prefix.table()
-        return rows_written_out(model, batch, table, prompt.text_start)[0]
-    arguments = {"input_ids": batch.input_ids, "use_cache": False}
-    if prompt.prefix is not None:
-        cache, table = DynamicCache(), prompt.prefix.table()
-        for layer in range(table.shape[1]):
-            cache.update(*(table[None, :, layer, side].transpose(1, 2) for side in range(2)), layer)
-        mask = torch.ones(1, prompt.length + batch.input_ids.shape[1], dtype=torch.long)
-        arguments |= {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
-    if backbone.family.pooling == "pooler":
-        arguments["position_ids"] = backbone.family.positions(batch.positions, backbone.model.config)
-    return model(**arguments).last_hidden_state[0]
+def changed_backbone(folder, prompt):
+    """The backbone with its vectors really changed, and those, which have gradients."""
+    backbone = open_backbone(folder, trainable=True)
+    exact_norms(backbone.model)
+    deltas = {} if prompt.beside is None else prompt.beside.vectors()
+    vectors = [backbone.model.get_parameter(name) for name in deltas]
+    for vector, delta in zip(vectors, deltas.values(), strict=True):
+        vector.data += delta.detach()
+    return backbone, vectors
 
 
 def test_each_row_sees_the_vectors_of_its_own_member(folder):
-    """Forward and gradients of a fleet of three, against changed copies of the ordinary model, one row at a time."""
+    """Forward and gradients of a fleet of three, against backbones whose own vectors are others, one row at a time."""
     backbone = open_backbone(folder)
     exact_norms(backbone.model)
     prompts = three_prompts(backbone)
@@ -103,14 +81,15 @@ def test_each_row_sees_the_vectors_of_its_own_member(folder):
     found = torch.autograd.grad(ramp_loss(hidden, batch), wanted)
     totals = [torch.zeros_like(tensor) for tensor in wanted]
     for member, prompt in enumerate(prompts):
-        model, vectors = changed_model(folder, prompt)
+        changed, vectors = changed_backbone(folder, prompt)
+        plain = Prompt(prompt.head, prompt.prefix)
         own = [vectors, [prompt.prefix.embedding] if prompt.prefix else []]
         for row in (row for row, other in enumerate(MEMBERS) if other == member):
             alone = make_batch(prompts, LENGTHS, MEMBERS, only=row)
-            expected = one_row(model, backbone, prompt, alone)
+            expected = hidden_states(changed, [plain], alone)
             place = int((batch.examples == row).nonzero())
             assert_equal([texts[place, : LENGTHS[row]]], [expected], 1e-10)
-            gradients = torch.autograd.grad(ramp_loss(expected, alone), own[0] + own[1])
+            gradients = torch.autograd.grad(ramp_loss(expected, alone), own[0] + own[1], materialize_grads=True)
             if prompt.prefix is not None:
                 totals[member] += gradients[-1]
             if vectors:

@@ -244,4 +244,12 @@ FAMILY = Family(
         "encoder.conv.conv",
     ),
     refuse=_refuse,
+    # Queries and keys of version 2 may be those of relative positions too.
+    beyond_tokens=(
+        "encoder.LayerNorm",
+        "encoder.conv.conv",
+        "encoder.layer.*.attention.self.pos_*",
+        "encoder.layer.*.attention.self.query_proj",
+        "encoder.layer.*.attention.self.key_proj",
+    ),
 )
