@@ -127,7 +127,9 @@ def as_method(plan: Plan, method: str, **train: Any) -> Json:
     if method != "deep_prompt":
         kept = ("dropout",) if method != "shallow_prompt" else ("dropout", "length", "init")
         settings["prompt"] = {key: value for key, value in settings.get("prompt", {}).items() if key in kept}
-        settings.get("optimizer", {}).pop("relative", None)
+        for key in ("relative", "also_lr"):
+            settings.get("optimizer", {}).pop(key, None)
+        settings.get("train", {}).pop("also", None)
     if method == "head":
         settings.get("optimizer", {}).pop("head_lr", None)  # its rate is the one that is searched
     settings["train"] = {**settings.get("train", {}), **train}

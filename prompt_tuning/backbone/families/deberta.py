@@ -233,6 +233,7 @@ FAMILY = Family(
     pooling="context",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
+    query_and_value=("query_proj", "value_proj", "in_proj"),
     open=_open,
     refuse=_refuse,
 )
