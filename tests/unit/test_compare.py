@@ -222,6 +222,13 @@ def test_without_a_split_to_compare_on_nothing_is_searched(folder, tmp_path, cap
     assert not (tmp_path / "out" / "search-head").exists()
 
 
+def test_a_missing_extra_is_named_before_anything_runs(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "find_spec", lambda name: None)
+    assert cli.main(arguments(folder / "tiny.json", tmp_path / "new")) == 1
+    assert "pip install 'promptfleet[lora]', or leave it out of --methods" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_training_rows_select_unless_the_file_says_otherwise(folder, tmp_path):
     raw = run_json(folder / "backbone", folder / "data")
     assert plan_of(write(tmp_path, raw), None).base["data"]["held_out"] == comparison.HELD_OUT
