@@ -51,11 +51,6 @@ def read_lora(tensors: Mapping[str, Tensor]) -> nn.ParameterDict | None:
 
 def _inject(backbone: Backbone, rank: int) -> nn.ParameterDict:
     family, model = backbone.family, backbone.model
-    if not family.query_and_value:
-        raise UserError(
-            f"method 'lora': which layers of {model.config.model_type} make queries and values is not known;"
-            " choose another method"
-        )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -68,6 +63,11 @@ def _inject(backbone: Backbone, rank: int) -> nn.ParameterDict:
         for own in family.query_and_value
         if hasattr(module, own)
     ]
+    if not targets:
+        raise UserError(
+            f"method 'lora': which layers of {model.config.model_type} make queries and values is not known;"
+            " choose another method"
+        )
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets), model)
     found = nn.ParameterDict()
     for target in targets:
