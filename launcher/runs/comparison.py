@@ -13,6 +13,7 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ def read_plan(
     folder = output or Path("runs") / f"compare-{settings.name}"
     known = {**SPACES, "deep_prompt": RELATIVE} if own.optimizer.relative else SPACES
     plan = Plan(base, methods, seeds, trials, equal, {**known, **spaces}, folder)
+    if "lora" in methods and find_spec("peft") is None:
+        raise UserError(
+            "method lora needs an extra package: pip install 'promptfleet[lora]', or leave it out of --methods"
+        )
     for method in methods:
         try:
             resolve(as_method(plan, method), config)
@@ -127,7 +132,9 @@ def as_method(plan: Plan, method: str, **train: Any) -> Json:
     if method != "deep_prompt":
         kept = ("dropout",) if method != "shallow_prompt" else ("dropout", "length", "init")
         settings["prompt"] = {key: value for key, value in settings.get("prompt", {}).items() if key in kept}
-        settings.get("optimizer", {}).pop("relative", None)
+        for key in ("relative", "also_lr"):
+            settings.get("optimizer", {}).pop(key, None)
+        settings.get("train", {}).pop("also", None)
     if method == "head":
         settings.get("optimizer", {}).pop("head_lr", None)  # its rate is the one that is searched
     settings["train"] = {**settings.get("train", {}), **train}

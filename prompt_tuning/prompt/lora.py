@@ -51,18 +51,23 @@ def read_lora(tensors: Mapping[str, Tensor]) -> nn.ParameterDict | None:
 
 def _inject(backbone: Backbone, rank: int) -> nn.ParameterDict:
     family, model = backbone.family, backbone.model
-    if not family.query_and_value:
-        raise UserError(
-            f"method 'lora': which layers of {model.config.model_type} make queries and values is not known;"
-            " choose another method"
-        )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("method 'lora' needs an extra package: pip install 'promptfleet[lora]'") from None
     names = {id(module): name for name, module in model.named_modules()}
-    attention = [names[id(module)] for module in family.attention_modules(model)]
-    targets = [f"{name}.{own}" for name in dict.fromkeys(attention) for own in family.query_and_value]
+    attention = {id(module): module for module in family.attention_modules(model)}  # layers may share one
+    targets = [
+        f"{names[key]}.{own}"
+        for key, module in attention.items()
+        for own in family.query_and_value
+        if hasattr(module, own)
+    ]
+    if not targets:
+        raise UserError(
+            f"method 'lora': which layers of {model.config.model_type} make queries and values is not known;"
+            " choose another method"
+        )
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets), model)
     found = nn.ParameterDict()
     for target in targets:

@@ -222,6 +222,13 @@ def test_without_a_split_to_compare_on_nothing_is_searched(folder, tmp_path, cap
     assert not (tmp_path / "out" / "search-head").exists()
 
 
+def test_a_missing_extra_is_named_before_anything_runs(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "find_spec", lambda name: None)
+    assert cli.main(arguments(folder / "tiny.json", tmp_path / "new")) == 1
+    assert "pip install 'promptfleet[lora]', or leave it out of --methods" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_training_rows_select_unless_the_file_says_otherwise(folder, tmp_path):
     raw = run_json(folder / "backbone", folder / "data")
     assert plan_of(write(tmp_path, raw), None).base["data"]["held_out"] == comparison.HELD_OUT
@@ -234,7 +241,7 @@ def test_training_rows_select_unless_the_file_says_otherwise(folder, tmp_path):
 def test_what_only_prompts_have_is_left_out_of_other_methods(folder, tmp_path):
     raw = run_json(
         folder / "backbone", folder / "data", prompt={"length": 3, "layers": [1], "init": "zero", "dropout": 0.2},
-        optimizer={"head_lr": 0.5},
+        optimizer={"head_lr": 0.5}, train={"also": ["biases"]},
     )  # fmt: skip
     plan = plan_of(write(tmp_path, raw), None, methods=("deep_prompt", "head", "lora", "full", "shallow_prompt"))
     assert as_method(plan, "deep_prompt")["prompt"] == raw["prompt"]
@@ -242,6 +249,7 @@ def test_what_only_prompts_have_is_left_out_of_other_methods(folder, tmp_path):
     assert as_method(plan, "shallow_prompt")["prompt"] == {"length": 3, "init": "zero", "dropout": 0.2}
     rates = {method: as_method(plan, method)["optimizer"].get("head_lr") for method in plan.methods}
     assert plan.spaces == SPACES
+    assert [method for method in plan.methods if "also" in as_method(plan, method)["train"]] == ["deep_prompt"]
     assert rates == {"deep_prompt": 0.5, "head": None, "lora": 0.5, "full": 0.5, "shallow_prompt": 0.5}
 
 

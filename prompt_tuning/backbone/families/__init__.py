@@ -44,7 +44,8 @@ class Family:
     hidden_dropout: tuple[str, ...]
     attention_dropout: tuple[str, ...]
     query_and_value: tuple[str, ...] = ()
-    """Names, in the module that attends, of the linear layers that make queries and values; none: method `lora` is refused."""
+    """Names, in the module that attends, of the linear layers that make queries and values, of which a model has some: a fused
+    one makes the keys too. None: method `lora` is refused."""
     positions: Callable[[Tensor, Any], Tensor] = lambda index, config: index
     table_offset: Callable[[Any], int] = lambda config: 0
     has_positions: Callable[[Any], bool] = lambda config: True

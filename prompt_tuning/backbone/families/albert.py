@@ -90,6 +90,7 @@ FAMILY = Family(
     pooling="pooler",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
+    query_and_value=("query", "value"),
     num_layers=lambda config: int(config.num_hidden_layers * config.inner_group_num),
     word_size=lambda config: int(config.embedding_size),
     open=_open,

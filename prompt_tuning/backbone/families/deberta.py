@@ -234,6 +234,7 @@ FAMILY = Family(
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
     has_positions=lambda config: bool(config.position_biased_input),
+    query_and_value=("query_proj", "value_proj", "in_proj"),
     open=_open,
     # Positions go through version 2's projections of queries and keys too.
     beyond_tokens=(
@@ -244,12 +245,4 @@ FAMILY = Family(
         "encoder.conv.conv",
     ),
     refuse=_refuse,
-    # Queries and keys of version 2 may be those of relative positions too.
-    beyond_tokens=(
-        "encoder.LayerNorm",
-        "encoder.conv.conv",
-        "encoder.layer.*.attention.self.pos_*",
-        "encoder.layer.*.attention.self.query_proj",
-        "encoder.layer.*.attention.self.key_proj",
-    ),
 )

@@ -30,6 +30,7 @@ FAMILY = Family(
     pooling="first",
     hidden_dropout=("dropout",),
     attention_dropout=("attention_dropout",),
+    query_and_value=("q_lin", "v_lin"),
     language_head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
     open=_open,
 )

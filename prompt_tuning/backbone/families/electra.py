@@ -24,6 +24,7 @@ FAMILY = Family(
     pooling="first",
     hidden_dropout=("hidden_dropout_prob",),
     attention_dropout=("attention_probs_dropout_prob",),
+    query_and_value=("query", "value"),
     word_size=lambda config: int(config.embedding_size),
     language_head=("generator_predictions", "generator_lm_head"),
     open=_open,

@@ -23,4 +23,5 @@ FAMILY = Family(
     pooling="last",
     hidden_dropout=("resid_pdrop", "embd_pdrop"),
     attention_dropout=("attn_pdrop",),
+    query_and_value=("c_attn",),
 )

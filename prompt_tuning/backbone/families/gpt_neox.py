@@ -22,4 +22,5 @@ FAMILY = Family(
     pooling="last",
     hidden_dropout=("hidden_dropout",),
     attention_dropout=("attention_dropout",),
+    query_and_value=("query_key_value",),
 )

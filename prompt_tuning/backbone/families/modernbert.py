@@ -25,5 +25,6 @@ FAMILY = Family(
     pooling="mean",
     hidden_dropout=("embedding_dropout", "mlp_dropout"),
     attention_dropout=("attention_dropout",),
+    query_and_value=("Wqkv",),
     language_head=("head", "decoder"),
 )

@@ -38,5 +38,6 @@ FAMILY = Family(
     pooling="last",
     hidden_dropout=("dropout",),
     attention_dropout=("attention_dropout",),
+    query_and_value=("q_proj", "v_proj"),
     refuse=_refuse,
 )

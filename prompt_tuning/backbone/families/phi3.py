@@ -19,5 +19,5 @@ FAMILY = replace(
         divided=(("layers.*.self_attn", ("config.num_attention_heads",)),),
     ),
     hidden_dropout=("resid_pdrop", "embd_pdrop"),
-    query_and_value=(),
+    query_and_value=("qkv_proj",),
 )
