@@ -23,11 +23,19 @@ SIZES = {
     "head_dim": 16,
     "max_position_embeddings": 64,
 }
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+}
 
 
 OWN = {"llama": {"attention_bias": True, "tie_word_embeddings": False}, "qwen2": {"head_dim": 8}}
-OWN |= {"qwen3": {"attention_bias": True}, "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8}}
+OWN |= {"qwen3": {"attention_bias": True}, "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8}}
+OWN["gemma3_text"] = OWN["gemma2"]
 
 
 def make_model(model_type: str, vocabulary: int, **changes: Any) -> PreTrainedModel:
@@ -95,8 +103,12 @@ def write_gguf(
     }
     if architecture != "qwen2":
         own[f"{architecture}.attention.key_length"] = own[f"{architecture}.attention.value_length"] = config.head_dim
+    if architecture in ("gemma2", "gemma3"):
+        own[f"{architecture}.attention.sliding_window"] = config.sliding_window
+    if architecture == "gemma2":
+        own["gemma2.attn_logit_softcapping"] = config.attn_logit_softcapping
+        own["gemma2.final_logit_softcapping"] = config.final_logit_softcapping
     if architecture == "gemma3":
-        own["gemma3.attention.sliding_window"] = config.sliding_window
         own["gemma3.rope.freq_base"] = config.rope_parameters["full_attention"]["rope_theta"]
     for key, value in {**own, **(facts or {})}.items():
         if value is None:
@@ -133,7 +145,7 @@ def _as_llama_cpp(value: np.ndarray, name: str, config: Any, architecture: str) 
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
         value = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))
-    if architecture == "gemma3" and name.endswith("norm.weight"):
+    if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         value = value + 1
     return value
 
