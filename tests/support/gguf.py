@@ -113,7 +113,13 @@ def write_gguf(
     for key, value in {**own, **(facts or {})}.items():
         if value is None:
             continue
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add: dict[type, Any] = {
+            list: writer.add_array,
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
         add[type(value)](key, value)
     if pieces is not None:
         _add_pieces(writer, pieces)
@@ -161,3 +167,17 @@ def _add_pieces(writer: Any, pieces: Any) -> None:
     writer.add_bos_token_id(pieces.bos_id())
     writer.add_eos_token_id(pieces.eos_id())
     writer.add_unk_token_id(pieces.unk_id())
+
+
+def byte_pairs(split: str) -> dict[str, Any]:
+    """The facts of a byte-level tokenizer that is split by llama.cpp's rule of that name: all bytes, one pair, a begin token."""
+    from tokenizers import pre_tokenizers
+
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": split,
+        "tokenizer.ggml.tokens": [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ã©", "<begin>"],
+        "tokenizer.ggml.token_type": [*[1] * 257, 3],
+        "tokenizer.ggml.merges": ["Ã ©"],
+        "tokenizer.ggml.bos_token_id": 257,
+    }
