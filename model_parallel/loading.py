@@ -160,7 +160,7 @@ def files_of_index(index: Path) -> list[Path]:
 
 
 def why_unreadable(file: Path) -> str:
-    """What is known of a file that cannot be read, as a phrase behind its name."""
+    """What is known from its beginning of a file that cannot be read, as a phrase behind its name."""
     try:
         with file.open("rb") as opened:
             start = opened.read(40)

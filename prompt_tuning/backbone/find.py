@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from prompt_tuning.backbone.families import Family, find_family
 from prompt_tuning.backbone.places import Place, locate
 from prompt_tuning.backbone.stored.gguf import dequantised
 from prompt_tuning.backbone.stored.pickles import converted, is_pickled
+from prompt_tuning.backbone.tokenizer import read_tokenizer
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.settings.sections import BackboneSection
-
-_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,9 @@ def describe_backbone(section: BackboneSection) -> Description:
         _checked_config(place.folder, section)
     folder = _with_safetensors(place, section.path)
     config, family = _checked_config(folder, section)
-    return Description(section.path, folder, config, family, _read_tokenizer(folder, config, section))
+    return Description(
+        section.path, folder, config, family, read_tokenizer(folder, config, section, family.pooling == "last")
+    )
 
 
 def find_folder(path: str, revision: str | None = None) -> Path:
@@ -145,27 +146,6 @@ def _check_config(config: Any, family: Family, path: str) -> None:
         raise UserError(
             f"backbone.path={path}: position_embedding_type {kind!r} is not supported; choose a backbone with absolute positions"
         )
-
-
-def _read_tokenizer(folder: Path, config: Any, section: BackboneSection) -> PreTrainedTokenizerBase:
-    path = f"backbone.path={section.path}"
-    # Without files, transformers makes a tokenizer that knows five tokens.
-    if not any((folder / name).is_file() for name in _VOCABULARIES) and not any(folder.glob("*.model")):
-        raise UserError(f"{path}: no tokenizer there ({', '.join(_VOCABULARIES)} or *.model); save it beside the model")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=section.trust_remote_code)
-    except Exception as error:  # damaged files raise many kinds
-        raise UserError(f"{path}: its tokenizer cannot be loaded: {reason(error)}") from None
-    rows = config.vocab_size
-    # A padding token that was added has no row and needs none: padding is masked out.
-    beyond = [i for i in range(rows, min(len(tokenizer), rows + 100)) if i != tokenizer.pad_token_id]
-    if beyond:
-        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(beyond[:3]))) + (", ..." if len(beyond) > 3 else "")
-        raise UserError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens, the word embedding {rows} rows; none for {names}; call"
-            " model.resize_token_embeddings(len(tokenizer)) and save the model again, or take the tokenizer that belongs to it"
-        )
-    return tokenizer
 
 
 def set_dropout(config: Any, family: Family, dropout: bool | float, path: str) -> None:

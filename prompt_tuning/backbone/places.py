@@ -35,19 +35,37 @@ def locate(path: str, revision: str | None = None) -> Place:
         return Place(folder.parent, (_unsplit(folder, path),))
     if folder.exists():
         raise UserError(f"backbone.path={path}: a file; give the folder that holds config.json and model.safetensors")
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1 + path.endswith(".gguf"):
         raise UserError(f"backbone.path={path}: no such folder; give a folder, a hub id or package://module/path")
+    return _on_hub(path, revision)
+
+
+def _on_hub(path: str, revision: str | None) -> Place:
+    """A model on the hub: its weights in safetensors, else its pickle, or the .gguf file that stands behind its id."""
     from huggingface_hub import snapshot_download
 
+    owner, _, rest = path.partition("/")
+    name, _, file = rest.partition("/")
+    wanted = [file] if file else ["*.safetensors"]
+
+    def fetch(*patterns: str) -> Path:
+        return Path(
+            snapshot_download(f"{owner}/{name}" if name else owner, revision=revision, allow_patterns=[*patterns])
+        )
+
     try:
-        # Never pickles: only weights in safetensors, configs and tokenizer files.
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Place(Path(snapshot_download(path, revision=revision, allow_patterns=patterns)))
+        folder = fetch("*.json", "*.txt", "*.model", *wanted)
+        if not file and not any(folder.glob("*.safetensors")):
+            # Tensors alone are taken out of it.
+            folder = fetch("*.json", "*.txt", "*.model", "pytorch_model*.bin")
     except Exception as error:  # the hub client raises dozens of kinds; each means that it is not to be had
         raise UserError(
             f"backbone.path={path}: no such folder, and not to be had from the hub ({reason(error)});"
             " check the id and the network"
         ) from None
+    if file and not (folder / file).is_file():
+        raise UserError(f"backbone.path={path}: {owner}/{name} holds no {file}; look at its files on the hub")
+    return Place(folder, (_unsplit(folder / file, path),)) if file else _in_folder(folder, path)
 
 
 def _in_folder(folder: Path, path: str, elsewhere: Sequence[Path] = ()) -> Place:

@@ -16,7 +16,9 @@ from prompt_tuning.settings.search import HalvingSection, RandomSection
 class BackboneSection(Section):
     """The frozen model."""
 
-    path: str = Field(min_length=1, description="Folder, hub id, or package://module/path of an installed package.")
+    path: str = Field(
+        min_length=1, description="Folder, .gguf file, hub id, or package://module/path of an installed package."
+    )
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit); only for hub ids.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the frozen weights.")
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="Stock attention kernel that the prefix enters.")

@@ -7,7 +7,9 @@ import shutil
 
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 from tests.support.hub import open_hub
 from tests.support.processes import BIN, finish, member_files, python
@@ -65,6 +67,15 @@ def test_a_run_of_hub_ids_trains_and_again_without_the_hub(on_hub, hub, tmp_path
     code, output = on_hub(offline=True)
     assert code == 0, output
     assert not hub.asked and first == member_files(tmp_path / "run")
+
+
+def test_a_pickle_is_fetched_where_there_is_nothing_else(on_hub, hub, tmp_path):
+    folder = hub.root / "models" / "someone" / "old" / "main"
+    make_backbone(folder, "bert")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    code, output = on_hub(backbone={"path": "someone/old"})
+    assert code == 0 and "pytorch_model.bin is turned into safetensors once, into " in output, output
 
 
 def test_a_revision_is_another_backbone(on_hub, tmp_path):

@@ -23,11 +23,19 @@ SIZES = {
     "head_dim": 16,
     "max_position_embeddings": 64,
 }
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+}
 
 
 OWN = {"llama": {"attention_bias": True, "tie_word_embeddings": False}, "qwen2": {"head_dim": 8}}
-OWN |= {"qwen3": {"attention_bias": True}, "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8}}
+OWN |= {"qwen3": {"attention_bias": True}, "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 8}}
+OWN["gemma3_text"] = OWN["gemma2"]
 
 
 def make_model(model_type: str, vocabulary: int, **changes: Any) -> PreTrainedModel:
@@ -95,13 +103,23 @@ def write_gguf(
     }
     if architecture != "qwen2":
         own[f"{architecture}.attention.key_length"] = own[f"{architecture}.attention.value_length"] = config.head_dim
+    if architecture in ("gemma2", "gemma3"):
+        own[f"{architecture}.attention.sliding_window"] = config.sliding_window
+    if architecture == "gemma2":
+        own["gemma2.attn_logit_softcapping"] = config.attn_logit_softcapping
+        own["gemma2.final_logit_softcapping"] = config.final_logit_softcapping
     if architecture == "gemma3":
-        own["gemma3.attention.sliding_window"] = config.sliding_window
         own["gemma3.rope.freq_base"] = config.rope_parameters["full_attention"]["rope_theta"]
     for key, value in {**own, **(facts or {})}.items():
         if value is None:
             continue
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add: dict[type, Any] = {
+            list: writer.add_array,
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
         add[type(value)](key, value)
     if pieces is not None:
         _add_pieces(writer, pieces)
@@ -133,7 +151,7 @@ def _as_llama_cpp(value: np.ndarray, name: str, config: Any, architecture: str) 
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         halves = value.reshape(heads, 2, value.shape[0] // heads // 2, *value.shape[1:])
         value = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))
-    if architecture == "gemma3" and name.endswith("norm.weight"):
+    if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         value = value + 1
     return value
 
@@ -149,3 +167,17 @@ def _add_pieces(writer: Any, pieces: Any) -> None:
     writer.add_bos_token_id(pieces.bos_id())
     writer.add_eos_token_id(pieces.eos_id())
     writer.add_unk_token_id(pieces.unk_id())
+
+
+def byte_pairs(split: str) -> dict[str, Any]:
+    """The facts of a byte-level tokenizer that is split by llama.cpp's rule of that name: all bytes, one pair, a begin token."""
+    from tokenizers import pre_tokenizers
+
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": split,
+        "tokenizer.ggml.tokens": [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ã©", "<begin>"],
+        "tokenizer.ggml.token_type": [*[1] * 257, 3],
+        "tokenizer.ggml.merges": ["Ã ©"],
+        "tokenizer.ggml.bos_token_id": 257,
+    }

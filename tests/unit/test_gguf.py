@@ -22,7 +22,7 @@ from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.backbone.stored.kept import made_once
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.sections import BackboneSection
-from tests.support.gguf import ARCHITECTURES, make_model, make_pieces, write_gguf
+from tests.support.gguf import ARCHITECTURES, byte_pairs, make_model, make_pieces, write_gguf
 
 TYPES = [name for name in ARCHITECTURES if name in families()]
 
@@ -88,6 +88,22 @@ def test_a_tokenizer_without_leading_space_gets_none(tmp_path, model, pieces):
         find_folder(str(write_gguf(tmp_path / "a.gguf", model, pieces, facts=facts)))
     )
     assert tokenizer.convert_ids_to_tokens(tokenizer("The")["input_ids"])[1] != "▁The"
+
+
+@pytest.mark.parametrize(("split", "begins"), [("qwen2", False), ("llama-bpe", True), ("gpt-2", False)])
+def test_byte_pairs_begin_and_are_composed_as_their_models_want(tmp_path, model, split, begins):
+    """LLaMA 3's files do not say that texts get a begin token, Qwen's not that letters and accents are joined first."""
+    file = write_gguf(tmp_path / "one.gguf", model, facts=byte_pairs(split))
+    tokenizer = AutoTokenizer.from_pretrained(find_folder(str(file)))
+    one, two = (tokenizer(text)["input_ids"] for text in ("\u00e9", "e\u0301"))
+    assert one == ([257, 256] if begins else [256])
+    assert (one == two) == (split == "qwen2")
+
+
+def test_byte_pairs_of_an_unknown_split_are_refused(tmp_path, model):
+    """transformers would split their texts as GPT-2's."""
+    with pytest.raises(UserError, match=r"its tokenizer .gpt2 with texts split as 'smollm'. is not understood"):
+        find_folder(str(write_gguf(tmp_path / "one.gguf", model, facts=byte_pairs("smollm"))))
 
 
 def test_prompts_train_on_it_as_on_the_same_model_in_safetensors(tmp_path, file, model):

@@ -126,7 +126,8 @@ def _tensors(tensors: dict[str, Any], config: Any, architecture: str) -> Iterato
     names: dict[str, str] = {}
     for name in shapes:
         module, _, last = name.rpartition(".")
-        names[f"{table.get_name(module)}.{last}"] = name
+        # Gemma 2 has no name for a head of its own.
+        names[f"{table.get_name(module) or module.replace('lm_head', 'output')}.{last}"] = name
     lacking = set(names) - set(tensors) - ({"output.weight"} if config.tie_word_embeddings else set())
     beyond = set(tensors) - set(names) - {"rope_freqs.weight"}
     for found, says in ((lacking, "lacks"), (beyond, "has beside the model's")):

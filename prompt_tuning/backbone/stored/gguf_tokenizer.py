@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
+from prompt_tuning.backbone.tokenizer import space_as_sentencepiece
 from prompt_tuning.errors import UserError
 
 _BYTE_LEVEL = ("gpt-2", "llama3", "llama-v3", "llama-bpe", "qwen2", "deepseek-r1-qwen", "tekken")
 """Ways to split texts before byte pairs are merged that transformers knows by llama.cpp's name; another's place it takes GPT-2's."""
 _WITH_BOS = ("llama3", "llama-v3", "llama-bpe", "tekken")
 """Those for which llama.cpp begins texts with the begin token where the file does not say."""
-_SPACE = "tokenizer.ggml.add_space_prefix"
 _REMEDY = "put the model's own tokenizer.json beside the file"
 
 
@@ -29,10 +29,5 @@ def save_tokenizer(file: Path, facts: Mapping[str, Any], target: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name, **options)
     if split in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    backend = tokenizer.backend_tokenizer
-    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
-        # As SentencePiece: a space in front also of a text that begins with one, which Metaspace leaves out.
-        prefix = [normalizers.Prepend("▁")] if facts.get(_SPACE, True) else []
-        backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
-        backend.pre_tokenizer = None
+    space_as_sentencepiece(tokenizer.backend_tokenizer, facts.get("tokenizer.ggml.add_space_prefix", True))
     tokenizer.save_pretrained(target)
