@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 from prompt_tuning.backbone import families
-from prompt_tuning.backbone.families import OTHERS, Family
+from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.families._declined import DECLINED
 
 _INTRODUCTION = """\
@@ -36,7 +36,7 @@ def families_page() -> str:
     names = sorted(module.name for module in pkgutil.iter_modules(families.__path__) if module.name[0] != "_")
     rows = [_row(name, importlib.import_module(f"{families.__name__}.{name}").FAMILY) for name in names]
     reasons: dict[str, list[str]] = {}
-    for model_type, why in sorted({**OTHERS, **DECLINED}.items()):
+    for model_type, why in sorted(DECLINED.items()):
         reasons.setdefault(why, []).append(f"`{model_type}`")
     declined = [f"| {', '.join(types)} | {why} |" for why, types in sorted(reasons.items())]
     return "\n".join([_INTRODUCTION.rstrip("\n"), *rows, _NOT.rstrip("\n"), *declined]) + "\n"
