@@ -38,6 +38,7 @@ class Pooler(nn.Module):
 BY_HAND = {
     "first": lambda row, length, pooler: row[0],
     "last": lambda row, length, pooler: row[length - 1],
+    "context": lambda row, length, pooler: row[0],
     "mean": lambda row, length, pooler: row[:length].sum(0) / length,
     "pooler": lambda row, length, pooler: torch.tanh(pooler.dense.weight @ row[0] + pooler.dense.bias),
 }
@@ -54,7 +55,11 @@ def test_pooling_equals_hand_computation(pooling):
     found = head.pool(*packed(hidden, LENGTHS), pooler)
     expected = [BY_HAND[pooling](row, length, pooler) for row, length in zip(hidden, LENGTHS.tolist(), strict=True)]
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-13)
-    torch.testing.assert_close(head(found), found @ head.weight.T + head.bias, rtol=0, atol=1e-13)
+    inner = found
+    if pooling == "context":
+        inner = torch.nn.functional.gelu(found @ head.pooler.weight.T + head.pooler.bias)
+        assert all(parameter.requires_grad for parameter in head.pooler.parameters())
+    torch.testing.assert_close(head(found), inner @ head.weight.T + head.bias, rtol=0, atol=1e-13)
 
 
 def test_a_mean_keeps_to_its_row():
