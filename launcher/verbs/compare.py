@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.clusters.placement import add_placement, count, divide, submission
+from launcher.clusters.placement import add_placement, count
 from launcher.options import add_overrides
 from launcher.ranks.exit_codes import STOPPED
 from launcher.ranks.lock import locked
@@ -79,6 +79,7 @@ def add(verbs: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run what is missing of a comparison, and show it; the exit code."""
     from launcher.runs.comparison import begin, read_plan
+    from launcher.runs.stages import run_all
 
     if options.backend == "slurm":
         raise UserError("--backend slurm: compare waits for its runs; start it inside an allocation, with local or mpi")
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     with locked(plan.output):
         begin(plan)
         for title, jobs in _stages(plan):
-            if not _train(title, jobs, options, plan.output):
+            if not run_all(title, jobs, options, plan.output):
                 print("asked to stop; the same command continues", file=sys.stderr)
                 return STOPPED
         _show(plan)
@@ -119,42 +120,6 @@ def _stages(plan: Plan) -> Iterator[tuple[str, list[FleetJob]]]:
         print(f"{method}: rate {best.rate:g}, {best.score:.4f} on what selects", flush=True)
     for method in plan.methods:
         yield f"{method}: {plan.seeds} seeds, scored on {split}", finals(plan, method)
-
-
-def _train(title: str, jobs: list[FleetJob], options: argparse.Namespace, output: Path) -> bool:
-    """Run those that have no result yet; False: asked to stop. Raises :class:`UserError` where one has failed."""
-    from launcher.runs.dispatch import Dispatcher
-    from launcher.runs.state import result_status
-
-    waiting = [job for job in jobs if _is_unfinished(job)]
-    print(f"{title}: {len(waiting)} of {len(jobs)} runs to do" if waiting else f"{title}: done already", flush=True)
-    if not waiting:
-        return True
-    wanted = submission(options, output, output)
-    dispatcher = Dispatcher(wanted, options.backend, output, divide(wanted), retries=0, is_quiet=True)
-    dispatcher.run(waiting)
-    if dispatcher.is_asked_to_stop:
-        return False
-    failed = [job for job in waiting if result_status(job.folder) is None]
-    if failed:
-        job = failed[0]
-        raise UserError(f"{job.folder.name} has failed: {_last_error(job)}; its log is {job.file.with_suffix('.txt')}")
-    return True
-
-
-def _is_unfinished(job: FleetJob) -> bool:
-    """Whether a run has no result, or one of fewer members than it is to have."""
-    from prompt_tuning.settings.merge import read_json
-
-    file = job.folder / "result.json"
-    return not file.exists() or len(read_json(file)["members"]) < len(job.members)
-
-
-def _last_error(job: FleetJob) -> str:
-    """What the worker of a run said last of an error."""
-    text = job.file.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
-    said = [line.partition("error: ")[2] for line in text.splitlines() if "error: " in line]
-    return said[-1] if said else "it has no result"
 
 
 def _show(plan: Plan) -> None:

@@ -58,10 +58,10 @@ def run(options: argparse.Namespace) -> int:
         print(job)
         print(f"SLURM has job {job}; promptfleet status {run.output}   shows how far it is", file=sys.stderr)
         return 0
-    return wait(open_process(rendered), run.output)
+    return _wait(open_process(rendered), run.output)
 
 
-def wait(process: subprocess.Popen[bytes], folder: Path) -> int:
+def _wait(process: subprocess.Popen[bytes], folder: Path) -> int:
     """Wait for a launcher; its exit code. A request to stop is handed on to the ranks through their run folder."""
     with StopRequest(DRIVER_SIGNALS) as stop:
         is_told = False

@@ -11,14 +11,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.clusters.backends import open_process, render
-from launcher.clusters.placement import add_placement, count, submission
+from launcher.clusters.placement import add_placement, count
 from launcher.options import add_overrides
 from launcher.ranks.exit_codes import STOPPED
 from launcher.ranks.lock import locked
-from launcher.runs.state import result_status
-from launcher.verbs.submit import wait
 from prompt_tuning.errors import UserError
+from prompt_tuning.settings.members import load_run
 
 if TYPE_CHECKING:
     from launcher.runs.tuning import Score, Tuning
@@ -65,22 +63,22 @@ def run(options: argparse.Namespace) -> int:
     tuning = find_tuning(config, options.set, output)
     make_folder(output)
     with locked(output):
-        train(options, tuning.pace())
+        train(options, "the pace", tuning.pace())
         tuning, rate = pace_of(output / "pace", tuning)
         rounds = search(options, tuning, rate)
         final(options, tuning, rounds)
     return 0
 
 
-def train(options: argparse.Namespace, file: Path) -> None:
+def train(options: argparse.Namespace, title: str, file: Path) -> None:
     """Run a run file to its end in the folder beside it. Raises :class:`UserError`; exits where it was asked to stop."""
-    folder = file.with_suffix("")
-    code = wait(open_process(render(options.backend, submission(options, file, folder))), folder)
-    if code == STOPPED:
+    from launcher.runs.plan import FleetJob
+    from launcher.runs.stages import run_all
+
+    job = FleetJob(file, file.with_suffix(""), [spec.name for spec in load_run(file).members])
+    if not run_all(title, [job], options, file.parent):
         say("asked to stop; the same command continues")
         sys.exit(STOPPED)
-    if code and result_status(folder) is None:  # a result in which some members have diverged is one
-        raise UserError(f"{file} has ended with exit code {code}; its message is above, and the same command continues")
 
 
 def search(options: argparse.Namespace, tuning: Tuning, rate: float) -> int:
@@ -104,7 +102,7 @@ def search(options: argparse.Namespace, tuning: Tuning, rate: float) -> int:
             say("every point of the space has been tried")
             break
         began = time.monotonic()
-        train(options, tuning.search(rounds + 1))
+        train(options, f"round {rounds + 1} of the search", tuning.search(rounds + 1))
         longest = time.monotonic() - began
         rounds, spent = rounds + 1, spent + longest
         write_progress(tuning.output, rounds, spent)
@@ -118,7 +116,7 @@ def final(options: argparse.Namespace, tuning: Tuning, rounds: int) -> None:
     from launcher.verbs import report
 
     file = tuning.final(finalists(tuning.output / "search"), options.seeds, rounds)
-    train(options, file)
+    train(options, "the final", file)
     ranked = scores(file.with_suffix(""))
     show(ranked, options.seeds)
     best = ranked[0]

@@ -36,6 +36,6 @@ def test_a_search_that_is_stopped_continues_and_ends_within_its_time(tmp_path):
     (output / "tune.json").write_text(json.dumps({"rounds": 0, "seconds": 590}))
     code, said = finish(*command)
     assert code == 0, said
-    assert f"continuing from {output / 'search'}" in said
+    assert f"continuing from {output / 'search'}" in (output / "search.txt").read_text()
     assert json.loads((output / "tune.json").read_text())["rounds"] == 1
     assert load_run(output / "winner.json").shared.data.held_out == 0

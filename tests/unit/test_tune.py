@@ -38,7 +38,7 @@ def clock(monkeypatch):
     """Runs in this process, each of which takes ten seconds on the clock that tune reads; a rate that makes a round take so long."""
     now, ran = [0.0], []
 
-    def train(options, file):
+    def train(options, title, file):
         ran.append(file.stem)
         now[0] += 10
         worker.main(["--config", str(file), "--output", str(file.with_suffix(""))])
