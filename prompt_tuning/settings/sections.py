@@ -131,7 +131,7 @@ class OptimizerSection(Section):
     )
     head_lr: float | None = Field(None, gt=0, description="Learning rate of the head; None: the same as lr.")
     also_lr: float = Field(
-        2e-3,
+        3e-3,
         gt=0,
         description="Learning rate of what `train.also` names; neither `relative` nor weight decay concerns it.",
     )
