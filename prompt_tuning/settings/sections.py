@@ -112,8 +112,7 @@ class HeadSection(Section):
 
     pooling: Literal["pooler", "context", "first", "mean", "last"] | None = Field(
         None,
-        description="What the head sees of a text; None: the family's own. Tagging and span tasks see all tokens. context: the"
-        " first token behind a trained layer with GELU.",
+        description="What the head sees of a text; None: the family's own. context: the first token behind a trained GELU layer.",
     )
 
 
@@ -152,8 +151,7 @@ class TrainSection(Section):
 
     also: list[Literal["biases", "norms"]] = Field(
         [],
-        description="Frozen vectors to which trained deltas are added beside the prompt: biases of linear layers; weights and biases"
-        " of norms. In all layers and around them, or in `prompt.layers` alone.",
+        description="Frozen vectors that get trained deltas: biases of linear layers, norms; in all or only in `prompt.layers`.",
     )
     epochs: int = Field(10, gt=0, description="Passes over the training examples.")
     max_steps: int | None = Field(None, gt=0, description="Last step and horizon of the schedule, instead of epochs.")

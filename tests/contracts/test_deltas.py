@@ -16,6 +16,7 @@ from prompt_tuning.prompt.beside import build_beside
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prompt import Prompt
 from tests.contracts.test_families import assert_equal, make_batch, make_prompt, open_backbone, ramp_loss
+from tests.contracts.test_sharding import ROUNDED, folder_type
 from tests.support.packed import text_rows
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone
@@ -212,12 +213,13 @@ def sharded_passes(grid, folder, topologies):
 def test_every_topology_gives_deltas_the_same_numbers(folder):
     """Tensor 4 has more ranks than the decoders have key/value heads."""
     cases = [(4, False, False), (2, True, True)]
+    bound = 1e-6 if folder_type(folder) in ROUNDED else 1e-10
     (alone,) = run_ranks(1, sharded_passes, folder, [(1, False, False)])
     expected = alone[1, False, False]
     for rank in run_ranks(4, sharded_passes, folder, cases):
         for case in cases:
             for ours, theirs in zip(rank[case], expected, strict=True):
-                assert (ours - theirs).norm() <= 1e-10 * max(theirs.norm(), 1e-3), case
+                assert (ours - theirs).norm() <= bound * max(theirs.norm(), 1e-3), case
 
 
 def test_a_backbone_without_biases_is_told_so(tmp_path):

@@ -30,8 +30,6 @@ class Family:
     """
 
     model_types: tuple[str, ...]
-    embeddings: str
-    """Name of the module whose output enters the first layer."""
     layers: str
     """Name of the list of layers."""
     attention: str

@@ -71,7 +71,6 @@ def _open(model: PreTrainedModel) -> None:
 
 FAMILY = Family(
     model_types=("albert",),
-    embeddings="encoder.embedding_hidden_mapping_in",
     layers="encoder.layer",
     attention="attention",
     by_token=("attention.LayerNorm", ""),

@@ -18,7 +18,6 @@ ENCODER_PLAN = Plan(
 
 FAMILY = Family(
     model_types=("bert",),
-    embeddings="embeddings",
     layers="encoder.layer",
     attention="attention.self",
     by_token=("attention.output", ""),

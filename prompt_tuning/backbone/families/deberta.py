@@ -211,7 +211,6 @@ def _refuse(config: Any) -> str | None:
 
 FAMILY = Family(
     model_types=("deberta", "deberta-v2"),
-    embeddings="embeddings",
     layers="encoder.layer",
     attention="attention.self",
     by_token=("attention.output", "output"),

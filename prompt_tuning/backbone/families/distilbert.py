@@ -13,7 +13,6 @@ def _open(model: PreTrainedModel) -> None:
 
 FAMILY = Family(
     model_types=("distilbert",),
-    embeddings="embeddings",
     layers="transformer.layer",
     attention="attention",
     by_token=("sa_layer_norm", ""),

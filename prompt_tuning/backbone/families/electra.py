@@ -16,7 +16,6 @@ def _open(model: PreTrainedModel) -> None:
 
 FAMILY = Family(
     model_types=("electra",),
-    embeddings="embeddings_project",
     layers="encoder.layer",
     attention="attention.self",
     by_token=("attention.output", ""),

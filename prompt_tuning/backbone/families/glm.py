@@ -6,7 +6,6 @@ from prompt_tuning.backbone.families.llama import EMBEDDING_AND_ATTENTION
 
 FAMILY = Family(
     model_types=("glm", "glm4"),
-    embeddings="embed_tokens",
     layers="layers",
     attention="self_attn",
     by_token=("mlp", "mlp"),

@@ -5,7 +5,6 @@ from prompt_tuning.backbone.families import Family
 
 FAMILY = Family(
     model_types=("gpt2",),
-    embeddings="drop",
     layers="h",
     attention="attn",
     by_token=("mlp", "mlp"),

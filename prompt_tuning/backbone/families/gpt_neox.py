@@ -6,7 +6,6 @@ from prompt_tuning.backbone.families import Family
 
 FAMILY = Family(
     model_types=("gpt_neox",),
-    embeddings="emb_dropout",
     layers="layers",
     attention="attention",
     by_token=("mlp", "mlp"),

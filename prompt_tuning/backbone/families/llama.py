@@ -12,7 +12,6 @@ EMBEDDING_AND_ATTENTION = (
 
 FAMILY = Family(
     model_types=("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3"),
-    embeddings="embed_tokens",
     layers="layers",
     attention="self_attn",
     by_token=("mlp", "mlp"),

@@ -9,7 +9,6 @@ from prompt_tuning.backbone.families import Family
 
 FAMILY = Family(
     model_types=("modernbert",),
-    embeddings="embeddings",
     layers="layers",
     attention="attn",
     by_token=("mlp", "mlp"),

@@ -19,7 +19,6 @@ def _refuse(config: Any) -> str | None:
 
 FAMILY = Family(
     model_types=("opt",),
-    embeddings="decoder.embed_tokens",
     layers="decoder.layers",
     attention="self_attn",
     by_token=("fc1", "fc2"),

@@ -9,7 +9,6 @@ from prompt_tuning.backbone.families.bert import ENCODER_PLAN
 
 FAMILY = Family(
     model_types=("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text"),
-    embeddings="embeddings",
     layers="encoder.layer",
     attention="attention.self",
     by_token=("attention.output", ""),
