@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_tuning.backbone.attention import INDEX, TENSOR_RANK, own_dropout
-from prompt_tuning.backbone.kernels import Look, padded
+from prompt_tuning.backbone.kernels import Look, grouped, padded
 from prompt_tuning.backbone.rows import PackedRows
 
 
@@ -85,7 +85,7 @@ class DisentangledAttention(nn.Module):
         scale = (self.attention_head_size * self.num_terms()) ** -0.5
         terms = self._terms(relative, scale)
         rate = self.dropout.p if self.training else 0.0
-        run = padded if self.is_padded or query.device.type != "cpu" else _grouped
+        run = padded if self.is_padded or query.device.type != "cpu" else grouped
         with own_dropout(getattr(self, TENSOR_RANK), rate, query.device):
             attend = functools.partial(_attend, terms)
             found = run(attend, query, key, value, rows, layer, Look(False), scale, rate)
@@ -104,30 +104,6 @@ class DisentangledAttention(nn.Module):
     def _heads(self, positions: Tensor) -> Tensor:
         heads: Tensor = positions.unflatten(1, (self.num_attention_heads, -1))
         return heads.permute(1, 2, 0)
-
-
-def _grouped(
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None, float, float], Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rows: PackedRows,
-    layer: int,
-    look: Look,
-    scale: float,
-    dropout: float,
-) -> Tensor:
-    """Each group of rows by itself, none padded for another; half types in float32."""
-    outputs, sizes = [], [group.num_tokens for group in rows.groups]
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    parts = (tensor[0].to(dtype).split(sizes, 1) for tensor in (query, key, value))
-    for group, *own in zip(rows.groups, *parts, strict=True):
-        q, k, v = (part.unflatten(1, (group.num_rows, -1)).transpose(0, 1) for part in own)
-        prefix = rows.prefix(layer, group, key.dtype)
-        if prefix is not None:
-            k, v = torch.cat([prefix[0].to(dtype), k], 2), torch.cat([prefix[1].to(dtype), v], 2)
-        outputs.append(attend(q, k, v, None, scale, dropout).transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None].to(query.dtype)
 
 
 def _attend(

@@ -53,7 +53,7 @@ def apart(
     Where anything drops, prefixes and texts are put together instead: :func:`grouped`.
     """
     if dropout or rows.drops:
-        return grouped(query, key, value, rows, layer, look, scale, dropout)
+        return grouped(fused, query, key, value, rows, layer, look, scale, dropout)
     read = _read(rows, look)
     q, k, v = query[0] if read is None else query[0].index_select(1, read), key[0], value[0]
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -92,10 +92,26 @@ def _spread(found: Tensor, read: Tensor | None, tokens: int) -> Tensor:
     return found[None]
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, float], Tensor]
+"""Attention of query, key and value [n, heads, ...], under a mask or all of it, with scale and dropout rate."""
+
+
 def grouped(
-    query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, layer: int, look: Look, scale: float, dropout: float
+    attend: Attend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: PackedRows,
+    layer: int,
+    look: Look,
+    scale: float,
+    dropout: float,
 ) -> Tensor:
-    """One call of torch's fused attention over [prefix ; text] for each group of rows; none is padded for another."""
+    """One call over [prefix ; text] for each group of rows; none is padded for another.
+
+    Of half types in float32: torch's own half kernels for processors are several times slower backward.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
     outputs = []
     read = _read(rows, look)
     q_all = query[0] if read is None else query[0].index_select(1, read)
@@ -113,19 +129,13 @@ def grouped(
             front = k.shape[2] - group.length
             make = functools.partial(look.mask, group.length, query.device, front)
             mask = rows.keep((look, group.length, front), make)
-        found = _attend(q, k, v, mask, scale, dropout)
-        outputs.append(found.transpose(1, 2).flatten(0, 1))
+        found = attend(q.to(dtype), k.to(dtype), v.to(dtype), mask, scale, dropout)
+        outputs.append(found.to(query.dtype).transpose(1, 2).flatten(0, 1))
     return _spread(outputs[0] if len(outputs) == 1 else torch.cat(outputs), read, query.shape[2])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
-    """Torch's fused attention. Of half types in float32: its own half kernels for processors are several times slower backward."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return fused(q.to(dtype), k.to(dtype), v.to(dtype), mask, scale, dropout).to(q.dtype)
-
-
 def padded(
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor],
+    attend: Attend,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -188,7 +198,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dr
 
 
 def written_out(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float, softcap: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float, softcap: float | None = None
 ) -> Tensor:
     """Softmax attention written out, never rounded below the type of its inputs, and the softmax of half types in float32.
 
@@ -199,7 +209,8 @@ def written_out(
     scores = q @ k.transpose(2, 3) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
     weights = nn.functional.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
     return nn.functional.dropout(weights, dropout) @ v
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from torch.autograd import grad
 
-from prompt_tuning.backbone.kernels import Look, apart, grouped, padded, written_out
+from prompt_tuning.backbone.kernels import Look, apart, fused, grouped, padded, written_out
 from prompt_tuning.backbone.rows import Group, PackedRows
 
 H, D = 4, 8
@@ -58,7 +59,7 @@ LOOKS = [Look(False), Look(True), Look(True, 3), Look(False, 2)]
 
 
 @pytest.mark.parametrize(("look", "kv_heads"), list(itertools.product(LOOKS, [H, 2])))
-@pytest.mark.parametrize("kernel", [apart, grouped])
+@pytest.mark.parametrize("kernel", [apart, partial(grouped, fused)])
 def test_prefix_and_text_are_one_softmax_with_its_gradients(kernel, look, kv_heads):
     q, k, v, tables = everything(kv_heads)
     wanted = [q, k, v, tables[0], tables[2]]
