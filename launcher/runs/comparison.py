@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.runs.plan import FleetJob
+from launcher.runs.state import training_examples
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import difference, show
 from prompt_tuning.settings.members import resolve
@@ -191,8 +192,7 @@ def cost(plan: Plan, method: str) -> Cost:
     lines = [json.loads(line) for line in (folder / "throughput.jsonl").read_text(encoding="utf-8").splitlines()]
     spans = itertools.pairwise(lines)
     seconds = statistics.median(now["seconds"] / (now["step"] - before["step"]) for before, now in spans)
-    (state,) = [read_json(file) for file in sorted((folder / "checkpoints").glob("step-*/state.json"))[-1:]]
-    examples = state["members"][0]["data"]["splits"]["train"]["examples"]
+    examples = training_examples(folder)
     batch = int(plan.base.get("train", {}).get("batch_size", 32))
     start = max(0.0, lines[0]["seconds"] - lines[0]["step"] * seconds)
     return Cost(seconds, start, read_json(folder / "result.json").get("peak_bytes"), math.ceil(examples / batch))

@@ -46,6 +46,15 @@ def result_status(folder: Path) -> str | None:
         return None
 
 
+def training_examples(folder: Path) -> int:
+    """Examples that the first member of a finished run was trained on, from its newest checkpoint."""
+    newest = max(
+        folder.glob("checkpoints/step-*/state.json"), key=lambda file: (len(file.parent.name), file.parent.name)
+    )
+    state = json.loads(newest.read_text(encoding="utf-8"))
+    return int(state["members"][0]["data"]["splits"]["train"]["examples"])
+
+
 def saved_step(folder: Path) -> int:
     """Step of the newest checkpoint; 0 where there is none."""
     names = [path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/state.json")]

@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from launcher.runs.state import training_examples
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
 from prompt_tuning.settings.merge import Json, extend, merge, parse_set, put, read_json
+from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.search import RandomSection
 from prompt_tuning.storage.atomic import write_json
 from prompt_tuning.storage.records import RunResult, split_metrics, tested_splits
@@ -31,6 +33,9 @@ FINALISTS = 3
 HELD_OUT = 0.2
 KEEP = 0.5
 PACE_STEPS = 12
+FEWEST_STEPS = 4
+UNEVEN = ("task", "train.batch_size", "train.epochs", "train.max_steps", "train.seed")
+"""Keys that no space may have."""
 GIVEN = "given"
 """Name of the member with the settings of the run file itself."""
 
@@ -54,6 +59,8 @@ class Tuning:
     """Distributions by dotted key."""
     output: Path
     batch_size: int
+    draws: int = 0
+    """Seed of the draws."""
     total_steps: int = 0
     """Of one member from its start to its end; 0: not known yet."""
 
@@ -114,7 +121,7 @@ class Tuning:
         return file
 
     def _random(self, samples: int) -> Json:
-        return {"samples": samples, "distributions": self.space}
+        return {"samples": samples, "seed": self.draws, "distributions": self.space}
 
 
 def read_progress(output: Path) -> tuple[int, float]:
@@ -155,9 +162,15 @@ def find_tuning(config: Path, sets: list[str], output: Path) -> Tuning:
         raise UserError(
             f"{config}: fleet.{wrong[0]} makes members of its own; tune draws them, from fleet.random.distributions if given"
         )
-    space = fleet["random"]["distributions"] if fleet else SPACE
-    method = run.shared.method
-    if not fleet and method != "deep_prompt":
+    random = fleet.get("random") or {}
+    space, method = random.get("distributions", SPACE), run.shared.method
+    uneven = sorted(key for key in space if key.split(".")[0] == "data" or key in UNEVEN)
+    if uneven:
+        raise UserError(
+            f"{config}: fleet.random.distributions has {uneven[0]}, but members are compared after equal steps on equal rows;"
+            " take it out, and tune once for each of its values"
+        )
+    if not random and method != "deep_prompt":
         raise UserError(
             f"{config}: method {show(method)} has no space of its own to search; give fleet.random.distributions"
         )
@@ -165,19 +178,21 @@ def find_tuning(config: Path, sets: list[str], output: Path) -> Tuning:
         given.pop(key, None)
     if run.shared.train.patience is not None:
         raise UserError(f"{config}: train.patience would end members at steps of their own; leave it out")
-    return Tuning(given, space, output, run.shared.train.batch_size)
+    return Tuning(given, space, output, run.shared.train.batch_size, random.get("seed", 0))
 
 
 def pace_of(folder: Path, tuning: Tuning) -> tuple[Tuning, float]:
     """The same tuning with the steps of one member, and examples a second, from the run folder of its pace."""
-    from prompt_tuning.fleet.checkpoint import read_state, steps
-    from prompt_tuning.settings.schema import RunFile
-
-    examples = read_state(steps(folder / "checkpoints")[-1])["members"][0]["data"]["splits"]["train"]["examples"]
+    examples = training_examples(folder)
     lines = (folder / "throughput.jsonl").read_text(encoding="utf-8").splitlines()
     rate = json.loads(lines[-1])["examples_per_second"]
     train = RunFile.model_validate(tuning.base).train
     total = train.max_steps or train.epochs * math.ceil(examples / train.batch_size)
+    if total < FEWEST_STEPS:
+        raise UserError(
+            f"a member trains {total} steps, too few to be compared with others on the way; give train.epochs or"
+            f" train.max_steps for at least {FEWEST_STEPS}"
+        )
     return replace(tuning, total_steps=total), float(rate)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -128,24 +127,16 @@ def final(options: argparse.Namespace, tuning: Tuning, rounds: int) -> None:
 
 def show(ranked: list[Score], seeds: int) -> None:
     """The finalists as a table, the best first."""
-    from launcher.pages.scores import print_table
+    from launcher.pages.scores import print_table, spread
 
     metric = ranked[0].metric
     splits = ["dev", *sorted({split for score in ranked for split in score.values if split != "dev"})]
     lines = []
     for score in ranked:
         settings = json.dumps(score.overrides) if score.overrides else "the run file's own"
-        lines.append([score.name, *(mean_and_spread(score.values.get(split, [])) for split in splits), settings])
+        lines.append([score.name, *(spread(score.values.get(split, [])) for split in splits), settings])
     heads = ["", *(f"{metric}, {'held out' if split == 'dev' else split}" for split in splits), "settings"]
     print_table(f"The final: mean and standard deviation of {seeds} seeds", heads, lines)
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """Mean and standard deviation of some seeds' scores."""
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{spread}"
 
 
 def in_words(seconds: float) -> str:

@@ -152,3 +152,38 @@ def test_times_are_read(capsys):
     for text in ("30", "0m", "half an hour", "-5m"):
         with pytest.raises(argparse.ArgumentTypeError, match="is no time; write 90s, 30m or 2h"):
             tune.duration(text)
+
+
+def test_a_space_keeps_the_seed_of_its_draws(config):
+    raw = json.loads(config.read_text())
+    raw["fleet"]["random"]["seed"] = 7
+    config.write_text(json.dumps(raw))
+    found = replace(tuning.find_tuning(config, [], config.parent), total_steps=8)
+    rates = [spec.config.optimizer.lr for spec in load_run(found.search(1)).members]
+    raw["fleet"]["random"]["samples"] = tuning.ROUND
+    config.write_text(json.dumps(raw))
+    assert rates == [spec.config.optimizer.lr for spec in load_run(config).members]
+
+
+@pytest.mark.parametrize("key", ["train.batch_size", "data.held_out", "train.epochs"])
+def test_what_makes_steps_unequal_is_not_searched(config, key):
+    raw = json.loads(config.read_text())
+    raw["fleet"]["random"]["distributions"][key] = {"choice": [0.5] if key == "data.held_out" else [2, 3]}
+    config.write_text(json.dumps(raw))
+    with pytest.raises(
+        UserError, match=f"distributions has {key}, but members are compared after equal steps on equal rows"
+    ):
+        tuning.find_tuning(config, [], config.parent)
+
+
+def test_too_few_steps_to_compare_are_told(config, clock, capsys):
+    assert call(config, "1h", "--set", "train.max_steps=3") == 1
+    assert clock == ["pace"]
+    assert "a member trains 3 steps, too few to be compared with others on the way" in capsys.readouterr().err
+
+
+def test_an_empty_random_section_is_no_space(config):
+    raw = json.loads(config.read_text())
+    raw["fleet"] = {"random": None}
+    config.write_text(json.dumps(raw))
+    assert tuning.find_tuning(config, [], config.parent).space == tuning.SPACE
