@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from model_parallel.collectives import enter_tensor_ranks
-from model_parallel.grid import Grid
+from model_parallel.grid import Grid, TopologyError
 from model_parallel.layers import FrozenLinear, RowParallelLinear, VocabularyParallelEmbedding
 from model_parallel.plan import Plan, Ranges, Rule, Sizes, columns, cut_ranges, head_range, matches
+from model_parallel.quantise import SCHEMES, block_size
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,13 @@ class Cut:
     ranges: Ranges
 
 
-def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze: bool = False) -> dict[str, Cut]:
+def shard_modules(
+    model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze: bool = False, quantize: str | None = None
+) -> dict[str, Cut]:
     """Replace the layers that ``plan`` cuts by this rank's; returns the cut of every tensor that is not whole, by name.
 
     ``freeze`` replaces the other linear layers too, so that none holds its weight from forward to backward.
+    ``quantize`` names what all linear layers turn their weights into when they get them.
     Raises :class:`TopologyError` before anything is allocated.
     """
     cuts: dict[str, Cut] = {}
@@ -36,13 +40,15 @@ def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze
         rule = plan.rule(name)
         is_cut = grid.tensor > 1 and rule is not None and rule.cut != "whole"
         if is_cut and rule is not None:
-            _replace(model, name, _cut_module(name, module, rule, sizes, grid, cuts))
+            _replace(model, name, _cut_module(name, module, rule, sizes, grid, cuts, quantize))
             if rule.cut == "columns":
                 entered.add(name if rule.alone else name.rpartition(".")[0])
-        elif freeze and (isinstance(module, nn.Linear) or (rule is not None and rule.transposed)):
+        elif (freeze or quantize) and (isinstance(module, nn.Linear) or (rule is not None and rule.transposed)):
             weight, bias = module.weight, module.bias
             assert isinstance(weight, nn.Parameter) and (bias is None or isinstance(bias, nn.Parameter))
-            _replace(model, name, FrozenLinear(weight, bias, rule is not None and rule.transposed))
+            transposed = rule is not None and rule.transposed
+            quantised = _quantised(name, weight.shape[int(not transposed)], quantize)
+            _replace(model, name, FrozenLinear(weight, bias, transposed, **quantised))
     for name in entered:
         model.get_submodule(name).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
     if grid.tensor > 1:
@@ -52,7 +58,13 @@ def shard_modules(model: nn.Module, plan: Plan, sizes: Sizes, grid: Grid, freeze
 
 
 def _cut_module(
-    name: str, module: nn.Module, rule: Rule, sizes: Sizes, grid: Grid, cuts: dict[str, Cut]
+    name: str,
+    module: nn.Module,
+    rule: Rule,
+    sizes: Sizes,
+    grid: Grid,
+    cuts: dict[str, Cut],
+    quantize: str | None,
 ) -> FrozenLinear | VocabularyParallelEmbedding:
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, nn.Parameter)
@@ -65,12 +77,28 @@ def _cut_module(
     if rule.cut == "vocabulary":
         scale = getattr(module, "scalar_embed_scale", None)
         return VocabularyParallelEmbedding(local, length, ranges[0][0], grid.tensor_group, scale)
+    quantised = _quantised(name, weight.shape[int(not rule.transposed)], quantize)
     if rule.cut == "rows":
-        return RowParallelLinear(local, bias, rule.transposed, grid.tensor_group)
+        block = quantised.get("block", 1)
+        if any(place % block for kept in ranges for place in kept):
+            raise TopologyError(
+                f"parallel.tensor={grid.tensor} cuts the {length} inputs of {name} within blocks of {block}, which"
+                f" backbone.quantize={quantize!r} keeps whole; use fewer tensor ranks or no quantisation"
+            )
+        return RowParallelLinear(local, bias, rule.transposed, grid.tensor_group, **quantised)
     if bias is not None:
         cuts[f"{name}.bias"] = cut = Cut(0, ranges)
         bias = _shrunk(bias, cut)
-    return FrozenLinear(local, bias, rule.transposed)
+    return FrozenLinear(local, bias, rule.transposed, **quantised)
+
+
+def _quantised(name: str, inputs: int, quantize: str | None) -> dict[str, Any]:
+    """What a layer with so many inputs over all ranks is told of its quantisation."""
+    if quantize is None:
+        return {}
+    if quantize == "nf4" and inputs % 2:
+        raise TopologyError(f"backbone.quantize='nf4' stores inputs in pairs, and {name} has {inputs}; use 'int8'")
+    return {"scheme": SCHEMES[quantize], "block": block_size(inputs)}
 
 
 def _shrunk(tensor: Tensor, cut: Cut) -> nn.Parameter:

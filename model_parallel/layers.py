@@ -6,56 +6,116 @@ A column-parallel layer is a :class:`FrozenLinear` with some of the outputs; wha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model_parallel.collectives import sum_over_tensor_ranks
+from model_parallel.quantise import Scheme
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W^T whose backward refers to the parameter itself.
+    """x W^T whose backward asks the layer for its weight again.
 
-    Autograd would keep a view of the gathered weight alive from forward to backward, so that ZeRO-3 could free nothing.
+    Autograd would keep a view of the gathered weight alive from forward to backward, so that ZeRO-3 could free nothing, and
+    all dense weights of a quantised model.
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: nn.Parameter, bias: Tensor | None, transposed: bool) -> Tensor:
-        ctx.weight, ctx.transposed = weight, transposed
-        return nn.functional.linear(inputs, weight.t() if transposed else weight, bias)
+    def forward(ctx: Any, inputs: Tensor, layer: FrozenLinear, bias: Tensor | None) -> Tensor:
+        ctx.layer = layer
+        return nn.functional.linear(inputs, layer.dense(), bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        weight = ctx.weight.detach()
-        return gradients[0] @ (weight.t() if ctx.transposed else weight), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0] @ ctx.layer.dense(), None, None
 
 
 class FrozenLinear(nn.Module):
-    """``x W^T + b`` for x [..., in]; weight [out, in], or [in, out] if ``transposed`` (GPT-2's Conv1D)."""
+    """``x W^T + b`` for x [..., in]; weight [out, in], or [in, out] if ``transposed`` (GPT-2's Conv1D).
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool = False) -> None:
+    One with a ``scheme`` turns its weight into codes and scales by blocks of ``block`` inputs as soon as it is loaded.
+    """
+
+    weight: nn.Parameter | None
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        transposed: bool = False,
+        scheme: Scheme | None = None,
+        block: int = 0,
+    ) -> None:
         super().__init__()
         self.weight, self.bias, self.transposed = weight, bias, transposed
+        self.scheme, self.block = scheme, block
+        self._read: Callable[[], Tensor] | None = None
+        self.is_exact = False
+        """Whether a quantised layer reads its full weight anew whenever it is asked, and keeps none."""
+
+    def take(self, weight: Tensor, read: Callable[[], Tensor]) -> list[nn.Parameter]:
+        """Keep a loaded weight as codes and scales, which are returned; ``read`` gives the weight again."""
+        assert self.scheme is not None
+        found = self.scheme.quantise(weight.t() if self.transposed else weight, self.block)
+        self.codes, self.scales = (nn.Parameter(tensor, requires_grad=False) for tensor in found)
+        self.weight, self._read = None, read
+        return [self.codes, self.scales]
+
+    def dense(self) -> Tensor:
+        """[out, in], not to be kept."""
+        if self.weight is None and not self.is_exact:
+            assert self.scheme is not None
+            return self.scheme.dense(self.codes.detach(), self.scales.detach())
+        if self.weight is None:
+            assert self._read is not None
+            weight = self._read()
+        else:
+            weight = self.weight.detach()
+        return weight.t() if self.transposed else weight
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., out] from [..., in]."""
-        product: Tensor = _FrozenProduct.apply(inputs, self.weight, self.bias, self.transposed)
+        product: Tensor = _FrozenProduct.apply(inputs, self, self.bias)
         return product
 
 
 class RowParallelLinear(FrozenLinear):
     """A linear layer of which each tensor rank has some of the inputs; the whole bias is added once, after the sum."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, transposed: bool, group: Any) -> None:
-        super().__init__(weight, bias, transposed)
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        transposed: bool,
+        group: Any,
+        scheme: Scheme | None = None,
+        block: int = 0,
+    ) -> None:
+        super().__init__(weight, bias, transposed, scheme, block)
         self.group = group
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., out], the same on every tensor rank, from this rank's part of the inputs [..., part of in]."""
-        part: Tensor = _FrozenProduct.apply(inputs, self.weight, None, self.transposed)
+        part: Tensor = _FrozenProduct.apply(inputs, self, None)
         total = sum_over_tensor_ranks(part, self.group)
         return total if self.bias is None else total + self.bias
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Forwards and backwards inside use the weights that quantised layers were made from, one layer's at a time, from the files."""
+    layers = [module for module in model.modules() if isinstance(module, FrozenLinear) and module.scheme is not None]
+    for layer in layers:
+        layer.is_exact = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.is_exact = False
 
 
 class VocabularyParallelEmbedding(nn.Module):

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from model_parallel.apply import Cut
 from model_parallel.collectives import broadcast_over_data_ranks
 from model_parallel.grid import Grid
+from model_parallel.layers import FrozenLinear
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -215,7 +217,9 @@ def load_weights(
                 bytes_read += size
             if partition is None or not is_parameter:
                 broadcast_over_data_ranks(value, grid)
-            if is_parameter:
+            if name == "weight" and isinstance(module, FrozenLinear) and module.scheme is not None:
+                ready += module.take(value, partial(_read_again, stored[path], cuts.get(path), value.dtype, grid))
+            elif is_parameter:
                 parameter = nn.Parameter(value, requires_grad=tensor.requires_grad)
                 setattr(module, name, parameter)
                 ready.append(parameter)
@@ -224,6 +228,10 @@ def load_weights(
         if partition is not None and ready:
             partition(ready)
     return bytes_read
+
+
+def _read_again(place: StoredTensor, cut: Cut | None, dtype: torch.dtype, grid: Grid) -> Tensor:
+    return _read(place, cut)[0].to(grid.device, dtype)
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:

@@ -140,6 +140,7 @@ def attach(
         path=backbone or several[0].backbone_path,
         revision=identity["revision"] if backbone is None else None,
         dtype=identity["dtype"],
+        quantize=identity.get("quantize"),
         attention=identity["attention"],
     )
     if backbone is None:

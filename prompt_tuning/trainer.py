@@ -19,6 +19,7 @@ from prompt_tuning.fleet import checkpoint
 from prompt_tuning.fleet.divergence import Pending
 from prompt_tuning.fleet.divergence import stop as stop_diverged
 from prompt_tuning.fleet.evaluate import evaluate
+from prompt_tuning.fleet.fidelity import say_fidelity
 from prompt_tuning.fleet.halving import halve
 from prompt_tuning.fleet.member import Best, Member
 from prompt_tuning.fleet.step import Fleet, StepRecord
@@ -50,6 +51,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     run = run if path is None else checkpoint.in_order(path, run)
     fleet = build_fleet(run, grid)
     prove_frozen(fleet)
+    say_fidelity(fleet)
     step = 0 if path is None else _resume(fleet, path, run)
     ended = [member for member in fleet.members if member.status != "running"]
     log, pending, rates = MetricsLog(run, fleet, step), Pending(fleet), Rates(fleet.members)

@@ -46,6 +46,8 @@ class Backbone:
     """Bytes that this rank requested of the weight files."""
     num_parameters: int
     """Of the whole model, over all ranks, without its pooler."""
+    quantize: str | None
+    """How the weights of its linear layers are stored; None: as they are."""
     deltas: Deltas
     """Its bias and norm vectors, to which prompts may add."""
 
@@ -169,7 +171,7 @@ def _load(
     check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(trainable)
-    cuts = shard_modules(model, family.plan, _sizes(config), grid, freeze=zero is not None)
+    cuts = shard_modules(model, family.plan, _sizes(config), grid, zero is not None, section.quantize)
     deltas = Deltas(model, family, shapes, cuts, grid)
     shards = None if zero is None else ZeroShards(grid, zero, model.dtype)
     bytes_read = load_weights(model, stored, cuts, grid, shards.partition if shards else None)
@@ -203,6 +205,7 @@ def _load(
         shards,
         bytes_read,
         num_parameters,
+        section.quantize,
         deltas,
     )
 

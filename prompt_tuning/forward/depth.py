@@ -142,4 +142,6 @@ def _mapped(file: Path, size: tuple[int, int], dtype: torch.dtype, writes: bool 
 
 def _key(backbone: Backbone, features: Features, depth: Depth) -> str:
     facts = [backbone.fingerprint, str(backbone.model.dtype), features.digest, depth.layer, depth.text_start]
+    if backbone.quantize is not None:
+        facts.append(backbone.quantize)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

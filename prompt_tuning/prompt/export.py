@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from prompt_tuning.storage.atomic import new_folder, sha256, write_json
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.recipe import Encoding
+
+logger = logging.getLogger(__name__)
 
 FORMATS = (2, 3)
 """3: with deltas of the backbone's vectors (`train.also`), which a reader of format 2 would pass over."""
@@ -80,6 +83,14 @@ class ExportedPrompt:
                 f"{self.folder}: the prompt was trained on {recorded['path']} ({recorded['model_type']}), and {backbone.path}"
                 f" ({backbone.model.config.model_type}) is not that backbone: {other}; give its own (--backbone)"
             )
+        was = recorded.get("quantize")
+        if was != backbone.quantize:
+            logger.warning(
+                "%s: the prompt was trained on a backbone with quantize %s, and this one has %s; its answers may differ",
+                self.folder,
+                was or "null",
+                backbone.quantize or "null",
+            )
 
 
 def describe_prompt(
@@ -108,6 +119,7 @@ def describe_prompt(
             "identity": backbone.identity.to_json(),
             "model_type": backbone.model.config.model_type,
             "dtype": config.backbone.dtype,
+            "quantize": config.backbone.quantize,
             "attention": config.backbone.attention,
         },
         **({} if prompt.beside is None else {"also": prompt.beside.lengths}),

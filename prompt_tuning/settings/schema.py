@@ -155,6 +155,12 @@ class RunFile(Section):
             problems.append(
                 f"parallel: method {self.method!r} trains {what}, on whole copies; use tensor 1 and zero false"
             )
+        if self.method in ("full", "lora") and self.backbone.quantize:
+            why = "trains the weights" if self.method == "full" else "is done by PEFT on layers that hold their weights"
+            problems.append(
+                f"backbone.quantize={self.backbone.quantize!r} does not fit method {self.method!r}, which {why}"
+                f"{' themselves, and codes cannot be' if self.method == 'full' else ''}; leave it out"
+            )
         if self.optimizer.relative and (
             self.method in ("full", "lora", "shallow_prompt") or prompt.reparameterisation == "mlp"
         ):

@@ -21,6 +21,10 @@ class BackboneSection(Section):
     )
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit); only for hub ids.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the frozen weights.")
+    quantize: Literal["int8", "nf4"] | None = Field(
+        None,
+        description="Store the weights of linear layers in blocks of 8-bit integers or of 4-bit NormalFloat; null: in `dtype`.",
+    )
     attention: Literal["sdpa", "eager"] = Field("sdpa", description="Stock attention kernel that the prefix enters.")
     trust_remote_code: bool = Field(False, description="Run Python code that ships with the backbone.")
 
