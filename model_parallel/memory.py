@@ -14,17 +14,17 @@ from model_parallel.cores import group_folders
 
 def resident_numel(model: nn.Module) -> int:
     """Numbers of the model's parameters in this rank's memory now: its ZeRO-3 shards and whatever is gathered."""
-    total = 0
-    for parameter in model.parameters():
-        shard = getattr(parameter, "ds_tensor", None)
-        total += parameter.numel() if shard is None else parameter.data.numel() + shard.numel()
-    return total
+    return sum(_resident(parameter) for parameter in model.parameters())
 
 
 def resident_bytes(model: nn.Module) -> int:
     """As :func:`resident_numel`, in bytes."""
-    sizes = {parameter.element_size() for parameter in model.parameters()}
-    return resident_numel(model) * max(sizes, default=0)
+    return sum(_resident(parameter) * parameter.element_size() for parameter in model.parameters())
+
+
+def _resident(parameter: nn.Parameter) -> int:
+    shard = getattr(parameter, "ds_tensor", None)
+    return parameter.numel() if shard is None else parameter.data.numel() + shard.numel()
 
 
 def process_memory(status: Path = Path("/proc/self/status")) -> dict[str, int]:

@@ -8,6 +8,7 @@ of it finds the same codes.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 64
-_CHUNK = 2**22
-"""Numbers that are converted at a time, which bounds what is needed beside the result."""
+_CHUNK = 2**20
+"""Numbers that are converted at a time: what is needed beside the result stays in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Scheme:
             scale = (blocks.abs().amax(2) / self.largest).to(weight.dtype)
             unit = (scale.to(exact) * self.largest)[:, :, None]
             # A block of zeros has the scale 0 and any codes.
-            shares = torch.where(unit > 0, blocks / unit, 0.0).clamp(-1, 1)
+            shares = blocks.div(unit.clamp_min(torch.finfo(exact).tiny)).clamp_(-1, 1)
             codes.append(self.to_codes(shares.flatten(1)))
             scales.append(scale)
         return torch.cat(codes), torch.cat(scales)
@@ -64,7 +65,7 @@ def _parts(matrix: Tensor) -> Iterator[Tensor]:
 
 
 def _to_int8(shares: Tensor) -> Tensor:
-    return (shares * 127).round().to(torch.int8)
+    return shares.mul(127).round_().to(torch.int8)
 
 
 def _from_int8(codes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,8 +87,10 @@ def nf4_levels() -> tuple[float, ...]:
 
 def _to_nf4(shares: Tensor) -> Tensor:
     """Two codes a byte, the first in the high half."""
-    levels = torch.tensor(nf4_levels(), dtype=shares.dtype, device=shares.device)
-    codes = torch.bucketize(shares, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)
+    codes = torch.zeros(shares.shape, dtype=torch.uint8, device=shares.device)
+    for low, high in itertools.pairwise(nf4_levels()):
+        # A comparison for each level takes a fraction of the time of torch.bucketize.
+        codes += (shares > (low + high) / 2).view(torch.uint8)
     return codes[:, ::2] << 4 | codes[:, 1::2]
 
 
@@ -101,7 +104,7 @@ def _from_nf4(codes: Tensor, dtype: torch.dtype) -> Tensor:
     table = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1).view(_PAIR[dtype.itemsize])[:, 0]
     found = torch.empty(codes.shape, dtype=table.dtype, device=codes.device)
     for part, own in zip(_parts(codes), _parts(found), strict=True):
-        own.copy_(table[part.int()])
+        torch.index_select(table, 0, part.flatten().int(), out=own.view(-1))
     return found.view(dtype)
 
 

@@ -22,9 +22,16 @@ QUIET = DeepSpeedSection(stage3_prefetch_bucket_size=0).model_dump(exclude_none=
 
 
 def open_sharded(
-    folder: Path, grid: Grid, tensor: int, zero: bool, dtype: str = "float64", settings: Any = None, **options: Any
+    folder: Path,
+    grid: Grid,
+    tensor: int,
+    zero: bool,
+    dtype: str = "float64",
+    settings: Any = None,
+    quantize: Any = None,
+    **options: Any,
 ) -> Backbone:
-    section = BackboneSection(path=str(folder), dtype=dtype)
+    section = BackboneSection(path=str(folder), dtype=dtype, quantize=quantize)
     shared = make_grid(grid.rank, grid.size, grid.device, tensor)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls torch by old names
     backbone = load_backbone(section, shared, zero=(settings or QUIET) if zero else None, **options)
@@ -79,12 +86,14 @@ def digest(backbone: Backbone) -> str:
     return found.hexdigest()
 
 
-def in_topologies(grid: Grid, folder: Path, topologies: list[tuple[int, bool]]) -> dict[Any, Any]:
+def in_topologies(grid: Grid, folder: Path, topologies: list[tuple[int, bool]], quantize: Any = None) -> dict[Any, Any]:
     """By (tensor, zero, checkpointing): the tensors of :func:`one_pass`, whether bytes changed, bytes read."""
     found: dict[Any, Any] = {}
     for tensor, zero in topologies:
         for checkpointing in (False, True):
-            backbone = open_sharded(folder, grid, tensor, zero, activation_checkpointing=checkpointing)
+            backbone = open_sharded(
+                folder, grid, tensor, zero, activation_checkpointing=checkpointing, quantize=quantize
+            )
             before = digest(backbone)
             results = one_pass(backbone, dropout=0.3)
             same = gather_over_data_ranks(digest(backbone) == before, backbone.grid)
