@@ -5,7 +5,7 @@
 Writes the checkpoint (18.8 GB in bfloat16, LM head included, as published ones have it) unless the folder has it already,
 then starts the worker under torchrun. The machine needs about 18 GB of free memory; the LM head is neither read nor kept.
 ``--layers``, ``--hidden`` and so on shrink the shape, ``--tensor``, ``--ranks`` and ``--zero`` change the topology. ``--tensor 1
---quantize int8`` or ``nf4`` trains on one process in about 11 or 7 GB.
+--quantize int8`` or ``nf4`` trains a quantised one in one process.
 """
 
 from __future__ import annotations
