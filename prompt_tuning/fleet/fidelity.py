@@ -24,7 +24,7 @@ def say_fidelity(fleet: Fleet) -> None:
     if fleet.backbone.quantize is None or not fleet.members[0].prompt.reaches_backbone:
         return
     logger.info(
-        "backbone in %s: the first prompt's gradient has a cosine of %.4f with that in full precision (%d examples)",
+        "backbone in %s: the first prompt's gradient has a cosine of %.4f with that in full precision (up to %d examples)",
         fleet.backbone.quantize,
         gradient_cosine(fleet),
         EXAMPLES,
