@@ -94,12 +94,12 @@ def write_checkpoint(folder: Path, config: dict[str, Any]) -> int:
             shard, filled = {}, 0
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(config))
     return total
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -35,6 +35,7 @@ examples:
   promptfleet status runs/suite
   promptfleet report runs/suite
   promptfleet profile configs/quickstart.json --trace trace.json
+  promptfleet plan configs/quickstart.json --ranks 8 --memory 24GiB --interconnect 100GB/s
   promptfleet predict --prompt runs/quickstart/members/tickets-deep_prompt-seed11/prompt --input tickets.jsonl
   promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
   promptfleet export runs/boolq --output exported/"""
@@ -49,6 +50,7 @@ VERBS = (
     "status",
     "report",
     "profile",
+    "plan",
     "tasks",
     "families",
     "schema",

@@ -57,10 +57,14 @@ class FrozenLinear(nn.Module):
         self.is_exact = False
         """Whether a quantised layer reads its full weight anew whenever it is asked, and keeps none."""
 
-    def take(self, weight: Tensor, read: Callable[[], Tensor]) -> list[nn.Parameter]:
-        """Keep a loaded weight as codes and scales, which are returned; ``read`` gives the weight again."""
+    def take(self, weight: Tensor, read: Callable[[], Tensor] | None, is_loaded: bool = True) -> list[nn.Parameter]:
+        """Keep a weight as codes and scales, which are returned; ``read`` gives the weight again.
+
+        Those of a weight that is not loaded hold nothing: another rank's will be received, or its size alone counts.
+        """
         assert self.scheme is not None
-        found = self.scheme.quantise(weight.t() if self.transposed else weight, self.block)
+        convert = self.scheme.quantise if is_loaded else self.scheme.empty
+        found = convert(weight.t() if self.transposed else weight, self.block)
         self.codes, self.scales = (nn.Parameter(tensor, requires_grad=False) for tensor in found)
         self.weight, self._read = None, read
         return [self.codes, self.scales]
@@ -105,10 +109,29 @@ class RowParallelLinear(FrozenLinear):
         return total if self.bias is None else total + self.bias
 
 
+def quantised(model: nn.Module) -> Iterator[FrozenLinear]:
+    """The layers that store their weights as codes."""
+    for module in model.modules():
+        if isinstance(module, FrozenLinear) and module.scheme is not None:
+            yield module
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters of a model on ``meta`` once they are loaded: of quantised layers, those of codes and scales."""
+    layers = [(layer, layer.weight) for layer in quantised(model) if layer.weight is not None]
+    dense = {id(weight) for _, weight in layers}
+    total = sum(parameter.nbytes for parameter in model.parameters() if id(parameter) not in dense)
+    for layer, weight in layers:
+        assert layer.scheme is not None
+        parts = layer.scheme.empty(weight.t() if layer.transposed else weight, layer.block)
+        total += sum(part.nbytes for part in parts)
+    return total
+
+
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[None]:
     """Forwards and backwards inside use the weights that quantised layers were made from, one layer's at a time, from the files."""
-    layers = [module for module in model.modules() if isinstance(module, FrozenLinear) and module.scheme is not None]
+    layers = list(quantised(model))
     for layer in layers:
         layer.is_exact = True
     try:

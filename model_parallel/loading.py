@@ -218,7 +218,8 @@ def load_weights(
             if partition is None or not is_parameter:
                 broadcast_over_data_ranks(value, grid)
             if name == "weight" and isinstance(module, FrozenLinear) and module.scheme is not None:
-                ready += module.take(value, partial(_read_again, stored[path], cuts.get(path), value.dtype, grid))
+                read = partial(_read_again, stored[path], cuts.get(path), value.dtype, grid)
+                ready += module.take(value, read, is_loaded=is_reader or partition is None)
             elif is_parameter:
                 parameter = nn.Parameter(value, requires_grad=tensor.requires_grad)
                 setattr(module, name, parameter)

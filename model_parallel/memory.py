@@ -82,6 +82,15 @@ def free_on_host(
     return min(found, default=None)
 
 
+def free_swap(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes to which the host may still move what is in memory; 0 where nobody says."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return 1024 * int(lines["SwapFree"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
 def _left(folder: Path, limit: str, taken: str, kept: str) -> int | None:
     """What a group may still take; None: it has no such limit."""
     try:

@@ -48,6 +48,12 @@ class Scheme:
             scales.append(scale)
         return torch.cat(codes), torch.cat(scales)
 
+    def empty(self, weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Codes and scales of a weight [out, in], which hold nothing yet."""
+        rows, inputs = weight.shape
+        one = self.to_codes(weight.new_empty(1, inputs, dtype=torch.float32))
+        return one.new_empty(rows, one.shape[1]), weight.new_empty(rows, inputs // block)
+
     def dense(self, codes: Tensor, scales: Tensor) -> Tensor:
         """The weight [out, in] of the scales' type."""
         numbers = self.from_codes(codes, scales.dtype)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from model_parallel.collectives import any_rank, barrier, broadcast_object, gather_objects, wait_long
 from model_parallel.grid import Grid
 from model_parallel.memory import peak_memory
@@ -24,6 +26,7 @@ from prompt_tuning.fleet.halving import halve
 from prompt_tuning.fleet.member import Best, Member
 from prompt_tuning.fleet.step import Fleet, StepRecord
 from prompt_tuning.kinds import find_kind
+from prompt_tuning.placement.foresee import foresee
 from prompt_tuning.prompt.build import build_prompt, check_lengths
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.prompt.initialise import measure_scale, start_from_prompt, start_from_text
@@ -107,6 +110,9 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         check_lengths(spec.config, described)
     wait_long(grid)  # hosts differ in what they have kept of large data
     _check_same_data(data, grid)
+    if grid.is_first:
+        longest = max(int(np.diff(found.splits["train"].offsets).max(initial=0)) for found in data.values())
+        foresee(run, described, longest, grid)
     backbone = load_backbone(
         shared.backbone,
         grid,

@@ -67,9 +67,9 @@ def describe_backbone(section: BackboneSection) -> Description:
     """Find a backbone and read all but its weights. Raises :class:`UserError`."""
     place = locate(section.path, section.revision)
     if not place.gguf:  # a .gguf file has its config in itself
-        _checked_config(place.folder, section)
+        checked_config(place.folder, section)
     folder = _with_safetensors(place, section.path)
-    config, family = _checked_config(folder, section)
+    config, family = checked_config(folder, section)
     return Description(
         section.path, folder, config, family, read_tokenizer(folder, config, section, family.pooling == "last")
     )
@@ -99,7 +99,8 @@ def other_weights_hint(folder: Path) -> str:
     return f"{hint}; save the model with save_pretrained"
 
 
-def _checked_config(folder: Path, section: BackboneSection) -> tuple[Any, Family]:
+def checked_config(folder: Path, section: BackboneSection) -> tuple[Any, Family]:
+    """The config in a folder and its family, both fit for prompts. Raises :class:`UserError`."""
     config = _read_config(folder, section)
     family = find_family(config.model_type)
     _check_config(config, family, section.path)

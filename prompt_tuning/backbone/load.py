@@ -17,6 +17,7 @@ from model_parallel.collectives import broadcast_object
 from model_parallel.grid import Grid, TopologyError
 from model_parallel.loading import WeightsError, check_all_taken, check_stored, load_weights, stored_tensors
 from model_parallel.plan import Sizes, check_heads, head_range
+from model_parallel.room import check_room
 from model_parallel.zero import ZeroShards
 from prompt_tuning.backbone.attention import PrefixShape, open_door
 from prompt_tuning.backbone.deltas import Deltas
@@ -69,7 +70,7 @@ class Backbone:
     @property
     def shape(self) -> PrefixShape:
         """Sizes of the whole model, over all tensor ranks."""
-        config, sizes = self.model.config, _sizes(self.model.config)
+        config, sizes = self.model.config, sizes_of(self.model.config)
         layers = self.family.num_layers(config)
         return PrefixShape(layers, sizes.key_value_heads, sizes.head_size, config.hidden_size)
 
@@ -131,7 +132,7 @@ def load_backbone(
     config = copy.deepcopy(described.config)
     set_dropout(config, described.family, dropout, section.path)
     try:
-        check_heads(_sizes(config), grid.tensor, section.path)
+        check_heads(sizes_of(config), grid.tensor, section.path)
         return _load(described, config, section, grid, trainable, activation_checkpointing, zero, language)
     except TopologyError as error:
         raise UserError(str(error)) from None
@@ -154,14 +155,7 @@ def _load(
     So nothing is allocated before it is as small as it gets, and ZeRO-3 sees ordinary modules.
     """
     folder, family = described.folder, described.family
-    try:
-        with torch.device("meta"):
-            model = AutoModel.from_config(
-                config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
-            )
-    except Exception as error:  # the modelling files raise kinds of their own
-        raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
-    family.open(model)
+    model = model_on_meta(config, family, section)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = stored_tensors(folder, set(shapes), model.base_model_prefix)
     is_pooled = {name for name in shapes if name.startswith("pooler.")} <= set(stored)
@@ -171,11 +165,13 @@ def _load(
     check_stored(stored, {name: shape for name, shape in shapes.items() if pooler or not name.startswith("pooler.")})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     model.requires_grad_(trainable)
-    cuts = shard_modules(model, family.plan, _sizes(config), grid, zero is not None, section.quantize)
+    cuts = shard_modules(model, family.plan, sizes_of(config), grid, zero is not None, section.quantize)
+    if zero is None or "offload_param" not in zero:
+        check_room(model, grid, splits=zero is not None)
     deltas = Deltas(model, family, shapes, cuts, grid)
     shards = None if zero is None else ZeroShards(grid, zero, model.dtype)
     bytes_read = load_weights(model, stored, cuts, grid, shards.partition if shards else None)
-    _rebuild_buffers(model, grid.device)
+    rebuild_buffers(model, grid.device)
     if pooler is not None:
         pooler.requires_grad_(trainable)
         bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
@@ -210,7 +206,20 @@ def _load(
     )
 
 
-def _rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:
+def model_on_meta(config: Any, family: Family, section: BackboneSection) -> PreTrainedModel:
+    """The base model of a config, whole and without storage, ready to be cut. Raises :class:`UserError`."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModel.from_config(
+                config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
+            )
+    except Exception as error:  # the modelling files raise kinds of their own
+        raise UserError(f"backbone.path={section.path}: its config.json cannot be used: {reason(error)}") from None
+    family.open(model)
+    return model
+
+
+def rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Give buffers that no file holds (rotary frequencies, position ids) their values, which ``meta`` has lost."""
     for module in model.modules():
         names = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
@@ -223,7 +232,8 @@ def _rebuild_buffers(model: PreTrainedModel, device: torch.device) -> None:
             model._init_weights(module)
 
 
-def _sizes(config: Any) -> Sizes:
+def sizes_of(config: Any) -> Sizes:
+    """Sizes of the attention that a config describes."""
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     return Sizes(heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
+from model_parallel.paper import ATTENTION
+from model_parallel.rates import matrix_rate, now
 from prompt_tuning.fleet.step import Fleet
 
 KINDS = {
@@ -64,14 +63,14 @@ def profile_steps(fleet: Fleet, steps: int, trace: Path | None = None, warm_up: 
 
     for _ in range(warm_up):
         step()
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         step()
     examples = tokens = 0
     before = _matrix_rate(fleet)
-    started = _now(device)
+    started = now(device)
     for _ in range(steps):
         step()
-    seconds = (_now(device) - started) / steps
+    seconds = (now(device) - started) / steps
     rate = max(before, _matrix_rate(fleet))
     counted = examples // steps, tokens // steps
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -94,35 +93,5 @@ def profile_steps(fleet: Fleet, steps: int, trace: Path | None = None, warm_up: 
     return Profile(seconds, *counted, counter.get_total_flops(), rate, tuple(lines), tuple(operators[:12]))
 
 
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
-# Torch's counter knows the fused attention of other devices only.
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-def _matrix_rate(fleet: Fleet, repeats: int = 5) -> float:
-    """Floating-point operations a second of the best of some products like those of a feed-forward layer."""
-    width, device = fleet.backbone.shape.hidden_size, fleet.grid.device
-    a = torch.randn(2048, width, device=device).to(fleet.backbone.model.dtype)
-    b = torch.randn(4 * width, width, device=device).to(fleet.backbone.model.dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        started = _now(device)
-        torch.nn.functional.linear(a, b)
-        best = min(best, _now(device) - started)
-    return 2 * 2048 * width * 4 * width / best
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _matrix_rate(fleet: Fleet) -> float:
+    return matrix_rate(fleet.backbone.shape.hidden_size, fleet.backbone.model.dtype, fleet.grid.device)

@@ -143,10 +143,10 @@ def test_only_codes_stay_and_one_layer_at_a_time_is_dense(tmp_path, monkeypatch,
     folder = make_backbone(tmp_path, "llama", hidden_size=256, intermediate_size=512)
     alive, most, take = [], [], FrozenLinear.take
 
-    def watched(layer, weight, read):
+    def watched(layer, weight, read, **given):
         most.append(sum(ref() is not None for ref in alive))
         alive.append(weakref.ref(weight))
-        return take(layer, weight, read)
+        return take(layer, weight, read, **given)
 
     monkeypatch.setattr(FrozenLinear, "take", watched)
     backbone = open_sharded(folder, Grid(), 1, False, "bfloat16", quantize=quantize)

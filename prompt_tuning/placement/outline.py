@@ -1,0 +1,208 @@
+"""A run's backbone and prompts without a weight: their shapes, and one batch of a step taken through them on paper."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from model_parallel.apply import shard_modules
+from model_parallel.collectives import PaperGroup
+from model_parallel.grid import Grid, TopologyError
+from model_parallel.layers import quantised
+from model_parallel.paper import Tally, on_paper
+from model_parallel.plan import check_heads
+from prompt_tuning.backbone.attention import open_door
+from prompt_tuning.backbone.deltas import Deltas
+from prompt_tuning.backbone.find import Description, checked_config, set_dropout
+from prompt_tuning.backbone.load import Backbone, model_on_meta, rebuild_buffers, sizes_of
+from prompt_tuning.backbone.places import locate
+from prompt_tuning.errors import UserError
+from prompt_tuning.forward.batch import Items, Pool, PromptShapes
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.run import member_logits
+from prompt_tuning.kinds import Targets, find_kind
+from prompt_tuning.prompt.build import build_prompt
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.run import Run
+from prompt_tuning.tasks.find import find_task
+from prompt_tuning.tokens.features import NO_TAG, Features
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One batch forward and backward on one rank."""
+
+    peak_bytes: int
+    """The most that activations, gradients and everything else that the batch brings took at once."""
+    work: tuple[tuple[int, int, int], ...]
+    """Floating-point operations, bytes read and written, and how many operators did as much."""
+    sums: int
+    """All-reduces over the tensor ranks."""
+    summed_bytes: int
+    """Bytes of their tensors."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a rank's weights before ZeRO-3 splits them."""
+
+    total: int
+    largest_module: int
+    """Bytes of the module that is gathered as one with the most of its own."""
+    numel: int
+
+
+class Outline:
+    """What can be counted of a run whose weights are not there; every member as the first, for which most steps are alike.
+
+    ``text`` tokens are in every row: ``data.max_length`` unless given.
+    """
+
+    def __init__(self, run: Run, text: int | None = None) -> None:
+        """Reads config.json alone. Raises :class:`UserError`."""
+        self.run, self.config = run, run.shared
+        section = self.config.backbone
+        place = locate(section.path, section.revision)
+        if place.gguf:
+            raise UserError(
+                f"backbone.path={section.path}: plan reads config.json, which a .gguf file has not; give a folder"
+            )
+        raw, self.family = checked_config(place.folder, section)
+        self.backbone_config = copy.deepcopy(raw)
+        set_dropout(self.backbone_config, self.family, self.config.train.backbone_dropout, section.path)
+        self.folder = place.folder
+        self.sizes = sizes_of(self.backbone_config)
+        task = find_task(self.config.task)
+        self.kind = find_kind(task.kind)
+        self.num_labels = len(task.labels) if task.labels else 2
+        self.rows_per_example = 2 if task.kind == "choice" else 1
+        limit = self.family.max_positions(self.backbone_config)
+        self.text = min(text or self.config.data.max_length, limit)
+        self.num_members = min(len(run.members), run.concurrent or len(run.members))
+
+    @property
+    def examples(self) -> int:
+        """Of a step, over all members and ranks."""
+        return self.num_members * self.config.train.batch_size
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Of texts and prompts."""
+        return self.rows_per_example * (self.text + self.prompt_length)
+
+    @property
+    def prompt_length(self) -> int:
+        """Prompt tokens of a row."""
+        return self.config.prompt.length if self.config.method in ("deep_prompt", "shallow_prompt") else 0
+
+    def fits_heads(self, tensor: int) -> bool:
+        """Whether so many tensor ranks can share the backbone."""
+        try:
+            check_heads(self.sizes, tensor, self.config.backbone.path)
+            self._cut(tensor, False, None)
+        except TopologyError:
+            return False
+        return True
+
+    def weights(self, tensor: int, quantize: str | None = None) -> Weights:
+        """What a rank of ``tensor`` tensor ranks has of the backbone."""
+        model = self._cut(tensor, False, quantize)[0]
+        parameters = list(model.parameters())
+        own = [sum(p.nbytes for p in module.parameters(recurse=False)) for module in model.modules()]
+        return Weights(
+            sum(p.nbytes for p in parameters),
+            max(own),
+            sum(p.numel() for p in parameters),
+        )
+
+    @cached_property
+    def trained_bytes(self) -> int:
+        """Of one member's prompt and head."""
+        with on_paper():
+            backbone = self._open(1, False, False, None)
+            return sum(p.nbytes for _, p in self._prompt(backbone).trained())
+
+    def _cut(
+        self, tensor: int, freeze: bool, quantize: str | None
+    ) -> tuple[PreTrainedModel, dict[str, Any], dict[str, Any], Grid]:
+        """The model of the first of ``tensor`` ranks, on meta. Raises :class:`TopologyError`."""
+        model = model_on_meta(self.backbone_config, self.family, self.config.backbone)
+        if hasattr(model, "pooler"):
+            model.pooler = None
+        model.requires_grad_(self.config.method == "full")
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        group = PaperGroup(tensor)
+        grid = Grid(size=tensor, tensor=tensor, tensor_group=group)
+        cuts = shard_modules(model, self.family.plan, self.sizes, grid, freeze, quantize)
+        for layer in quantised(model):
+            assert layer.weight is not None
+            layer.take(layer.weight, None, is_loaded=False)
+        return model, cuts, shapes, grid
+
+    def _open(self, tensor: int, checkpointing: bool, zero: bool, quantize: str | None) -> Backbone:
+        """The backbone of the first of ``tensor`` ranks, as :mod:`prompt_tuning.backbone.load` opens it, on paper."""
+        section = self.config.backbone
+        model, cuts, shapes, grid = self._cut(tensor, zero, quantize)
+        deltas = Deltas(model, self.family, shapes, cuts, grid)
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                value = torch.empty(parameter.shape, dtype=parameter.dtype)
+                setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        rebuild_buffers(model, torch.device("cpu"))
+        open_door(model, self.family.attention_modules(model), section.attention, 0 if tensor > 1 else None)
+        self.family.narrow_last_layer(model)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": deltas.checkpointing})
+        model.train()
+        # Nothing here asks for a tokenizer or for what tells backbones apart.
+        described = Description(section.path, self.folder, self.backbone_config, self.family, cast(Any, None))
+        numel = sum(p.numel() for p in model.parameters())
+        return Backbone(
+            model, self.family, described, cast(Any, None), None, None, grid, None, 0, numel, quantize, deltas
+        )
+
+    def _prompt(self, backbone: Backbone) -> Prompt:
+        prompt = build_prompt(self.config, backbone, self.num_labels, self.kind)
+        for module in prompt.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                value = torch.empty(parameter.shape, dtype=parameter.dtype)
+                setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
+        return prompt
+
+    @cache  # noqa: B019  an outline lives as long as the program
+    def run_batch(
+        self, examples: int, tensor: int, checkpointing: bool, zero: bool, quantize: str | None = None
+    ) -> Pass:
+        """One batch of so many of a member's examples, forward and backward, on the first of ``tensor`` ranks."""
+        features = self._features(examples)
+        with on_paper():
+            backbone = self._open(tensor, checkpointing, zero, quantize)
+            prompt = self._prompt(backbone)
+            pool = Pool([features], PromptShapes.of([prompt]))
+            items = Items.of([(0, np.arange(examples), 1.0 / examples)])
+            with Tally() as tally:
+                batch = lay_out(pool, items, 0, torch.device("cpu"))
+                keys = torch.zeros(len(batch.lengths), dtype=torch.int64) if prompt.dropout else None
+                (logits,) = member_logits(backbone, [prompt], batch, keys)
+                loss = self.kind.loss(logits, Targets(batch.labels, batch.weights, batch.rows_of(0)))
+                loss.backward()
+        group = backbone.grid.tensor_group
+        work = tuple((operations, size, count) for (operations, size), count in tally.work.items())
+        return Pass(tally.peak_bytes, work, group.calls, group.num_bytes)
+
+    def _features(self, examples: int) -> Features:
+        rows = examples * self.rows_per_example
+        tokens = np.zeros(rows * self.text, np.int32)
+        tags = np.zeros(rows * self.text, np.int64) if self.kind.per_token else None
+        if tags is not None:
+            tags[self.text - 1 :: self.text] = NO_TAG
+        offsets = np.arange(rows + 1, dtype=np.int64) * self.text
+        labels = np.zeros(examples, np.int64 if self.kind.asks_classes or self.kind.per_token else np.float64)
+        return Features(tokens, None, offsets, self.rows_per_example, labels, tags)
