@@ -114,7 +114,7 @@ def count(outline: Outline, placement: Placement, machine: Machine) -> Cost:
     # Of one member the batch itself has counted the gradient.
     held_for_members = 3 * trained * members + trained * (members - 1)
     tensor_wire = 2 * (placement.tensor - 1) / placement.tensor * ran.summed_bytes * batches
-    # A layer's weights are needed forward and backward, and once more where it is run anew.
+    # A layer's weights are needed forward and backward, and once more where it is run anew; at most, as layers may stay gathered.
     passes = 3 if placement.checkpointing else 2
     gather_wire = (data - 1) / data * whole * passes * batches if gathers else 0.0
     ranks = machine.ranks

@@ -34,6 +34,9 @@ from prompt_tuning.settings.run import Run
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.features import NO_TAG, Features
 
+DEPTHS = (2, 4)
+"""Layers of the models that stand for deep ones."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -47,6 +50,19 @@ class Pass:
     """All-reduces over the tensor ranks."""
     summed_bytes: int
     """Bytes of their tensors."""
+
+    def further(self, shallow: Pass, times: int) -> Pass:
+        """A deeper model's, which has ``times`` as many layers more as this one has over a ``shallow`` one."""
+        mine, less = ({(one, two): number for one, two, number in ran.work} for ran in (self, shallow))
+        # What grows with the depth itself is there under another size in each, once to be added and once to be taken off.
+        found = {key: (mine.get(key, 0), less.get(key, 0)) for key in (*mine, *less)}
+        work = {key: here + times * (here - there) for key, (here, there) in found.items()}
+        return Pass(
+            self.peak_bytes + times * (self.peak_bytes - shallow.peak_bytes),
+            tuple((*key, number) for key, number in work.items()),
+            self.sums + times * (self.sums - shallow.sums),
+            self.summed_bytes + times * (self.summed_bytes - shallow.summed_bytes),
+        )
 
 
 @dataclass(frozen=True)
@@ -102,18 +118,20 @@ class Outline:
         """Prompt tokens of a row."""
         return self.config.prompt.length if self.config.method in ("deep_prompt", "shallow_prompt") else 0
 
+    @cache  # noqa: B019
     def fits_heads(self, tensor: int) -> bool:
         """Whether so many tensor ranks can share the backbone."""
         try:
             check_heads(self.sizes, tensor, self.config.backbone.path)
-            self._cut(tensor, False, None)
+            self._cut(self.backbone_config, tensor, False, None)
         except TopologyError:
             return False
         return True
 
+    @cache  # noqa: B019
     def weights(self, tensor: int, quantize: str | None = None) -> Weights:
         """What a rank of ``tensor`` tensor ranks has of the backbone."""
-        model = self._cut(tensor, False, quantize)[0]
+        model = self._cut(self.backbone_config, tensor, False, quantize)[0]
         parameters = list(model.parameters())
         own = [sum(p.nbytes for p in module.parameters(recurse=False)) for module in model.modules()]
         return Weights(
@@ -126,14 +144,14 @@ class Outline:
     def trained_bytes(self) -> int:
         """Of one member's prompt and head."""
         with on_paper():
-            backbone = self._open(1, False, False, None)
+            backbone = self._open(self.backbone_config, 1, False, False, None)
             return sum(p.nbytes for _, p in self._prompt(backbone).trained())
 
     def _cut(
-        self, tensor: int, freeze: bool, quantize: str | None
+        self, config: Any, tensor: int, freeze: bool, quantize: str | None
     ) -> tuple[PreTrainedModel, dict[str, Any], dict[str, Any], Grid]:
         """The model of the first of ``tensor`` ranks, on meta. Raises :class:`TopologyError`."""
-        model = model_on_meta(self.backbone_config, self.family, self.config.backbone)
+        model = model_on_meta(config, self.family, self.config.backbone)
         if hasattr(model, "pooler"):
             model.pooler = None
         model.requires_grad_(self.config.method == "full")
@@ -146,10 +164,10 @@ class Outline:
             layer.take(layer.weight, None, is_loaded=False)
         return model, cuts, shapes, grid
 
-    def _open(self, tensor: int, checkpointing: bool, zero: bool, quantize: str | None) -> Backbone:
+    def _open(self, config: Any, tensor: int, checkpointing: bool, zero: bool, quantize: str | None) -> Backbone:
         """The backbone of the first of ``tensor`` ranks, as :mod:`prompt_tuning.backbone.load` opens it, on paper."""
         section = self.config.backbone
-        model, cuts, shapes, grid = self._cut(tensor, zero, quantize)
+        model, cuts, shapes, grid = self._cut(config, tensor, zero, quantize)
         deltas = Deltas(model, self.family, shapes, cuts, grid)
         for module in model.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -162,7 +180,7 @@ class Outline:
             model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": deltas.checkpointing})
         model.train()
         # Nothing here asks for a tokenizer or for what tells backbones apart.
-        described = Description(section.path, self.folder, self.backbone_config, self.family, cast(Any, None))
+        described = Description(section.path, self.folder, config, self.family, cast(Any, None))
         numel = sum(p.numel() for p in model.parameters())
         return Backbone(
             model, self.family, described, cast(Any, None), None, None, grid, None, 0, numel, quantize, deltas
@@ -180,10 +198,36 @@ class Outline:
     def run_batch(
         self, examples: int, tensor: int, checkpointing: bool, zero: bool, quantize: str | None = None
     ) -> Pass:
-        """One batch of so many of a member's examples, forward and backward, on the first of ``tensor`` ranks."""
+        """One batch of so many of a member's examples, forward and backward, on the first of ``tensor`` ranks.
+
+        Of deep models whose layers are alike, two shallow ones are run, and what their layers differ by goes for the others.
+        """
+        setting = examples, tensor, checkpointing, zero, quantize
+        layers = self.family.num_layers(self.backbone_config)
+        if layers <= DEPTHS[1] or not self._layers_are_alike:
+            return self._run(self.backbone_config, *setting)
+        shallow, deeper = (self._run(self._of_depth(depth), *setting) for depth in DEPTHS)
+        return deeper.further(shallow, (layers - DEPTHS[1]) // (DEPTHS[1] - DEPTHS[0]))
+
+    @property
+    def _layers_are_alike(self) -> bool:
+        kinds = set(getattr(self.backbone_config, "layer_types", None) or [None])
+        steps = self.family.num_layers(self.backbone_config) - DEPTHS[1]
+        return len(kinds) == 1 and self.config.prompt.layers is None and steps % (DEPTHS[1] - DEPTHS[0]) == 0
+
+    def _of_depth(self, layers: int) -> Any:
+        config = copy.deepcopy(self.backbone_config)
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+        config.num_hidden_layers = layers
+        return config
+
+    def _run(
+        self, config: Any, examples: int, tensor: int, checkpointing: bool, zero: bool, quantize: str | None
+    ) -> Pass:
         features = self._features(examples)
         with on_paper():
-            backbone = self._open(tensor, checkpointing, zero, quantize)
+            backbone = self._open(config, tensor, checkpointing, zero, quantize)
             prompt = self._prompt(backbone)
             pool = Pool([features], PromptShapes.of([prompt]))
             items = Items.of([(0, np.arange(examples), 1.0 / examples)])

@@ -113,6 +113,25 @@ def test_activations_of_a_checkpointed_batch_are_fewer_and_its_operations_more(t
     assert 1.2 < operations[1] / operations[0] < 1.6
 
 
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "albert"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_deep_models_are_counted_from_two_shallow_ones(tmp_path, name, checkpointing):
+    given = {"num_hidden_layers": 8} | ({} if name in ("llama", "gpt2") else {"with_pooler": False})
+    raw = run_json(
+        make_backbone(tmp_path / name, name, **given), make_texts(tmp_path / "texts"), head={"pooling": "mean"}
+    )
+    raw["task"]["labels"] = ["class0", "class1", "class2", "class3"]
+    outline = Outline(make_run(raw))
+    for tensor in (1, 2):
+        setting = (3, tensor, checkpointing, False, None)
+        counted, whole = outline.run_batch(*setting), outline._run(outline.backbone_config, *setting)
+        for part in (0, 1):
+            own, all_ = (sum(item[part] * item[2] for item in ran.work) for ran in (counted, whole))
+            assert own == pytest.approx(all_, rel=1e-3 * part), "operations are equal, bytes nearly"
+        assert (counted.sums, counted.summed_bytes) == (whole.sums, whole.summed_bytes)
+        assert counted.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.01)
+
+
 def test_a_fleet_shares_gathers_and_weights(tmp_path):
     raw = make(tmp_path, parallel={"zero": True})
     raw["train"] |= {"batch_size": 2}
