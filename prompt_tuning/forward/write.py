@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from model_parallel import rng
 from model_parallel.collectives import gather_over_data_ranks
@@ -54,6 +54,7 @@ def write(
         return []
     most = settings.max_new_tokens or max_new_tokens
     config = _generation_config(backbone, settings, most)
+    stops = _Stops(backbone.tokenizer, settings.stop)
     lengths = np.array([prompts[p].length + len(tokens) for p, tokens in sources])
     mine: list[tuple[int, str]] = []
     tables = {p: _table(prompts[p]) for p in sorted({p for p, _ in sources})}
@@ -64,7 +65,7 @@ def write(
             inputs = _inputs(backbone, prompts, tables, some, settings.num_beams)
             with torch.random.fork_rng([backbone.grid.device] if backbone.grid.device.type == "cuda" else []):
                 torch.manual_seed(rng.key(seed, "write", int(batch[0])))
-                ids = _generate(model, inputs, config, backbone, streamer)
+                ids = _generate(model, inputs, config, stops, streamer)
             mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
     found = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
     return [found[i] for i in range(len(sources))]
@@ -78,7 +79,6 @@ def _generation_config(backbone: Backbone, settings: DecodeSection, most: int) -
         do_sample=settings.sample,
         eos_token_id=end_token(backbone.tokenizer),
         pad_token_id=backbone.description.pad_token,
-        stop_strings=settings.stop or None,
         **drawn,
     )
 
@@ -122,13 +122,26 @@ def _inputs(
     return {name: torch.from_numpy(value).to(device) for name, value in found.items()} | {"past_key_values": cache}
 
 
+class _Stops:
+    """Which rows have written one of some texts; transformers' own criterion does not know every tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+        self.tokenizer, self.texts, self.start = tokenizer, texts, 0
+
+    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        written = self.tokenizer.batch_decode(ids[:, self.start :], skip_special_tokens=True)
+        found = [any(text in own for text in self.texts) for own in written]
+        return torch.tensor(found, device=ids.device)
+
+
 def _generate(
-    model: PreTrainedModel, inputs: dict[str, Any], config: GenerationConfig, backbone: Backbone, streamer: Any
+    model: PreTrainedModel, inputs: dict[str, Any], config: GenerationConfig, stops: _Stops, streamer: Any
 ) -> np.ndarray:
     """Tokens written to each row [B, at most max_new_tokens]."""
-    tokenizer = {"tokenizer": backbone.tokenizer} if config.stop_strings else {}
-    found: Tensor = model.generate(**inputs, generation_config=config, streamer=streamer, **tokenizer)
-    return found[:, inputs["input_ids"].shape[1] :].cpu().numpy()
+    stops.start = inputs["input_ids"].shape[1]
+    criteria = StoppingCriteriaList([stops] if stops.texts else [])
+    found: Tensor = model.generate(**inputs, generation_config=config, stopping_criteria=criteria, streamer=streamer)
+    return found[:, stops.start :].cpu().numpy()
 
 
 def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str]) -> list[str]:
@@ -136,7 +149,7 @@ def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str]) -> list[str
     end, found = end_token(backbone.tokenizer), []
     for row in ids:
         ends = np.flatnonzero(row == end)
-        text = backbone.tokenizer.decode(row[: ends[0]] if len(ends) else row, skip_special_tokens=True).strip()
+        text = backbone.tokenizer.decode(row[: ends[0]] if len(ends) else row, skip_special_tokens=True)
         for piece in stop:
             text = text.partition(piece)[0]
         found.append(text.strip())

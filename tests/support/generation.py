@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from tests.support.tiny import WORDS, make_language_backbone, run_json, write_jsonl
 
@@ -39,21 +40,30 @@ def writing_run(backbone: Path, data: Path, **sections: Any) -> dict[str, Any]:
     return run_json(backbone, data, **{**own, **sections, "task": {"kind": "generation"}})
 
 
+@cache
+def stock_model(folder: Path) -> Any:
+    """transformers' own language model of a folder, float64."""
+    # The eager kernel takes its softmax in float32, and is the only one that caps scores.
+    is_capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None)
+    kernel = "eager" if is_capped else "sdpa"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation=kernel).eval()
+
+
 def stock_logits(folder: Path, table: Tensor | None, tokens: list[int], start: int) -> Tensor:
     """Logits [T, vocabulary] of a row alone by transformers' model, float64, the prefix [P, N, 2, G, D] as a cache."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
-    cache, length = DynamicCache(), 0
+    model = stock_model(folder)
+    seen, length = DynamicCache(), 0
     if table is not None:
         length = len(table)
         for layer in range(table.shape[1]):
             keys, values = table[:, layer].unbind(1)  # [P, G, D]
-            cache.update(keys.transpose(0, 1)[None].double(), values.transpose(0, 1)[None].double(), layer)
+            seen.update(keys.transpose(0, 1)[None].double(), values.transpose(0, 1)[None].double(), layer)
     positions = start + torch.arange(len(tokens))[None]
     with torch.no_grad():
         found: Tensor = model(
             input_ids=torch.tensor([tokens]),
             attention_mask=torch.ones(1, length + len(tokens), dtype=torch.long),
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=seen,
         ).logits[0]
     return found
