@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, model_validator
 
 from prompt_tuning.section import Section
@@ -19,9 +17,7 @@ class DecodeSection(Section):
     sample: bool = Field(False, description="Draw tokens, by the member's seed, instead of taking the likeliest.")
     temperature: float = Field(1.0, gt=0, description="Divides the logits before tokens are drawn.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw among the likeliest tokens that have this share together.")
-    stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="Texts at which writing ends, and which are cut off with all behind them."
-    )
+    stop: list[str] = Field([], description="Texts at which writing ends, and which are cut off with all behind them.")
     max_examples: int | None = Field(
         200,
         gt=0,
@@ -34,4 +30,6 @@ class DecodeSection(Section):
             raise ValueError("temperature and top_p are of drawn tokens; set sample to true")
         if self.sample and self.num_beams > 1:
             raise ValueError(f"num_beams={self.num_beams} does not go with sample; keep one of them")
+        if "" in self.stop:
+            raise ValueError("stop has an empty text, at which every text ends; remove it")
         return self

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher import run as worker
 from model_parallel.grid import Grid
@@ -247,6 +247,33 @@ def test_beams_are_those_of_rows_alone(tmp_path, data, model_type):
         own = beams_alone(tmp_path, prompts[p], row.tolist(), 6, tokenizer.eos_token_id, 3)
         assert text == tokenizer.decode(own, skip_special_tokens=True)
     assert texts != write(fleet.backbone, prompts, sources, DecodeSection(), 6, 2048)
+
+
+def test_peft_writes_the_same_behind_the_same_numbers(tmp_path, data):
+    peft = pytest.importorskip("peft")
+    raw = writing_run(make_writer(tmp_path, "llama"), data)
+    raw["backbone"]["dtype"] = "float32"
+    fleet = open_fleet(raw)
+    enlarge(fleet)
+    (member,) = fleet.members
+    sources = sources_of(0, member.splits["dev"])
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=member.prompt.length)
+    theirs = peft.get_peft_model(stock, config).eval()
+    table = member.prompt.prefix.table().detach()  # [P, N, 2, G, D], which is PEFT's flat order
+    theirs.prompt_encoder.default.embedding.weight.data.copy_(table.flatten(1))
+    longest, pad = max(len(row) for _, row in sources), fleet.backbone.description.pad_token
+    ids = torch.tensor([[pad] * (longest - len(row)) + row.tolist() for _, row in sources])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for _, row in sources])
+    tokenizer = fleet.backbone.tokenizer
+    for beams in (1, 3):
+        found = theirs.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=7, num_beams=beams, pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id, do_sample=False,
+        )[:, longest:]  # fmt: skip
+        wanted = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
+        own = write(fleet.backbone, [member.prompt], sources, DecodeSection(num_beams=beams), 7, 2048)
+        assert own == wanted and len(set(own)) > 3
 
 
 def test_writing_leaves_the_backbone_as_it_was(tmp_path, data):
