@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from model_parallel.grid import Grid, local_device
 from prompt_tuning.backbone.find import find_folder
@@ -17,11 +19,16 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Row
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
+from prompt_tuning.forward.write import Source, sources_of, write
 from prompt_tuning.kinds import find_kind
+from prompt_tuning.kinds.generation import written
+from prompt_tuning.messages import sentences
 from prompt_tuning.prompt.export import ExportedPrompt
 from prompt_tuning.prompt.lora import put_lora
+from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.continuation import source_tokens
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import Example, check_columns, expanded
@@ -34,6 +41,16 @@ def prediction_rows(task: Task, where: str, raw: Row) -> list[LocatedRow]:
         check_columns(task, where, row)
         found.append((where, Example({key: value for key, value in row.items() if key != task.label_column})))
     return found
+
+
+def checked_settings(decode: DecodeSection, changes: dict[str, Any]) -> DecodeSection:
+    """Settings of writing with some changed. Raises :class:`UserError`."""
+    try:
+        return DecodeSection.model_validate({**decode.model_dump(), **changes})
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(f"{place}: {text}".lstrip(": ") for place, text in sentences(error, DecodeSection, ()))
+        ) from None
 
 
 class AttachedPrompts:
@@ -62,15 +79,54 @@ class AttachedPrompts:
 
     def predict(self, rows: Sequence[dict[str, Any]], prompts: int | Sequence[int] = 0) -> list[dict[str, Any]]:
         """What the prompt's task answers to each row, a label and probabilities for example; ``prompts``: which prompt a row is for."""
-        choice = np.full(len(rows), prompts) if np.ndim(prompts) == 0 else np.asarray(prompts, dtype=np.int64)
-        if len(choice) != len(rows):
-            raise UserError(f"{len(rows)} rows, but prompts for {len(choice)}; give one number, or one for each row")
-        unknown = sorted({int(c) for c in choice if not 0 <= c < len(self.prompts)})
-        if unknown:
-            raise UserError(f"no prompt {unknown[0]}: {len(self.prompts)} attached, counted from 0")
+        choice = self._choice(len(rows), prompts)
         if not len(rows):
             return []
         return self.predict_located([(f"row {i}", dict(row)) for i, row in enumerate(rows, 1)], choice)
+
+    def generate(
+        self, texts: Sequence[str], prompts: int | Sequence[int] = 0, streamer: Any = None, **settings: Any
+    ) -> list[str]:
+        """What the language model writes behind each text; ``prompts``: which prompt it stands behind.
+
+        ``settings`` are those of the run file's section `decode`, such as ``num_beams=4``; what is not given is as the first of
+        the prompts was trained. ``streamer``: of transformers, for one text. Raises :class:`UserError`.
+        """
+        choice = self._choice(len(texts), prompts)
+        if not len(texts):
+            return []
+        if streamer is not None and len(texts) > 1:
+            raise UserError(f"a streamer takes one text, and {len(texts)} were given; leave it out")
+        sources: list[Source] = [(0, np.zeros(0))] * len(texts)
+        for p in np.unique(choice).tolist():
+            places = np.flatnonzero(choice == p).tolist()
+            self._check_writes(p)
+            task, most = self.tasks[p], self.prompts[p].encoding.max_length
+            rows, _ = source_tokens(self.backbone.tokenizer, task.separator, most, [texts[i] for i in places])
+            for place, row in zip(places, rows, strict=True):
+                sources[place] = (p, np.asarray(row))
+        first = self.prompts[int(choice[0])]
+        decode = checked_settings(first.decode, settings)
+        modules = [exported.prompt for exported in self.prompts]
+        length = first.encoding.max_target_length
+        return write(self.backbone, modules, sources, decode, length, self.budget, streamer=streamer)
+
+    def _check_writes(self, prompt: int) -> None:
+        task = self.tasks[prompt]
+        if not task.is_written:
+            raise UserError(
+                f"prompt {prompt} answers {task.name!r}, of kind {task.kind}, and writes no texts; use predict"
+            )
+
+    def _choice(self, count: int, prompts: int | Sequence[int]) -> np.ndarray:
+        """The prompt of each of ``count`` rows. Raises :class:`UserError`."""
+        choice = np.full(count, prompts) if np.ndim(prompts) == 0 else np.asarray(prompts, dtype=np.int64)
+        if len(choice) != count:
+            raise UserError(f"{count} rows, but prompts for {len(choice)}; give one number, or one for each row")
+        unknown = sorted({int(c) for c in choice if not 0 <= c < len(self.prompts)})
+        if unknown:
+            raise UserError(f"no prompt {unknown[0]}: {len(self.prompts)} attached, counted from 0")
+        return choice
 
     def predict_located(self, rows: Sequence[LocatedRow], choice: np.ndarray | None = None) -> list[dict[str, Any]]:
         """As :meth:`predict`, for rows that know where they stand, which errors then name; ``choice`` [rows]: their prompts.
@@ -103,16 +159,30 @@ class AttachedPrompts:
         recipe = Recipe(self.tasks[prompt], self.backbone.tokenizer, exported.encoding, exported.labels)
         return encode(recipe, rows)
 
-    def outputs(self, prompts: list[int], features: list[Features]) -> list[np.ndarray]:
+    def outputs(self, prompts: list[int], features: list[Features]) -> list[Any]:
         """What the kinds of some of the prompts keep of the logits of tokenised examples, all in common batches.
 
-        float64 [examples, outputs], or [tokens, k] where a kind asks every token.
+        float64 [examples, outputs], or [tokens, k] where a kind asks every token, or a list of what was written.
         """
-        chosen = [self.prompts[p] for p in prompts]
+        modules = [self.prompts[p].prompt for p in prompts]
         kinds = [find_kind(self.tasks[p].kind) for p in prompts]
-        loop = Loop(self.backbone, [exported.prompt for exported in chosen], kinds, features, self.budget)
-        found = loop.outputs(range(len(chosen)))
-        return [found[i] for i in range(len(chosen))]
+        loop = Loop(self.backbone, modules, kinds, features, self.budget)
+        # What has no target has no likelihood either.
+        scored = [i for i, kind in enumerate(kinds) if not kind.writes or features[i].has_label.any()]
+        found: dict[int, Any] = {**loop.outputs(scored)} if scored else {}
+        alike: dict[tuple[str, int], list[int]] = {}
+        for i in (i for i, kind in enumerate(kinds) if kind.writes):
+            exported = self.prompts[prompts[i]]
+            key = exported.decode.model_dump_json(), exported.encoding.max_target_length
+            alike.setdefault(key, []).append(i)
+        for (_, length), some in alike.items():
+            sources = [source for i in some for source in sources_of(i, features[i])]
+            decode = self.prompts[prompts[some[0]]].decode
+            texts = iter(write(self.backbone, modules, sources, decode, length, self.budget))
+            for i in some:
+                count = len(features[i])
+                found[i] = written(features[i], found.get(i, np.zeros((count, 1))), list(islice(texts, count)))
+        return [found[i] for i in range(len(prompts))]
 
 
 def attach(

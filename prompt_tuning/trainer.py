@@ -120,7 +120,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         activation_checkpointing=shared.train.activation_checkpointing,
         trainable=shared.method == "full",
         zero=shared.deepspeed.model_dump(exclude_none=True) if shared.parallel.zero else None,
-        language=any(spec.config.is_cloze for spec in run.members),
+        language=any(spec.config.asks_language_model for spec in run.members),
         description=described,
     )
     members: list[Member] = []
@@ -158,7 +158,7 @@ def _build_member(spec: MemberSpec, backbone: Backbone, data: TaskData, lender: 
     """A member with its untrained prompt, whose prefix is ``lender``'s where there is one."""
     config = spec.config
     task = find_task(config.task)
-    prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind), config.is_cloze)
+    prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind))
     if prompt.prefix is not None and prompt.prefix.scale is not None:
         measure_scale(prompt.prefix, backbone, data.splits["train"])
     if config.prompt.init == "text" and prompt.length:

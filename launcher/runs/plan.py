@@ -69,7 +69,7 @@ def find_jobs(configs: list[str], sets: list[str], seeds: int | None, baselines:
         have = {_question(job.config) for job in jobs.values() if job.config["method"] == BASELINE}
         for run_name, spec in found:
             config = spec.config.model_dump(mode="json", by_alias=True)
-            if _question(config) in have:
+            if spec.config.is_written or _question(config) in have:  # no head alone writes a text
                 continue
             have.add(_question(config))
             head_lr = config["optimizer"]["head_lr"] or min(config["optimizer"]["lr"], 5e-3)

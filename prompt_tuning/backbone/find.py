@@ -29,22 +29,38 @@ class Description:
     family: Family
     tokenizer: PreTrainedTokenizerBase
 
-    def check_length(self, prompt_length: int, max_length: int, positions: str) -> None:
-        """Raise :class:`UserError` where prompt and text together outgrow the position table."""
+    def check_length(self, prompt_length: int, max_length: int, positions: str, target: int = 0) -> None:
+        """Raise :class:`UserError` where prompt, text and ``target`` tokens behind it together outgrow the position table."""
         limit = self.family.max_positions(self.config)
         takes_some = positions == "after_prefix" and self.family.has_positions(self.config)
-        used = max_length + (prompt_length if takes_some else 0)
+        used = max_length + target + (prompt_length if takes_some else 0)
         if used > limit:
             room = limit - used + max_length
+            more = f" and {target} tokens behind a source" if target else ""
             text = f"set data.max_length to {room} or less" if room > 2 else "leave room for the text"
             prompt = (
                 ", shorten the prompt, or (deep prompts) choose prompt.positions 'from_zero'"
-                if used > max_length
+                if used > max_length + target
                 else ""
             )
             raise UserError(
-                f"prompt.length={prompt_length} and data.max_length={max_length} need {used} positions, but"
+                f"prompt.length={prompt_length} and data.max_length={max_length}{more} need {used} positions, but"
                 f" {self.path} has {limit}; {text}{prompt}"
+            )
+
+    def check_writes(self, length: int) -> None:
+        """Raise :class:`UserError` unless the backbone writes texts behind a prompt, ``length`` tokens in all, as it is trained."""
+        if self.family.pooling != "last":
+            raise UserError(
+                f"backbone.path={self.path}: {self.config.model_type} is an encoder, which writes no texts; choose a decoder for"
+                " a generation task"
+            )
+        # Trained, every token sees the whole prompt; written, local layers see it as text, which they lose sight of.
+        window = smallest_window(self.config)
+        if window is not None and length > window:
+            raise UserError(
+                f"{self.path} has layers that see {window} tokens, fewer than the {length} of prompt, source and target; lower"
+                " prompt.length, data.max_length or data.max_target_length"
             )
 
     def check_tokens(self, largest: int) -> None:
@@ -61,6 +77,15 @@ class Description:
         """Token id that fills rows; masked out, so any id of the vocabulary serves where the tokenizer's own is none."""
         wanted = (self.tokenizer.pad_token_id, self.config.pad_token_id)
         return next((i for i in wanted if isinstance(i, int) and 0 <= i < self.config.vocab_size), 0)
+
+
+def smallest_window(config: Any) -> int | None:
+    """Tokens that a local layer sees; None: there is no such layer."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(config, "layer_types", None)
+    return int(window) if kinds is None or any("sliding" in kind for kind in kinds) else None
 
 
 def describe_backbone(section: BackboneSection) -> Description:

@@ -2,6 +2,7 @@
 
 Masked models see the candidate's tokens masked, all at once, and score them there; causal ones score each token from the
 one before it. A candidate's score is the sum of its tokens' log probabilities (Schick and Schütze 2021; GLM, Du et al. 2022).
+The target of a generation task is scored as a single candidate.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from model_parallel.grid import Grid
@@ -47,11 +49,30 @@ class LanguageHead(nn.Module):
         (language_model,) = self._language_model
         assert language_model is not None and rows.tags is not None and rows.asked is not None
         asked = rows.asked
-        weight = next(language_model.parameters())
-        logits = language_model(hidden[asked].to(weight.dtype))
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        chosen = torch.log_softmax(logits.to(dtype), -1).gather(1, rows.tags[asked][:, None])[:, 0]
+        chosen = log_probabilities(language_model, hidden[asked], rows.tags[asked])
         return chosen.new_zeros(len(rows.lengths)).index_add(0, rows.row_of_token[asked], chosen)
+
+
+LOGITS_AT_ONCE = 1 << 25
+"""Numbers of a chunk of logits: what the largest vocabularies take for a hundred tokens."""
+
+
+def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor:
+    """Natural logarithm of the probability of each wanted token [a], int64, from hidden states [a, H]; differentiable in them.
+
+    Logits [a, vocabulary] never exist whole: they are made chunk by chunk, and again in the backward. float32, or float64 where
+    the head is.
+    """
+    weight = max(head.parameters(), key=len)  # the output embedding [vocabulary, H]
+    chunk = max(16, LOGITS_AT_ONCE // len(weight))
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+    def score(states: Tensor, tokens: Tensor) -> Tensor:
+        logits = head(states.to(weight.dtype)).to(dtype)
+        return -nn.functional.cross_entropy(logits, tokens, reduction="none")
+
+    pairs = zip(hidden.split(chunk), wanted.split(chunk), strict=True)
+    return torch.cat([checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
 
 
 class _Scaled(nn.Module):
@@ -106,8 +127,8 @@ def load_language_head(
     missing = sorted(wanted - set(stored))
     if missing:
         raise WeightsError(
-            f"a cloze template needs the language-model head, which the weights lack ({missing[0]});"
-            " choose a backbone that was saved with it, or another data.template"
+            "a cloze template or generation task needs the language-model head, which the weights lack"
+            f" ({missing[0]}); choose a backbone that was saved with it"
         )
     bytes_read = load_weights(head, stored, {}, grid)
     chain: nn.Module = nn.Sequential(*parts.values())

@@ -49,6 +49,8 @@ class Backbone:
     """Of the whole model, over all ranks, without its pooler."""
     quantize: str | None
     """How the weights of its linear layers are stored; None: as they are."""
+    attention: str
+    """The stock attention kernel that prefixes enter."""
     deltas: Deltas
     """Its bias and norm vectors, to which prompts may add."""
 
@@ -177,7 +179,7 @@ def _load(
         bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
     language_head = None
     if language:
-        assert grid.tensor == 1 and zero is None, "run files refuse cloze templates on a sharded backbone"
+        assert grid.tensor == 1 and zero is None, "run files refuse language heads on a sharded backbone"
         language_head, size = load_language_head(folder, config, model, family, grid)
         bytes_read += size
     if shards is not None:
@@ -202,6 +204,7 @@ def _load(
         bytes_read,
         num_parameters,
         section.quantize,
+        section.attention,
         deltas,
     )
 

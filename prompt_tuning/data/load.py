@@ -89,7 +89,7 @@ def _keep(cache: Cache, config: RunFile, tokenizer: PreTrainedTokenizerBase, spl
 
 def encoding_of(data: DataSection) -> Encoding:
     """How a run file's rows become tokens."""
-    return Encoding(data.max_length, data.template, data.stride)
+    return Encoding(data.max_length, data.template, data.stride, data.max_target_length)
 
 
 def limits_of(data: DataSection) -> Limits:

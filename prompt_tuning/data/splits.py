@@ -76,7 +76,12 @@ def _has_label(task: Task, rows: Iterable[LocatedRow]) -> bool:
 
 
 def is_label(task: Task, value: Any) -> bool:
-    """Whether a value of the label column labels its row: -1 does only where it is a number to learn, or a listed label."""
+    """Whether a value of the label column labels its row: -1 does only where it is a number to learn, or a listed label.
+
+    Any text does where it is one to write, also an empty one.
+    """
+    if task.is_written:
+        return value is not None
     if isinstance(value, (list, dict)):
         return True
     name = label_name(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,17 @@ import torch
 
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.step import Fleet
+from prompt_tuning.forward.write import sources_of, write
 from prompt_tuning.kinds import find_kind
+from prompt_tuning.kinds.generation import written
+from prompt_tuning.metrics.generation import Written
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.features import Features
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = 2
+"""Written texts that an evaluation says."""
 
 
 @torch.no_grad()
@@ -28,12 +38,47 @@ def split_outputs(fleet: Fleet, members: list[int], split: str) -> dict[int, np.
     return result
 
 
+def write_split(fleet: Fleet, outputs: dict[int, np.ndarray], split: str) -> dict[int, list[Written]]:
+    """Texts that some members write to a split, beside what their kinds kept; members that write alike do it together.
+
+    Of dev no more rows than `decode.max_examples`.
+    """
+    alike: dict[tuple[str, int, int], list[int]] = {}
+    for index in outputs:
+        config = fleet.members[index].spec.config
+        seed = config.train.seed if config.decode.sample else 0
+        alike.setdefault((config.decode.model_dump_json(), config.data.max_target_length, seed), []).append(index)
+    result = {}
+    for (_, length, seed), some in alike.items():
+        members = [fleet.members[index] for index in some]
+        decode = members[0].spec.config.decode
+        most = decode.max_examples if split == "dev" else None
+        own = [sources_of(place, member.splits[split], most) for place, member in enumerate(members)]
+        sources, prompts = [source for part in own for source in part], [member.prompt for member in members]
+        budget = fleet.loops[split].budget
+        texts = iter(write(fleet.backbone, prompts, sources, decode, length, budget, seed))
+        for index, member, part in zip(some, members, own, strict=True):
+            features, found = member.splits[split], list[str | None](islice(texts, len(part)))
+            _say_samples(fleet, member, split, features, found)
+            result[index] = written(features, outputs[index], found + [None] * (len(features) - len(found)))
+    return result
+
+
+def _say_samples(fleet: Fleet, member: Member, split: str, features: Features, texts: Sequence[str | None]) -> None:
+    """Two of the texts, beside what they should be."""
+    if fleet.grid.is_first:
+        for text, wanted in zip(texts[:SAMPLES], features.notes.targets[:SAMPLES], strict=True):
+            logger.info("%s, step %d, %s: %r for %r", member.name, member.step, split, text, wanted[0])
+
+
 def evaluate(
     fleet: Fleet, members: list[int], split: str, keep: Callable[[Member, str, Any, Any], None] | None = None
 ) -> dict[int, tuple[dict[str, float], float]]:
     """Metrics and mean loss of some members on a split; ``keep`` gets each one's gold and predicted answers."""
     result = {}
-    for index, outputs in split_outputs(fleet, members, split).items():
+    found: dict[int, Any] = {**split_outputs(fleet, members, split)}
+    found |= write_split(fleet, {i: found[i] for i in found if fleet.members[i].kind.writes}, split)
+    for index, outputs in found.items():
         member = fleet.members[index]
         own = None if keep is None else partial(keep, member, split)
         result[index] = score(member.task, member.splits[split], outputs, member.labels, own)
@@ -43,7 +88,7 @@ def evaluate(
 def score(
     task: Task,
     features: Features,
-    outputs: np.ndarray,
+    outputs: Any,
     labels: tuple[str, ...],
     keep: Callable[[Any, Any], None] | None = None,
 ) -> tuple[dict[str, float], float]:

@@ -52,7 +52,7 @@ class Kind:
     """Weighted sum over examples (or labelled tokens) of their losses."""
     answers: Callable[[Task, Features, np.ndarray, tuple[str, ...]], tuple[Any, Any]]
     """Gold and predicted answers of a whole split, as the task's metrics take them."""
-    mean_loss: Callable[[Features, np.ndarray], float]
+    mean_loss: Callable[[Features, Any], float]
     constant: Callable[[Features, Features, int], np.ndarray]
     """Outputs of the best answer that looks at no text, from the training split's labels: the majority class."""
     describe: Callable[[Task, Features, np.ndarray, tuple[str, ...]], list[dict[str, Any]]]
@@ -69,6 +69,9 @@ class Kind:
     drops_hidden: bool = True
     """Whether prompt dropout also falls on what the head sees."""
     trains_bias: bool = True
+    writes: bool = False
+    """Whether the language model writes the answers. What ``answers``, ``describe``, ``mean_loss`` and ``constant`` call outputs
+    is then a list of :class:`prompt_tuning.metrics.generation.Written`."""
 
 
 def find_kind(name: str) -> Kind:

@@ -78,7 +78,7 @@ class Weights:
 class Outline:
     """What can be counted of a run whose weights are not there; every member as the first, for which most steps are alike.
 
-    ``text`` tokens are in every row: ``data.max_length`` unless given.
+    ``text`` tokens are in every row: ``data.max_length``, and ``data.max_target_length`` where texts are written, unless given.
     """
 
     def __init__(self, run: Run, text: int | None = None) -> None:
@@ -100,7 +100,8 @@ class Outline:
         self.num_labels = len(task.labels) if task.labels else 2
         self.rows_per_example = 2 if task.kind == "choice" else 1
         limit = self.family.max_positions(self.backbone_config)
-        self.text = min(text or self.config.data.max_length, limit)
+        target = self.config.data.max_target_length if task.is_written else 0
+        self.text = min(text or self.config.data.max_length + target, limit)
         self.num_members = min(len(run.members), run.concurrent or len(run.members))
 
     @property
@@ -182,9 +183,30 @@ class Outline:
         # Nothing here asks for a tokenizer or for what tells backbones apart.
         described = Description(section.path, self.folder, config, self.family, cast(Any, None))
         numel = sum(p.numel() for p in model.parameters())
+        head = self._language_head(model) if self.config.asks_language_model else None
         return Backbone(
-            model, self.family, described, cast(Any, None), None, None, grid, None, 0, numel, quantize, deltas
+            model,
+            self.family,
+            described,
+            cast(Any, None),
+            None,
+            head,
+            grid,
+            None,
+            0,
+            numel,
+            quantize,
+            section.attention,
+            deltas,
         )
+
+    def _language_head(self, model: PreTrainedModel) -> nn.Module:
+        """Products with an output embedding, which is most of any language head."""
+        words = model.get_input_embeddings().weight
+        head = nn.Linear(words.shape[1], words.shape[0], bias=False, dtype=words.dtype).requires_grad_(False)
+        if self.backbone_config.tie_word_embeddings:
+            head.weight = words
+        return head
 
     def _prompt(self, backbone: Backbone) -> Prompt:
         prompt = build_prompt(self.config, backbone, self.num_labels, self.kind)
@@ -244,8 +266,9 @@ class Outline:
     def _features(self, examples: int) -> Features:
         rows = examples * self.rows_per_example
         tokens = np.zeros(rows * self.text, np.int32)
-        tags = np.zeros(rows * self.text, np.int64) if self.kind.per_token else None
-        if tags is not None:
+        tags = None
+        if self.kind.per_token or self.config.asks_language_model:
+            tags = np.zeros(rows * self.text, np.int64)
             tags[self.text - 1 :: self.text] = NO_TAG
         offsets = np.arange(rows + 1, dtype=np.int64) * self.text
         labels = np.zeros(examples, np.int64 if self.kind.asks_classes or self.kind.per_token else np.float64)

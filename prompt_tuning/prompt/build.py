@@ -16,13 +16,17 @@ from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.schema import RunFile
 
 
-def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind, is_cloze: bool = False) -> Prompt:
+def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Prompt:
     """The untrained prompt of a member, a function of its settings and seed alone; LoRA's is put into the backbone too.
 
     Raises :class:`UserError`.
     """
     shape, dtype, seed = backbone.shape, backbone.prompt_dtype, config.train.seed
-    head = LanguageHead(backbone.language_head) if is_cloze else _build_head(config, backbone, num_labels, kind)
+    head: Head | LanguageHead
+    if config.asks_language_model:
+        head = LanguageHead(backbone.language_head)
+    else:
+        head = _build_head(config, backbone, num_labels, kind)
     layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
     prefix = inputs = None
     if config.method == "deep_prompt":
@@ -34,7 +38,7 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
     if (prefix is not None or inputs is not None) and config.prompt.init == "zero":
         (prefix.embedding if prefix is not None else inputs).data.zero_()  # type: ignore[union-attr]
     dropout = config.prompt.dropout
-    head_dropout = dropout if kind.drops_hidden and not is_cloze else 0.0
+    head_dropout = dropout if kind.drops_hidden and not config.asks_language_model else 0.0
     also = config.train.also
     beside = build_beside(also, layers, backbone.deltas, dtype, backbone.path) if also else None
     lora = start_lora(backbone, seed) if config.method == "lora" else None
@@ -42,10 +46,16 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
 
 
 def check_lengths(config: RunFile, described: Description) -> None:
-    """Raise :class:`UserError` where a member's prompt and texts together outgrow the backbone's positions."""
+    """Raise :class:`UserError` where a member's prompt and texts together outgrow the backbone's positions, or the backbone is
+    none that writes texts to a member that asks for them."""
     has_prompt = config.method in ("deep_prompt", "shallow_prompt")
     positions = config.prompt.positions if has_prompt else "from_zero"
-    described.check_length(config.prompt.length if has_prompt else 0, config.data.max_length, positions)
+    length = config.prompt.length if has_prompt else 0
+    target = 0
+    if config.is_written:
+        target = max(config.data.max_target_length, config.decode.max_new_tokens or 0)
+        described.check_writes(length + config.data.max_length + target)
+    described.check_length(length, config.data.max_length, positions, target)
 
 
 def _build_head(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Head:

@@ -29,6 +29,7 @@ from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.lora import read_lora
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
@@ -66,7 +67,13 @@ class ExportedPrompt:
     @property
     def encoding(self) -> Encoding:
         """How it was trained to see rows."""
-        return Encoding(self.manifest["max_length"], self.manifest["template"], self.manifest["stride"])
+        target = self.manifest.get("max_target_length", Encoding.max_target_length)
+        return Encoding(self.manifest["max_length"], self.manifest["template"], self.manifest["stride"], target)
+
+    @property
+    def decode(self) -> DecodeSection:
+        """How it writes texts unless told otherwise."""
+        return DecodeSection.model_validate(self.manifest.get("decode", {}))
 
     @property
     def backbone_path(self) -> str:
@@ -123,7 +130,12 @@ def describe_prompt(
             "attention": config.backbone.attention,
         },
         **({} if prompt.beside is None else {"also": prompt.beside.lengths}),
+        **(_of_writing(config) if config.is_written else {}),
     }
+
+
+def _of_writing(config: RunFile) -> Manifest:
+    return {"max_target_length": config.data.max_target_length, "decode": config.decode.model_dump(mode="json")}
 
 
 def write_prompt(folder: Path, prompt: Prompt, description: Manifest, best: Manifest | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.metrics.generation import Written
 from prompt_tuning.metrics.texts import SpanAnswer
 from prompt_tuning.storage.atomic import make_folder, write_text
 
@@ -45,6 +46,8 @@ def _plain(answer: Any) -> Any:
     if isinstance(answer, SpanAnswer):
         score, odds = (float(np.clip(value, -_LARGEST, _LARGEST)) for value in (answer.score, answer.null_odds))
         return asdict(SpanAnswer(answer.text, score, odds))
+    if isinstance(answer, Written):
+        return asdict(answer)
     return answer.tolist() if isinstance(answer, (np.ndarray, np.generic)) else answer
 
 
@@ -53,7 +56,8 @@ def _column(values: list[Any]) -> Any:
     if all(isinstance(value, (int, float)) for value in values):
         return np.array(values)
     if all(isinstance(value, dict) for value in values):
-        return [SpanAnswer(**value) for value in values]
+        kind: type[SpanAnswer] | type[Written] = Written if "log_probability" in values[0] else SpanAnswer
+        return [kind(**value) for value in values]
     lists = [value for value in values if isinstance(value, list) and value]
     if lists and len(lists) == len(values) and all(isinstance(item, (int, float)) for own in lists for item in own):
         return [np.array(value) for value in values]

@@ -13,6 +13,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
 from prompt_tuning.section import FOLDER_NAME, Section
 from prompt_tuning.settings.changes import LAUNCH, PARALLEL, PEOPLE
+from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.sections import (
     BackboneSection,
     DataSection,
@@ -62,6 +63,7 @@ class RunFile(Section):
     backbone: BackboneSection
     data: DataSection = DataSection()
     prompt: PromptSection = PromptSection()
+    decode: DecodeSection = DecodeSection()
     head: HeadSection = HeadSection()
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()
@@ -81,6 +83,18 @@ class RunFile(Section):
         from prompt_tuning.tasks.find import find_task
 
         return self.data.template in find_task(self.task).cloze
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the language model writes the answer, a text."""
+        from prompt_tuning.tasks.find import find_task
+
+        return find_task(self.task).is_written
+
+    @property
+    def asks_language_model(self) -> bool:
+        """Whether the backbone's language head answers, so that there is none to train."""
+        return self.is_cloze or self.is_written
 
     @field_validator("published", mode="before")
     @classmethod
@@ -122,6 +136,7 @@ class RunFile(Section):
                 "prompt.positions='from_zero' does not fit method 'shallow_prompt': its prompts take the first positions;"
                 " use 'after_prefix'"
             )
+        problems += self._writing_problems()
         if self.is_cloze and self.method not in ("deep_prompt", "shallow_prompt"):
             problems.append(
                 f"data.template={self.data.template!r} lets the language model answer, so there is no head to train;"
@@ -178,3 +193,21 @@ class RunFile(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _writing_problems(self) -> list[str]:
+        """What does not fit a task whose answers the language model writes, and what fits no other."""
+        if not self.is_written:
+            is_default = self.decode == DecodeSection()
+            return [] if is_default else ["decode says how texts are written, which is for tasks of kind 'generation'"]
+        found = []
+        if self.method != "deep_prompt":
+            found.append(f"method {self.method!r} does not fit a generation task; use 'deep_prompt'")
+        if self.prompt.layers is not None:
+            found.append("prompt.layers does not fit a generation task, whose prompt is in every layer; leave it out")
+        if self.train.also:
+            found.append("train.also does not fit a generation task; leave it out")
+        if self.parallel.tensor > 1 or self.parallel.zero:
+            found.append(
+                "a generation task needs the whole word embedding on every rank; use parallel.tensor 1 and parallel.zero false"
+            )
+        return found

@@ -40,6 +40,11 @@ class DataSection(Section):
         description="Files by split (train, dev, test, test/<name>) where they have names of their own, below `path` if given.",
     )
     max_length: int = Field(128, gt=0, description="Tokens kept of a text (pair), special tokens included.")
+    max_target_length: int = Field(
+        128,
+        gt=0,
+        description="Tokens kept of a target, the end token included (generation tasks); `max_length` is then the source's.",
+    )
     stride: int = Field(128, ge=0, description="Tokens that neighbouring windows of a long context share (span tasks).")
     template: str | None = Field(None, description="Name of one of the task's templates; None: the task's first.")
     max_train_examples: int | None = Field(None, gt=0, description="Use only the first so many training examples.")

@@ -84,12 +84,19 @@ class Task:
     examples belong together."""
     plain_metrics: Mapping[str, Metric] = field(default_factory=dict)
     """Metrics of a tagging task whose tags name no spans (no B-, I- or O); none: its tags must."""
+    separator: str = "\n"
+    """What stands between source and target where the answer is written (kind `generation`)."""
     has_null: bool = False
     """Whether a question may have no answer."""
     hub_splits: Mapping[str, tuple[str, str | None, str]] = field(default_factory=dict)
     """Repository, configuration and split on the hub of splits that ``hub`` does not hold under their usual names."""
     origin: str | None = None
     """Where to get data that may not be passed on."""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the language model writes the answer, a text, behind the first text of the template."""
+        return self.kind == "generation"
 
     def all_templates(self) -> dict[str, Template]:
         """By name, the published one first."""

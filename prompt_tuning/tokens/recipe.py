@@ -13,11 +13,12 @@ from prompt_tuning.tasks.types import Task
 @dataclass(frozen=True)
 class Encoding:
     """What a run file and an exported prompt say of it: most tokens of a sequence, name of a template, tokens that
-    neighbouring windows share."""
+    neighbouring windows share, and most tokens of a target that stands behind its source."""
 
     max_length: int
     template: str | None = None
     stride: int = 128
+    max_target_length: int = 128
 
 
 class Recipe(NamedTuple):

@@ -114,7 +114,8 @@ class Family:
             hidden = given[0] if given else named["hidden_states"]
             # Where depths share one module, each says which it is.
             is_last = named.get("depth", number) == number
-            reads[0] = named["rows"].read if is_last else None, hidden.shape[1]
+            rows = named.get("rows")  # none where transformers writes texts
+            reads[0] = rows.read if is_last and rows is not None else None, hidden.shape[1]
 
         def cut(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
             def some(value: Any) -> Any:

@@ -1,0 +1,156 @@
+"""Texts that the language model writes behind prompts and sources; rows of different prompts share a batch.
+
+Shape letters: B rows of a batch, L tokens of its longest source, P of its longest prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+
+from model_parallel import rng
+from model_parallel.collectives import gather_over_data_ranks
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.backbone.writer import cache_of, writer
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.decode import DecodeSection
+from prompt_tuning.tokens.continuation import end_token
+from prompt_tuning.tokens.features import Features
+
+Source = tuple[int, np.ndarray]
+"""A prompt, by its place among those given, and the tokens behind which it writes."""
+
+
+def sources_of(prompt: int, features: Features, count: int | None = None) -> list[Source]:
+    """The sources of a split's first ``count`` examples."""
+    ends = features.offsets[:-1] + features.notes.num_source
+    return [
+        (prompt, features.tokens[first:end]) for first, end in zip(features.offsets[:count], ends[:count], strict=False)
+    ]
+
+
+@torch.no_grad()
+def write(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    sources: Sequence[Source],
+    settings: DecodeSection,
+    max_new_tokens: int,
+    budget: int,
+    seed: int = 0,
+    streamer: Any = None,
+) -> list[str]:
+    """A text for each source, the same on every rank. Every rank calls this.
+
+    ``max_new_tokens`` counts where ``settings`` names none; ``budget``: most tokens of a batch, over prompts, texts and beams.
+    ``streamer``: gets the tokens of the only source as they come, as transformers' streamers do.
+    """
+    if not sources:
+        return []
+    most = settings.max_new_tokens or max_new_tokens
+    config = _generation_config(backbone, settings, most)
+    stops = _Stops(backbone.tokenizer, settings.stop)
+    lengths = np.array([prompts[p].length + len(tokens) for p, tokens in sources])
+    mine: list[tuple[int, str]] = []
+    tables = {p: _table(prompts[p]) for p in sorted({p for p, _ in sources})}
+    own = np.argsort(-lengths, kind="stable")[backbone.grid.data_rank :: backbone.grid.data]
+    with backbone.at_work(), writer(backbone, backbone.attention) as model:
+        for batch in _batches(own, lengths, most, budget // settings.num_beams):
+            some = [sources[i] for i in batch]
+            inputs = _inputs(backbone, prompts, tables, some, settings.num_beams)
+            with torch.random.fork_rng([backbone.grid.device] if backbone.grid.device.type == "cuda" else []):
+                torch.manual_seed(rng.key(seed, "write", int(batch[0])))
+                ids = _generate(model, inputs, config, stops, streamer)
+            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
+    found = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
+    return [found[i] for i in range(len(sources))]
+
+
+def _generation_config(backbone: Backbone, settings: DecodeSection, most: int) -> GenerationConfig:
+    drawn = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.sample else {}
+    return GenerationConfig(
+        max_new_tokens=most,
+        num_beams=settings.num_beams,
+        do_sample=settings.sample,
+        eos_token_id=end_token(backbone.tokenizer),
+        pad_token_id=backbone.description.pad_token,
+        **drawn,
+    )
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray, most: int, budget: int) -> list[np.ndarray]:
+    """Places of sources that are written together, the longest first."""
+    found = []
+    while len(order):
+        count = max(1, budget // int(lengths[order[0]] + most))
+        found.append(order[:count])
+        order = order[count:]
+    return found
+
+
+def _table(prompt: Prompt) -> Tensor | None:
+    return None if prompt.prefix is None else prompt.prefix.table()
+
+
+def _inputs(
+    backbone: Backbone, prompts: Sequence[Prompt], tables: dict[int, Tensor | None], sources: list[Source], beams: int
+) -> dict[str, Any]:
+    """What `generate` takes: sources padded in front, a mask over prompts and sources, positions, and the prompts as a cache."""
+    device = backbone.grid.device
+    longest, front = max(len(tokens) for _, tokens in sources), max(prompts[p].length for p, _ in sources)
+    ids = np.full((len(sources), longest), backbone.description.pad_token, np.int64)
+    mask = np.zeros((len(sources), front + longest), np.int64)
+    positions = np.zeros((len(sources), longest), np.int64)
+    for row, (p, tokens) in enumerate(sources):
+        ids[row, longest - len(tokens) :] = tokens
+        mask[row, front - prompts[p].length : front] = 1
+        mask[row, front + longest - len(tokens) :] = 1
+        positions[row, longest - len(tokens) :] = prompts[p].text_start + np.arange(len(tokens))
+    whole = [tables[p] for p, _ in sources]
+    cache = None
+    if front:
+        shape = backbone.shape
+        none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, device=device)
+        lengths = torch.tensor([prompts[p].length for p, _ in sources])
+        cache = cache_of([none if table is None else table for table in whole], lengths, beams, backbone.model.dtype)
+    found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: torch.from_numpy(value).to(device) for name, value in found.items()} | {"past_key_values": cache}
+
+
+class _Stops:
+    """Which rows have written one of some texts; transformers' own criterion does not know every tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+        self.tokenizer, self.texts, self.start = tokenizer, texts, 0
+
+    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        written = self.tokenizer.batch_decode(ids[:, self.start :], skip_special_tokens=True)
+        found = [any(text in own for text in self.texts) for own in written]
+        return torch.tensor(found, device=ids.device)
+
+
+def _generate(
+    model: PreTrainedModel, inputs: dict[str, Any], config: GenerationConfig, stops: _Stops, streamer: Any
+) -> np.ndarray:
+    """Tokens written to each row [B, at most max_new_tokens]."""
+    stops.start = inputs["input_ids"].shape[1]
+    criteria = StoppingCriteriaList([stops] if stops.texts else [])
+    found: Tensor = model.generate(**inputs, generation_config=config, stopping_criteria=criteria, streamer=streamer)
+    return found[:, stops.start :].cpu().numpy()
+
+
+def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str]) -> list[str]:
+    """Tokens as texts, up to the end token and to the first of the texts at which writing ends."""
+    end, found = end_token(backbone.tokenizer), []
+    for row in ids:
+        ends = np.flatnonzero(row == end)
+        text = backbone.tokenizer.decode(row[: ends[0]] if len(ends) else row, skip_special_tokens=True)
+        for piece in stop:
+            text = text.partition(piece)[0]
+        found.append(text.strip())
+    return found

@@ -1,0 +1,51 @@
+"""Texts that the language model writes behind the user's own (a causal backbone), from JSONL, CSV, TSV, Parquet or a hub data
+set. A target may be a list of texts: the first is trained on, and all are right answers.
+
+``data.path`` is a folder with ``train``, ``dev`` and optionally ``test`` files, or a hub id.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prompt_tuning.metrics.generation import METRICS
+from prompt_tuning.section import FOLDER_NAME, Section
+from prompt_tuning.tasks.types import Task
+
+Name = Literal["f1", "exact_match", "bleu", "chrf", "rouge1", "rouge2", "rouge_l"]
+
+
+class Options(Section):
+    """Settings of a generation task."""
+
+    name: str = Field("generation", pattern=FOLDER_NAME, max_length=100, description="Name in results.")
+    source: str = Field("source", description="Column of the text behind which is written.")
+    target: str = Field("target", description="Column of the text to write, or of a list of such.")
+    separator: str = Field("\n", description="What stands between source and target.")
+    metrics: list[Name] = Field(
+        ["f1", "exact_match"],
+        min_length=1,
+        description="Metrics, of which the first selects the best prompt; perplexity is reported beside them. BLEU, chrF and"
+        " ROUGE need the extra `generation`.",
+    )
+    hub_config: str | None = Field(None, description="Configuration of a hub data set.")
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> "Options":
+        if self.source == self.target:
+            raise ValueError(f"source and target are both column {self.source!r}; name two")
+        return self
+
+
+def build(options: Options) -> Task:
+    """The task that ``options`` describe."""
+    return Task(
+        name=options.name,
+        kind="generation",
+        labels=None,
+        metrics={name: METRICS[name] for name in (*options.metrics, "perplexity")},
+        columns=(options.source,),
+        templates={"plain": lambda row: ((row[options.source], None),)},
+        label_column=options.target,
+        separator=options.separator,
+    )

@@ -1,0 +1,96 @@
+"""Sequences to be written: a source, and behind it the target that the language model is asked for, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.tokens.arrays import ends_of
+from prompt_tuning.tokens.features import NO_TAG, Remarks
+from prompt_tuning.tokens.recipe import Recipe
+
+
+class Continuations(NamedTuple):
+    """R rows end to end. The last token of a target is asked for and not read, so it is among ``wanted`` alone."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    wanted: np.ndarray
+    """[tokens] The token that comes next where it is the target's, :data:`NO_TAG` elsewhere."""
+    num_source: np.ndarray
+    """[R] Tokens of the source, with which each row begins."""
+    num_target: np.ndarray
+    """[R] Tokens asked for, the end token included; 0 where there is no target."""
+    remarks: Remarks
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token behind a written text. Raises :class:`UserError` where a tokenizer names none."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the backbone's tokenizer names no end token (eos_token), with which a written text ends; set it in its"
+            " tokenizer_config.json"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def source_tokens(
+    tokenizer: PreTrainedTokenizerBase, separator: str, max_length: int, texts: Sequence[str]
+) -> tuple[list[list[int]], Remarks]:
+    """Tokens of sources: what the tokenizer puts in front of a text, the text, cut to fit, and the separator.
+
+    Raises :class:`UserError` where ``max_length`` leaves no room, or nothing is left to write behind.
+    """
+    between = list(tokenizer(separator, add_special_tokens=False)["input_ids"]) if separator else []
+    start = _leading(tokenizer)
+    room = max_length - len(start) - len(between)
+    if room < 1:
+        raise UserError(
+            f"data.max_length={max_length} leaves no room for a source beside {len(start) + len(between)} tokens around it;"
+            " raise it"
+        )
+    found = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+    cut = sum(len(own) > room for own in found)
+    rows = [[*start, *own[:room], *between] for own in found]
+    if not all(rows):
+        raise UserError(
+            "a source has no tokens, and the backbone's tokenizer puts none in front of a text; give it words"
+        )
+    return rows, {f"%d of %d sources are cut to data.max_length={max_length} tokens": (cut, len(rows))}
+
+
+def _leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens in front of every text, such as a begin token; those behind a text would end it too early."""
+    ids, special = list(tokenizer("a")["input_ids"]), set(tokenizer.all_special_ids)
+    count = next((place for place, token in enumerate(ids) if token not in special), 0)
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    # A word that the tokenizer does not know is a special token itself.
+    return ids[: count or next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)]
+
+
+def encode_continuations(recipe: Recipe, sources: Sequence[str], targets: Sequence[str | None]) -> Continuations:
+    """Rows of sources and targets, cut apart: a source to ``max_length``, a target to ``max_target_length`` tokens.
+
+    A target that is cut has no end token. Where a target is None the row is its source.
+    """
+    task, tokenizer, encoding, _ = recipe
+    end, most = end_token(tokenizer), encoding.max_target_length
+    before, remarks = source_tokens(tokenizer, task.separator, encoding.max_length, sources)
+    texts = ["" if target is None else target for target in targets]
+    found = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    whole = [[] if target is None else [*ids, end] for ids, target in zip(found, targets, strict=True)]
+    behind = [own[:most] for own in whole]
+    rows = [np.asarray([*source, *own[:-1]], np.int32) for source, own in zip(before, behind, strict=True)]
+    offsets = ends_of([len(row) for row in rows])
+    num_source, num_target = (np.array([len(own) for own in part], np.int64) for part in (before, behind))
+    wanted = np.full(int(offsets[-1]), NO_TAG, np.int32)
+    for first, source, own in zip(offsets[:-1] - 1, num_source, behind, strict=True):
+        wanted[first + source : first + source + len(own)] = own  # each token says what comes next
+    cut = f"%d of %d targets are cut to data.max_target_length={most} tokens and have no end"
+    counts = sum(len(own) > most for own in whole), sum(map(bool, whole))
+    tokens = np.concatenate([np.zeros(0, np.int32), *rows])
+    return Continuations(tokens, offsets, wanted, num_source, num_target, {**remarks, cut: counts})
