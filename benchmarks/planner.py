@@ -103,12 +103,9 @@ def write_run(
     folder: Path, backbone: Path, config: dict[str, Any], options: argparse.Namespace, **sections: Any
 ) -> Path:
     """A run file and its data: texts of equal length, two classes."""
-    for split, count in (("train", 4 * options.batch), ("dev", 2)):
-        rows = [
-            {"text": " ".join(f"w{(7 * i + j) % 999}" for j in range(options.text)), "label": f"c{i % 2}"}
-            for i in range(count)
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from benchmarks.ten_billion import write_texts
+
+    write_texts(folder, 4 * options.batch, options.text)
     run = {
         "task": {"kind": "classification", "name": "random", "labels": ["c0", "c1"]},
         "backbone": {"path": str(backbone), "dtype": config["dtype"]},

@@ -100,6 +100,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any]) -> int:
 
 
 def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of a thousand words that adds nothing to a text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -109,14 +110,19 @@ def write_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
 
 
-def write_run(folder: Path, backbone: Path, options: argparse.Namespace) -> Path:
-    """A run file and its data: texts of ``--tokens`` words, two classes."""
-    for split, count in (("train", 2 * options.batch), ("dev", 2)):
+def write_texts(folder: Path, count: int, words: int) -> None:
+    """So many training texts of so many words each, and two of dev; two classes."""
+    for split, number in (("train", count), ("dev", 2)):
         rows = [
-            {"text": " ".join(f"w{(7 * i + j) % 999}" for j in range(options.tokens)), "label": f"c{i % 2}"}
-            for i in range(count)
+            {"text": " ".join(f"w{(7 * i + j) % 999}" for j in range(words)), "label": f"c{i % 2}"}
+            for i in range(number)
         ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_run(folder: Path, backbone: Path, options: argparse.Namespace) -> Path:
+    """A run file and its data: texts of ``--tokens`` words, two classes."""
+    write_texts(folder, 2 * options.batch, options.tokens)
     run = {
         "task": {"kind": "classification", "name": "random"},
         "backbone": {"path": str(backbone), "dtype": "bfloat16", "quantize": options.quantize},

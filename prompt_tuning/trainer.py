@@ -54,8 +54,11 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     run = run if path is None else checkpoint.in_order(path, run)
     fleet = build_fleet(run, grid)
     prove_frozen(fleet)
-    say_fidelity(fleet)
-    step = 0 if path is None else _resume(fleet, path, run)
+    step = 0
+    if path is None:
+        say_fidelity(fleet)
+    else:
+        step = _resume(fleet, path, run)
     ended = [member for member in fleet.members if member.status != "running"]
     log, pending, rates = MetricsLog(run, fleet, step), Pending(fleet), Rates(fleet.members)
     judged = set[int]()  # members evaluated since the last checkpoint

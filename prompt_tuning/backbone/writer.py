@@ -52,12 +52,12 @@ def writer(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
         model.train(was_training)
 
 
-def cache_of(tables: list[Tensor], lengths: Tensor, repeats: int, dtype: torch.dtype) -> DynamicCache | None:
+def cache_of(tables: list[Tensor], repeats: int, dtype: torch.dtype) -> DynamicCache | None:
     """Prompts as a cache that has seen them: tables [P, N, 2, G, D], one a row, padded in front to the longest.
 
-    ``lengths`` [B]: of each; ``repeats``: how many beams share a row, side by side. None where no row has a prompt.
+    ``repeats``: how many beams share a row, side by side. None where no row has a prompt.
     """
-    longest = int(lengths.max())
+    longest = max(map(len, tables))
     if not longest:
         return None
     pieces = [torch.nn.functional.pad(table, (0, 0) * 4 + (longest - len(table), 0)) for table in tables]

@@ -116,8 +116,7 @@ def _inputs(
     if front:
         shape = backbone.shape
         none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, device=device)
-        lengths = torch.tensor([prompts[p].length for p, _ in sources])
-        cache = cache_of([none if table is None else table for table in whole], lengths, beams, backbone.model.dtype)
+        cache = cache_of([none if table is None else table for table in whole], beams, backbone.model.dtype)
     found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {name: torch.from_numpy(value).to(device) for name, value in found.items()} | {"past_key_values": cache}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from model_parallel.grid import Grid
 from model_parallel.memory import free_memory, process_memory
 from prompt_tuning.backbone.find import Description
+from prompt_tuning.errors import reason
 from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.placement.count import Machine, Placement, count
 from prompt_tuning.placement.outline import Outline
@@ -40,8 +41,8 @@ def foresee(run: Run, described: Description, longest: int, grid: Grid) -> None:
         base = process_memory().get("anonymous", 0) if grid.device.type == "cpu" else 0
         machine = Machine(grid.size, 1.0, 1.0, 1.0, 1.0, grid.size, 0.0, own + base, base, grid.device.type)
         cost = count(Outline(run, longest), placement, machine)
-    except Exception:  # models raise kinds of their own on paper, and the run itself may still be right
-        logger.debug("the run could not be counted", exc_info=True)
+    except Exception as error:  # models raise kinds of their own on paper, and the run itself may still be right
+        logger.info("how much memory a step takes could not be counted: %s", reason(error))
         return
     if cost.memory > machine.memory:
         logger.warning(

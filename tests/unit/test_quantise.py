@@ -19,6 +19,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.fidelity import gradient_cosine, say_fidelity
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import describe_prompt, load_prompt, write_prompt
+from prompt_tuning.trainer import train
 from tests.support.fleets import make_run, open_fleet
 from tests.support.tiny import make_backbone, make_texts, run_json
 from tests.support.topologies import digest, one_pass, open_sharded
@@ -205,6 +206,25 @@ def test_fidelity_is_said_and_leaves_no_gradient(tmp_path, caplog):
         if isinstance(layer, FrozenLinear):
             layer.scales.data.mul_(-1)
     assert gradient_cosine(fleet) < 0.9, "weights of the wrong sign went unnoticed"
+
+
+def test_a_quantised_run_is_continued_to_the_same_bits_and_by_no_other_quantisation(tmp_path, caplog):
+    caplog.set_level("INFO")
+    raw = raw_run(
+        tmp_path, backbone={"quantize": "int8"}, train={"max_steps": 4, "checkpoint_steps": 2, "log_steps": 1}
+    )
+    (whole,) = train(make_run(raw, tmp_path / "whole"), Grid())["members"]
+    caplog.clear()
+    asked = iter([False, False, True] + [False] * 9)
+    assert train(make_run(raw, tmp_path / "cut"), Grid(), lambda: next(asked)) is None
+    other = {**raw, "backbone": {**raw["backbone"], "quantize": "nf4"}}
+    with pytest.raises(UserError, match=r"backbone\.quantize"):
+        train(make_run(other, tmp_path / "cut"), Grid())
+    (again,) = train(make_run(raw, tmp_path / "cut"), Grid())["members"]
+    assert again["best"] == whole["best"]
+    assert caplog.text.count("has a cosine of") == 1, "a continued run has said it before"
+    one, two = (next((tmp_path / part).glob("members/*/prompt/prompt.safetensors")) for part in ("whole", "cut"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_prompt_names_its_quantisation_and_another_one_warns(tmp_path, caplog):
