@@ -92,6 +92,7 @@ def test_a_folder_is_read_by_later_starts_and_never_under_another_key(places, tm
     for changes in (
         {"data": {"max_length": 6}},
         {"backbone": {"dtype": "float32"}},
+        {"backbone": {"quantize": "int8"}},
         {"backbone": {"path": str(make_backbone(tmp_path / "other", "bert", seed=5))}},
     ):
         assert start(**changes) == 1, changes

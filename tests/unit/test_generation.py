@@ -15,7 +15,7 @@ from model_parallel.grid import Grid
 from prompt_tuning.backbone import language_head
 from prompt_tuning.backbone.language_head import log_probabilities
 from prompt_tuning.errors import UserError
-from prompt_tuning.fleet.evaluate import split_outputs
+from prompt_tuning.fleet.evaluate import split_outputs, write_split
 from prompt_tuning.forward.write import sources_of, write
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
@@ -326,6 +326,14 @@ def test_a_run_scores_texts_and_all_likelihoods(finished):
         exported = load_prompt(member / "prompt")
         assert set(exported.manifest["tensors"]) == {"prefix"}
         assert result["trainable_parameters"] == exported.prompt.prefix.embedding.numel()
+
+
+def test_of_dev_no_more_rows_are_written_than_asked_for_and_of_test_all(tmp_path, data):
+    fleet = open_fleet({**three_members(tmp_path, data), "decode": {"max_examples": 2}})
+    for split, count in (("dev", 2), ("test", 5)):
+        found = write_split(fleet, split_outputs(fleet, [0, 1], split), split)
+        assert [sum(own.text is not None for own in texts) for texts in found.values()] == [count, count]
+        assert all(own.num_tokens for texts in found.values() for own in texts), "all have a likelihood"
 
 
 def test_attached_prompts_write_as_their_runs_did(finished, data):

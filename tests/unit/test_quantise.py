@@ -196,6 +196,15 @@ def test_odd_inputs_cannot_be_stored_in_pairs(tmp_path):
     open_sharded(folder, Grid(), 1, False, quantize="int8")
 
 
+def test_codes_are_the_nearest_for_the_scale_that_is_kept():
+    """In bfloat16 a scale is off by up to one part in 512, a quarter of a step of the largest codes."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    codes, scales = SCHEMES["int8"].quantise(weight, 64)
+    blocks, steps = weight.double().unflatten(1, (-1, 64)), scales.double()[:, :, None]
+    errors = (codes.double().unflatten(1, (-1, 64)) * steps - blocks).abs()
+    assert (errors <= (0.5 + 1e-6) * steps).all()
+
+
 def test_fidelity_is_said_and_leaves_no_gradient(tmp_path, caplog):
     caplog.set_level("INFO")
     fleet = open_fleet(raw_run(tmp_path, backbone={"dtype": "float32", "quantize": "int8"}))
