@@ -67,3 +67,13 @@ def stock_logits(folder: Path, table: Tensor | None, tokens: list[int], start: i
             past_key_values=seen,
         ).logits[0]
     return found
+
+
+def three_members(folder: Path, data: Path, model_type: str = "llama", **sections: Any) -> dict[str, Any]:
+    """Prompts of unequal length, seed, batch and position policy, large enough to matter."""
+    members: list[dict[str, Any]] = [
+        {"name": "five", "prompt": {"length": 5}},
+        {"name": "two", "prompt": {"length": 2, "positions": "from_zero"}, "train": {"seed": 12, "batch_size": 5}},
+        {"name": "seven", "prompt": {"length": 7}, "train": {"seed": 13}, "optimizer": {"lr": 0.01}},
+    ]
+    return writing_run(make_writer(folder, model_type), data, fleet={"members": members}, **sections)
