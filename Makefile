@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Tests run in as many processes as there are cores, four at most.
+PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist worksteal
+
 .PHONY: help quickstart test test-slow test-all lint types clean
 
 help:
@@ -43,10 +46,10 @@ types: $(BIN)/.installed
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -m "not processes and not acceptance"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not processes and not acceptance"
 
 test-slow: $(BIN)/.language-model
-	$(BIN)/python -m pytest -m "processes or acceptance"
+	$(BIN)/python -m pytest $(PARALLEL) -m "processes or acceptance"
 
 test-all: test test-slow
 

@@ -69,6 +69,8 @@ class Cost:
     """Kept between steps."""
     gathered: int
     """The most that ZeRO-3 adds to them while layers run."""
+    arriving: int
+    """A gather under way holds so much beside: parameters come in one flat buffer and are copied out of it."""
     trained: int
     """Prompts, heads, their gradients and AdamW's moments, of all members at work."""
     activations: int
@@ -89,7 +91,8 @@ class Cost:
     @property
     def memory(self) -> int:
         """Bytes at the peak of a step."""
-        return self.base + self.weights + self.gathered + self.trained + self.activations
+        # What is gathered ahead arrives before the layers that need it have made activations.
+        return self.base + self.weights + self.gathered + self.trained + max(self.arriving, self.activations)
 
     @property
     def wire(self) -> float:
@@ -107,6 +110,7 @@ def count(outline: Outline, placement: Placement, machine: Machine) -> Cost:
     element = weights.total / weights.numel
     ahead = int(outline.config.deepspeed.stage3_prefetch_bucket_size * element)
     gathered = min(whole, math.ceil(weights.largest_module + ahead)) if gathers else 0
+    arriving = min(gathered, max(weights.largest_module, ahead))
     size, batches = batches_of(outline, machine.device, data, gathers)
     ran = outline.run_batch(size, placement.tensor, placement.checkpointing, gathers, placement.quantize)
     trained = outline.trained_bytes
@@ -124,6 +128,7 @@ def count(outline: Outline, placement: Placement, machine: Machine) -> Cost:
         machine.base,
         held,
         gathered,
+        arriving,
         held_for_members,
         ran.peak_bytes,
         batches,

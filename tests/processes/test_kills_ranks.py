@@ -1,7 +1,9 @@
-"""Two ranks and what started them, killed at thirty chance instants, end with the bytes of a run that nobody disturbed."""
+"""Two ranks and what started them, killed at chance instants, end with the bytes of a run that nobody disturbed."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import shutil
 import time
@@ -25,7 +27,8 @@ from tests.support.tiny import make_backbone, make_texts, run_json
 
 pytestmark = pytest.mark.processes
 
-KILLS = 30
+KILLS = int(os.environ.get("PROMPTFLEET_KILLS", "12"))
+"""Each costs a start."""
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +48,18 @@ def job(tmp_path_factory):
     return config, member_files(folder / "whole")
 
 
-def moment(chance, run):
+def moment(kind, chance, run):
     """A condition that holds at some instant: of the start, between steps, or inside a save."""
-    kind = chance.choice(["start", "steps", "save"])
     if kind == "start":
         deadline = time.monotonic() + chance.uniform(0, 8)
-        return kind, lambda: time.monotonic() >= deadline
+        return lambda: time.monotonic() >= deadline
     if kind == "save":
         for left in (run / "checkpoints").glob(".step-*.tmp"):
             shutil.rmtree(left)
-        return kind, lambda: any((run / "checkpoints").glob(".step-*.tmp/*"))
+        return lambda: any((run / "checkpoints").glob(".step-*.tmp/*"))
     metrics = run / "members" / "deep" / "metrics.jsonl"
     goal = (metrics.read_bytes().count(b"\n") if metrics.exists() else 0) + chance.randint(1, 15)
-    return kind, lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= goal
+    return lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= goal
 
 
 def kill(process, victim, chance):
@@ -74,14 +76,16 @@ def kill(process, victim, chance):
     return list(ranks.values())
 
 
-def test_thirty_kills_at_chance_instants_change_no_byte(job, tmp_path):
+def test_kills_at_chance_instants_change_no_byte(job, tmp_path):
     """Of the launcher alone, of one rank, of all; a run that ends before its kill is compared, and the next begins anew."""
     config, expected = job
     chance, run, kills = random.Random(5), tmp_path / "run", Counter()
+    ways = list(itertools.product(["launcher", "one rank", "all"], ["start", "steps", "save"]))
+    chance.shuffle(ways)
     while kills.total() < KILLS:
         launch = chance.choice([torchrun, torchrun, torchrun, deepspeed])
-        victim = chance.choice(["launcher", "one rank", "all"])
-        kind, condition = moment(chance, run)
+        victim, kind = ways[kills.total() % len(ways)]
+        condition = moment(kind, chance, run)
         process, ranks = start(*launch("--config", config, "--output", run)), []
         try:
             if wait_for(process, condition):
@@ -104,5 +108,4 @@ def test_thirty_kills_at_chance_instants_change_no_byte(job, tmp_path):
     code, output = finish(*torchrun("--config", config, "--output", run))
     assert code == 0, output
     assert member_files(run) == expected
-    assert {victim for victim, _ in kills} == {"launcher", "one rank", "all"}
-    assert {kind for _, kind in kills} == {"start", "steps", "save"}
+    assert len(kills) == min(KILLS, len(ways))

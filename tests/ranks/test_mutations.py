@@ -126,6 +126,6 @@ def test_mutation_is_seen(raws, alone, mutation):
 def test_a_rank_left_without_rows_is_seen(raws):
     """One example for two data ranks: the other must run a dummy, or the gathers wait for it for ever."""
     raw = {**raws["bert"], "parallel": {"zero": True}, "train": {**raws["bert"]["train"], "batch_size": 1}}
-    run_ranks(2, course, raw, timeout_seconds=60)
+    run_ranks(2, course, raw)
     with pytest.raises(pytest.fail.Exception):
         run_ranks(2, course, raw, leave_a_rank_without_rows, timeout_seconds=15)

@@ -20,10 +20,14 @@ from typing import Any
 
 import pytest
 
-_PRELOAD = ["prompt_tuning.trainer", "transformers.models.bert.modeling_bert", "tests.support.fleets"]
+_PRELOAD = ["tests.support.preload"]
+TIMEOUT_SECONDS = 300
+"""Of ranks that hang: many times what any test takes where cores are slow and shared."""
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 120) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = TIMEOUT_SECONDS
+) -> list[Any]:
     """``function(grid, *args)`` on ``world_size`` gloo ranks of one thread each; its results in rank order.
 
     ``function`` is importable and, like its arguments and results, goes through pickle. If a rank raises, all are ended
