@@ -145,6 +145,21 @@ def test_a_fleet_shares_gathers_and_weights(tmp_path):
     assert four.gradient_wire == 4 * one.gradient_wire and four.trained > 4 * one.trained
 
 
+def test_a_gather_under_way_takes_its_buffer_beside_or_activations_take_more(tmp_path):
+    for bucket, text, is_more in ((0, 3, False), (10**6, 3, True), (10**6, 60, False)):
+        raw = make(
+            tmp_path / f"{bucket}-{text}", parallel={"zero": True}, deepspeed={"stage3_prefetch_bucket_size": bucket}
+        )
+        outline = Outline(make_run(raw), text)
+        found = count(outline, Placement(zero=True), replace(MACHINE, ranks=2))
+        weights = outline.weights(1)
+        assert found.arriving == (weights.total if bucket else weights.largest_module)
+        assert (found.arriving > found.activations) == is_more
+        parts = (found.weights, found.gathered, found.trained, max(found.arriving, found.activations))
+        assert found.memory == sum(parts)
+    assert count(outline, Placement(), MACHINE).arriving == 0
+
+
 def test_quantised_linear_layers_take_their_codes_and_scales(tmp_path):
     for quantize in ("int8", "nf4"):
         raw = make(tmp_path / quantize)
