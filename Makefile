@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests run in as many processes as there are cores, four at most.
-PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist worksteal
+# Tests run in as many processes as there are cores, four at most, those of a file in one: they share what is costly to make.
+PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-slow test-all lint types clean
 

@@ -46,6 +46,7 @@ def cluster(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, s
         "ClusterName=emulated",
         f"SlurmctldHost={host}(127.0.0.1)",
         f"SlurmctldPort={_port()}",
+        f"FirstJobId={_port()}",  # ranks meet on a port that follows from it: not that of another test's cluster
         "AuthType=auth/munge",
         f"AuthInfo=socket={munge_socket}",
         "CredType=cred/munge",
