@@ -70,6 +70,7 @@ class AttachedPrompts:
         self.budget = tokens_per_batch or default_budget(self.device, with_gradients=False)
         for exported in self.prompts:
             exported.check_backbone(backbone)
+            exported.check_task()
             exported.prompt.to(self.device)
             if exported.prompt.lora is not None:
                 put_lora(backbone, dict(exported.prompt.lora))

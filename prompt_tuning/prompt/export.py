@@ -81,6 +81,19 @@ class ExportedPrompt:
         path = self.manifest["backbone"]["path"]
         return str(self.folder / path) if self.manifest["method"] == "full" else path
 
+    def check_task(self) -> None:
+        """Warn where the task's templates now make other texts than the prompt was trained on."""
+        was, now = self.manifest.get("task_version", 1), self.task.version
+        if was != now:
+            logger.warning(
+                "%s: the prompt was trained on version %s of the texts of task %r, and this program makes version %s; its answers"
+                " may differ",
+                self.folder,
+                was,
+                self.task.name,
+                now,
+            )
+
     def check_backbone(self, backbone: Backbone) -> None:
         """Raise :class:`UserError` unless the prompt was trained on this very backbone."""
         recorded = self.manifest["backbone"]
@@ -109,6 +122,7 @@ def describe_prompt(
         "format": FORMATS[prompt.beside is not None],
         "method": config.method,
         "task": config.task,
+        "task_version": find_task(config.task).version,
         "labels": list(labels),
         "template": template,
         "max_length": config.data.max_length,

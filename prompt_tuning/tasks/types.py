@@ -92,6 +92,8 @@ class Task:
     """Repository, configuration and split on the hub of splits that ``hub`` does not hold under their usual names."""
     origin: str | None = None
     """Where to get data that may not be passed on."""
+    version: int = 1
+    """Of the texts that the templates make: raised when any changes, so that a prompt trained on the old ones says so."""
 
     @property
     def is_written(self) -> bool:

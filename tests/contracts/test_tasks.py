@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,8 @@ KINDS = {name: find_task(name).kind for name in FIXED}
 CLASSES = [name for name in FIXED if KINDS[name] in ("classification", "choice")]
 TOKENIZER = make_tokenizer()
 ENCODING = Encoding(40, stride=4)
+TEXTS = Path(__file__).parent.parent / "frozen" / "texts.json"
+"""By task: the version of its texts, and the SHA-256 of what its templates make of the rows in tests/support."""
 
 
 def expanded(name):
@@ -281,3 +286,15 @@ def test_a_number_is_no_index_where_labels_are_numbers(value):
     with pytest.raises(KeyError):
         task.label_index(value, ("10", "20"))
     assert task.label_index(-1, ("-1", "1")) == 0
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_texts_of_a_version_stay(name):
+    """A changed template answers other texts than a prompt was trained on: raise the task's version, and state its texts anew."""
+    task = find_task(name)
+    made = [[key, template(row)] for key, template in task.all_templates().items() for row in expanded(name)]
+    digest = hashlib.sha256(json.dumps(made, ensure_ascii=False).encode()).hexdigest()
+    frozen = json.loads(TEXTS.read_text())
+    assert frozen.get(name) == [task.version, digest], (
+        f"{TEXTS.name} should say {json.dumps({name: [task.version, digest]})}"
+    )

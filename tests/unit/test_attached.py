@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -14,6 +16,7 @@ from model_parallel.grid import Grid
 from prompt_tuning import attach, load_prompt
 from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
+from prompt_tuning.prompt import export
 from prompt_tuning.report.results import export_member
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.trainer import build_fleet
@@ -164,3 +167,14 @@ def test_a_prompt_moves_with_its_backbone_to_another_place(kinds, tmp_path):
     assert here == there
     with pytest.raises(UserError, match=r"was trained on .* other weights; give its own \(--backbone\)"):
         attach(prompt, str(make_backbone(tmp_path / "other", "bert", seed=9)))
+
+
+def test_a_task_that_now_makes_other_texts_is_said(kinds, monkeypatch, caplog):
+    exported = load_prompt(kinds / "long")
+    with caplog.at_level(logging.WARNING):
+        attach(exported)
+        assert "version" not in caplog.text
+        newer = dataclasses.replace(exported.task, version=2)
+        monkeypatch.setattr(export, "find_task", lambda name: newer)
+        attach(exported)
+    assert "was trained on version 1 of the texts of task 'texts', and this program makes version 2" in caplog.text
