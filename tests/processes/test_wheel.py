@@ -24,6 +24,7 @@ def call(*command, folder, **variables):
     return done.stdout
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout, from which the sources are taken")
 def test_a_wheel_holds_every_module_and_its_program_runs(tmp_path):
     """Without an index: by the setuptools that torch brings."""
     source = tmp_path / "source"  # setuptools writes beside what it builds
@@ -40,7 +41,7 @@ def test_a_wheel_holds_every_module_and_its_program_runs(tmp_path):
         assert (tmp_path / "installed" / package / "py.typed").is_file()
     program = "import launcher.cli, sys; sys.exit(launcher.cli.main(['tasks']))"
     said = call(sys.executable, "-P", "-c", program, folder=tmp_path, PYTHONPATH=str(tmp_path / "installed"))
-    assert "| `boolq` |" in said or "boolq" in said
+    assert "boolq" in said
     assert str(ROOT) not in call(
         sys.executable, "-P", "-c", "import prompt_tuning; print(prompt_tuning.__file__)",
         folder=tmp_path, PYTHONPATH=str(tmp_path / "installed"),
