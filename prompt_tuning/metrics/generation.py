@@ -71,6 +71,14 @@ def bleu(gold: Gold, predicted: Sequence[Written]) -> float:
     return _corpus(sacrebleu.metrics.BLEU(tokenize=kind), texts, own)
 
 
+def bleu4(gold: Gold, predicted: Sequence[Written]) -> float:
+    """Mean over examples of sacrebleu's sentence BLEU of characters, as Chinese is often scored."""
+    metric = need("sacrebleu").metrics.BLEU(tokenize="char", effective_order=False)
+    return _mean(
+        [float(metric.sentence_score(own, list(texts) or [""]).score) / 100 for texts, own in _both(gold, predicted)]
+    )
+
+
 def chrf(gold: Gold, predicted: Sequence[Written]) -> float:
     """sacrebleu's corpus chrF2."""
     return _corpus(need("sacrebleu").metrics.CHRF(), *_columns(gold, predicted))
@@ -111,13 +119,19 @@ METRICS: dict[str, Metric] = {
     "f1": f1,
     "exact_match": exact_match,
     "bleu": bleu,
+    "bleu4": bleu4,
     "chrf": chrf,
     "rouge1": rouge1,
     "rouge2": rouge2,
     "rouge_l": rouge_l,
     "perplexity": perplexity,
 }
-_PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", **dict.fromkeys(("rouge1", "rouge2", "rouge_l"), "rouge_score")}
+_PACKAGES = {
+    "bleu": "sacrebleu",
+    "bleu4": "sacrebleu",
+    "chrf": "sacrebleu",
+    **dict.fromkeys(("rouge1", "rouge2", "rouge_l"), "rouge_score"),
+}
 
 
 def check_packages(metrics: Sequence[str]) -> None:

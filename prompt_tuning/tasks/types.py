@@ -136,3 +136,14 @@ def named(names: Mapping[str, str] | None = None) -> Callable[[Row], Iterator[Ro
         yield {(names or {}).get(key, key) if (names or {}).get(key) not in row else key: row[key] for key in row}
 
     return rename
+
+
+def with_references(target: str, expand: Callable[[Row], Iterable[Row]] = _one_row) -> Callable[[Row], Iterator[Row]]:
+    """An ``expand`` that joins the texts of a column ``references`` to those of the column ``target``, which stays the first."""
+
+    def join(row: Row) -> Iterator[Row]:
+        for own in expand(row):
+            others = [text for text in own.get("references") or () if text != own.get(target)]
+            yield {**own, target: [own[target], *others]} if own.get(target) is not None and others else own
+
+    return join

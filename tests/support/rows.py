@@ -72,14 +72,24 @@ _RECORD = {
 _SPANS = {"target": {"span1_text": "w1", "span1_index": 0, "span2_text": "it", "span2_index": 2}}
 
 ROWS: dict[str, list[dict[str, Any]]] = {
+    "adgen": [{"content": f"w{i} w1", "summary": f"w{i + 2} w3"} for i in range(4)],
     "boolq": _pairs("question", "passage", [False, True]),
     "cb": _pairs("premise", "hypothesis", ["entailment", "contradiction", "neutral"]),
+    "cnn_dailymail": [{"article": f"w{i} w1 w2", "highlights": f"w{i + 2} w3"} for i in range(4)],
     "cola": _pairs("sentence", None, [0, 1]),
     "conll03": _words(["B-PER", "I-PER", "O", "B-LOC"]),
     "conll04": _words(["B-Peop", "I-Peop", "O", "B-Org"]),
     "conll05": _words(["B-A0", "B-V", "O", "B-A1", "I-A1"], predicate=["w9"]),
     "conll12": _words(["B-ARG0", "B-V", "O", "B-ARG1", "I-ARG1"], predicate=["w9"]),
     "copa": _copa(),
+    "e2e": [
+        {
+            "meaning_representation": f"w{i} w1",
+            "target": f"w{i + 2} w3 w4 w5",
+            "references": [f"w{i + 2} w3 w4 w5", "w4 w5 w6 w7"],
+        }
+        for i in range(4)
+    ],
     "mnli": _pairs("premise", "hypothesis", ["entailment", "neutral", "contradiction"]),
     "mrpc": _pairs("sentence1", "sentence2", [0, 1]),
     "multirc": [_MULTIRC, {**_MULTIRC, "idx": 1}],
@@ -94,12 +104,17 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "squad2": _questions(True),
     "sst2": _pairs("sentence", None, [0, 1]),
     "stsb": _pairs("sentence1", "sentence2", [0.5, 3.2, 5]),
+    "webnlg": [
+        {"input": [f"w{i} | w1 | w2", "w3 | w4 | w5"], "target": f"w{i + 2} w3 w4 w5", "references": ["w4 w5 w6 w7"]}
+        for i in range(4)
+    ],
     "wic": [{"word": "w1", "sentence1": f"w1 w{i}", "sentence2": "w1 w3", "label": i % 2 == 0} for i in range(4)],
     "wnli": _pairs("sentence1", "sentence2", [0, 1]),
     "wnut17": _words(["B-person", "I-person", "O", "B-group"]),
     "wsc": [{"text": f"w1 said it w{i}", **_SPANS, "label": i % 2 == 0} for i in range(4)],
     "xcopa": _copa(),
     "xnli": _pairs("premise", "hypothesis", ["entailment", "neutral", "contradiction"]),
+    "xsum": [{"document": f"w{i} w1 w2", "summary": f"w{i + 2} w3"} for i in range(4)],
     "xquad": _questions(False),
 }
 

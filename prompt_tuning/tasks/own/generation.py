@@ -12,7 +12,7 @@ from prompt_tuning.metrics.generation import METRICS
 from prompt_tuning.section import FOLDER_NAME, Section
 from prompt_tuning.tasks.types import Task
 
-Name = Literal["f1", "exact_match", "bleu", "chrf", "rouge1", "rouge2", "rouge_l"]
+Name = Literal["f1", "exact_match", "bleu", "bleu4", "chrf", "rouge1", "rouge2", "rouge_l"]
 
 
 class Options(Section):
