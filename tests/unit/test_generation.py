@@ -12,7 +12,7 @@ from prompt_tuning.backbone import language_head
 from prompt_tuning.backbone.language_head import log_probabilities
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import split_outputs
-from prompt_tuning.forward.write import sources_of, write
+from prompt_tuning.forward.write import _texts, sources_of, write
 from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.recipe import Encoding
@@ -283,3 +283,10 @@ def test_writing_ends_at_the_stop_text(tmp_path, data):
     stop = whole[0].split()[2]
     cut = write(fleet.backbone, prompts, sources, DecodeSection(stop=[stop]), 8, 512)
     assert cut == [text.partition(stop)[0].strip() for text in whole] and cut != whole
+
+
+def test_what_stands_behind_the_end_is_no_text(tmp_path, data):
+    """A row that has ended is filled with padding, for which some tokenizers have a plain word."""
+    fleet = open_fleet(writing_run(make_writer(tmp_path, "llama"), data))
+    ids = np.array([fleet.backbone.tokenizer.convert_tokens_to_ids(["w1", "[SEP]", "w2"])])
+    assert _texts(fleet.backbone, ids, ()) == ["w1"]
