@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from model_parallel.collectives import enter_tensor_ranks
 from model_parallel.grid import Grid, TopologyError
 from model_parallel.layers import FrozenLinear, RowParallelLinear, VocabularyParallelEmbedding
-from model_parallel.plan import Plan, Ranges, Rule, Sizes, columns, cut_ranges, head_range, matches
+from model_parallel.plan import Plan, Ranges, Rule, Sizes, columns, cut_ranges, head_range, matches, vocabulary_range
 from model_parallel.quantise import SCHEMES, block_size
+from model_parallel.vocabulary import VocabularyParallelOutput
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,21 @@ def _cut_module(
         cuts[f"{name}.bias"] = cut = Cut(0, ranges)
         bias = _shrunk(bias, cut)
     return FrozenLinear(local, bias, rule.transposed, **quantised)
+
+
+def share_output(model: nn.Module, name: str, grid: Grid) -> dict[str, Cut]:
+    """Replace an output embedding, a linear layer, by this tensor rank's part of its vocabulary; returns its cuts by name.
+
+    A weight that is not on ``meta`` is another module's and the part already.
+    """
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear) and isinstance(layer.weight, nn.Parameter)
+    cut = Cut(0, (vocabulary_range(layer.out_features, grid.tensor_rank, grid.tensor),))
+    cuts = {f"{name}.{kind}": cut for kind, tensor in layer.named_parameters() if tensor.is_meta}
+    weight: nn.Parameter = _shrunk(layer.weight, cut) if layer.weight.is_meta else layer.weight
+    bias = None if layer.bias is None else _shrunk(layer.bias, cut)
+    _replace(model, name, VocabularyParallelOutput(weight, bias, layer.out_features, grid))
+    return cuts
 
 
 def _quantised(name: str, inputs: int, quantize: str | None) -> dict[str, Any]:

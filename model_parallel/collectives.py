@@ -151,13 +151,13 @@ class PaperGroup:
         """All-reduces, and the bytes of their tensors."""
 
 
-def _sum_over(tensor: Tensor, group: Any) -> None:
+def _reduce_over(tensor: Tensor, group: Any, operation: Any = dist.ReduceOp.SUM) -> None:
     if isinstance(group, PaperGroup):
         group.calls += 1
         group.num_bytes += tensor.nbytes
         return
     with _collective():
-        dist.all_reduce(tensor, group=group)
+        dist.all_reduce(tensor, operation, group=group)
 
 
 class _Enter(torch.autograd.Function):
@@ -169,7 +169,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].contiguous().clone()
-        _sum_over(total, ctx.group)
+        _reduce_over(total, ctx.group)
         return total, None
 
 
@@ -177,7 +177,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
         total = tensor.contiguous().clone()
-        _sum_over(total, group)
+        _reduce_over(total, group)
         return total
 
     @staticmethod
@@ -195,3 +195,10 @@ def sum_over_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
     """The sum of the tensor ranks' parts; every one gets the whole gradient."""
     total: Tensor = _Sum.apply(tensor, group)
     return total
+
+
+def max_over_tensor_ranks(tensor: Tensor, group: Any) -> Tensor:
+    """The largest of the tensor ranks' numbers, place by place; no gradient."""
+    largest = tensor.contiguous().clone()
+    _reduce_over(largest, group, dist.ReduceOp.MAX)
+    return largest

@@ -106,10 +106,15 @@ def head_range(count: int, rank: int, ranks: int) -> tuple[int, int]:
     return rank * count // ranks, rank * count // ranks + 1
 
 
+def vocabulary_range(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """The tokens of a rank, as many as any other has or one less."""
+    return rank * size // ranks, (rank + 1) * size // ranks
+
+
 def cut_ranges(rule: Rule, length: int, sizes: Sizes, rank: int, ranks: int, where: str) -> Ranges:
     """What ``rank`` keeps of a dimension of ``length``: one range for each part. Raises :class:`TopologyError`."""
     if rule.cut == "vocabulary":
-        return ((rank * length // ranks, (rank + 1) * length // ranks),)
+        return (vocabulary_range(length, rank, ranks),)
     counts = {"heads": sizes.heads, "key_value_heads": sizes.key_value_heads}
     named = sum(counts[part] * sizes.head_size for part in rule.parts if part != "width")
     widths = rule.parts.count("width")

@@ -130,7 +130,12 @@ def open_door(
         setattr(module, INDEX, index)
         setattr(module, LAST, len(modules) - 1)
         setattr(module, TENSOR_RANK, tensor_rank)
-    model.set_attn_implementation(attention_name(kernel))
-    for module in modules:
+    select_attention(model, modules, attention_name(kernel))
+
+
+def select_attention(model: PreTrainedModel, attention_modules: Iterable[nn.Module], name: str) -> None:
+    """Let ``model`` attend by the function that is registered as ``name``."""
+    model.set_attn_implementation(name)
+    for module in attention_modules:
         if getattr(module, "config", model.config) is not model.config:  # with its share of the heads
-            module.config._attn_implementation = attention_name(kernel)  # type: ignore[union-attr]
+            module.config._attn_implementation = name  # type: ignore[union-attr]

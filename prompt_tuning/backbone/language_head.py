@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
-from model_parallel.grid import Grid
+from model_parallel.apply import Cut, share_output
+from model_parallel.grid import Grid, TopologyError
+from model_parallel.layers import VocabularyParallelEmbedding
 from model_parallel.loading import StoredTensor, WeightsError, load_weights, stored_tensors
+from model_parallel.vocabulary import VocabularyParallelOutput
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.errors import UserError
 from prompt_tuning.tokens.packed import MemberRows
@@ -60,19 +63,28 @@ LOGITS_AT_ONCE = 1 << 25
 def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor:
     """Natural logarithm of the probability of each wanted token [a], int64, from hidden states [a, H]; differentiable in them.
 
-    Logits [a, vocabulary] never exist whole: they are made chunk by chunk, and again in the backward. float32, or float64 where
-    the head is.
+    Logits [a, vocabulary] never exist whole: they are made chunk by chunk, and again in the backward, and over tensor ranks
+    each has those of its part of the vocabulary. float32, or float64 where the head is.
     """
+    output = shared_output(head)
     weight = max(head.parameters(), key=len)  # the output embedding [vocabulary, H]
-    chunk = max(16, LOGITS_AT_ONCE // len(weight))
+    # Of all ranks as many, which meet in each.
+    chunk = max(16, LOGITS_AT_ONCE // (len(weight) if output is None else output.most))
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
 
     def score(states: Tensor, tokens: Tensor) -> Tensor:
         logits = head(states.to(weight.dtype)).to(dtype)
+        if output is not None:
+            return output.log_probabilities(logits, tokens)
         return -nn.functional.cross_entropy(logits, tokens, reduction="none")
 
     pairs = zip(hidden.split(chunk), wanted.split(chunk), strict=True)
     return torch.cat([checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
+
+
+def shared_output(head: nn.Module) -> VocabularyParallelOutput | None:
+    """The output embedding of a head whose vocabulary is shared out over tensor ranks; None: each has all of it."""
+    return next((module for module in head.modules() if isinstance(module, VocabularyParallelOutput)), None)
 
 
 class _Scaled(nn.Module):
@@ -103,26 +115,42 @@ class _Handed(nn.Module):
 
 
 def load_language_head(
-    folder: Path, config: Any, model: PreTrainedModel, family: Family, grid: Grid
+    folder: Path, config: Any, model: PreTrainedModel, family: Family, grid: Grid, words: StoredTensor | None = None
 ) -> tuple[nn.Module, int]:
     """The frozen head of the stored language model, its output embedding tied to ``model``'s where the config says so.
 
-    Returns it and the bytes read. Raises :class:`WeightsError` where the files have none.
+    ``words``: where the word embedding is stored, for a head that shall have a copy of its own, as under ZeRO-3, which lends a
+    module's weights to no other. Over tensor ranks the vocabulary is shared out. Returns the head and the bytes read. Raises
+    :class:`WeightsError` where the files have none, :class:`TopologyError` where it cannot be apart from the embedding.
     """
     with torch.device("meta"):
         kind = AutoModelForCausalLM if family.pooling == "last" else AutoModelForMaskedLM
         whole = kind.from_config(config, dtype=model.dtype)
     own = {name: child for name, child in whole.named_children() if name != whole.base_model_prefix}
-    parts = {name: own[name] for name in family.language_head or own}
-    head = nn.ModuleDict(parts)
+    head = nn.ModuleDict({name: own[name] for name in family.language_head or own})
     stored = stored_tensors(folder, set(head.state_dict()), "")
     for target, source in (whole._tied_weights_keys or {}).items():
         if source in stored and target not in stored:
             stored[target] = stored[source]
     # Newer heads of DeBERTa have no output embedding and are handed the word embedding.
     is_handed = getattr(config, "legacy", True) is False
-    if config.tie_word_embeddings and not is_handed:
-        whole.get_output_embeddings().weight = model.get_input_embeddings().weight
+    if is_handed and (words is not None or grid.tensor > 1):
+        raise TopologyError(
+            f"the language head of this {config.model_type} takes the whole word embedding; use parallel.tensor 1 and"
+            " parallel.zero false"
+        )
+    cuts: dict[str, Cut] = {}
+    if not is_handed:
+        output: Any = whole.get_output_embeddings()
+        (name,) = [name for name, module in head.named_modules() if module is output]
+        is_tied = config.tie_word_embeddings
+        if is_tied and words is not None:
+            stored[f"{name}.weight"] = words
+        elif is_tied:
+            output.weight = model.get_input_embeddings().weight
+        # Of a tied embedding, what the embedding's own rank has.
+        if grid.tensor > 1 and (not is_tied or isinstance(model.get_input_embeddings(), VocabularyParallelEmbedding)):
+            cuts = share_output(head, name, grid)
     wanted = {name for name, value in head.state_dict().items() if value.is_meta}
     missing = sorted(wanted - set(stored))
     if missing:
@@ -130,10 +158,10 @@ def load_language_head(
             "a cloze template or generation task needs the language-model head, which the weights lack"
             f" ({missing[0]}); choose a backbone that was saved with it"
         )
-    bytes_read = load_weights(head, stored, {}, grid)
-    chain: nn.Module = nn.Sequential(*parts.values())
+    bytes_read = load_weights(head, stored, cuts, grid)
+    chain: nn.Module = nn.Sequential(*head.values())
     if is_handed:
-        (only,) = parts.values()
+        (only,) = head.values()
         chain = _Handed(only, model.get_input_embeddings())
     if any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
         chain = _Scaled(chain, config)
@@ -142,10 +170,15 @@ def load_language_head(
 
 def tied_embedding(folder: Path, model: PreTrainedModel, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The word embedding by its name where files have it under the name of the output embedding it is tied to alone."""
-    weight = model.get_input_embeddings().weight
-    (name,) = [name for name, parameter in model.named_parameters() if parameter is weight]
+    name = word_embedding_name(model)
     if name in stored or not model.config.tie_word_embeddings:
         return {}
     outputs = {"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"}
     found = list(stored_tensors(folder, outputs, "").values())
     return {name: found[0]} if found else {}
+
+
+def word_embedding_name(model: PreTrainedModel) -> str:
+    """Name of the parameter [vocabulary, H] that words are looked up in."""
+    weight = model.get_input_embeddings().weight
+    return str(next(name for name, parameter in model.named_parameters() if parameter is weight))

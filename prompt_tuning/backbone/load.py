@@ -24,7 +24,7 @@ from prompt_tuning.backbone.deltas import Deltas
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.find import Description, describe_backbone, other_weights_hint, set_dropout
 from prompt_tuning.backbone.fingerprint import Identity, identify
-from prompt_tuning.backbone.language_head import load_language_head, tied_embedding
+from prompt_tuning.backbone.language_head import load_language_head, tied_embedding, word_embedding_name
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.settings.sections import BackboneSection
 
@@ -179,8 +179,8 @@ def _load(
         bytes_read += load_weights(pooler, stored, {}, grid, prefix="pooler")
     language_head = None
     if language:
-        assert grid.tensor == 1 and zero is None, "run files refuse language heads on a sharded backbone"
-        language_head, size = load_language_head(folder, config, model, family, grid)
+        words = None if shards is None else stored[word_embedding_name(model)]
+        language_head, size = load_language_head(folder, config, model, family, grid, words)
         bytes_read += size
     if shards is not None:
         shards.attach(model)

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from prompt_tuning.backbone.attention import attention_name
+from model_parallel.vocabulary import VocabularyParallelOutput
+from prompt_tuning.backbone.attention import attention_name, select_attention
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError
 
@@ -41,15 +42,26 @@ def writer(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
     # The shell scales and caps logits itself.
     chain: Any = getattr(backbone.language_head, "head", backbone.language_head)
     (output,) = chain.children()
-    shell.set_output_embeddings(output)
-    was_training = model.training
+    shell.set_output_embeddings(_Whole(output) if isinstance(output, VocabularyParallelOutput) else output)
+    was_training, modules = model.training, backbone.family.attention_modules(model)
     shell.eval()
-    model.set_attn_implementation(kernel)
+    select_attention(model, modules, kernel)
     try:
         yield shell
     finally:
-        model.set_attn_implementation(attention_name(attention))
+        select_attention(model, modules, attention_name(attention))
         model.train(was_training)
+
+
+class _Whole(nn.Module):
+    """All logits from those that each tensor rank has of its part of the vocabulary, so that all choose the same tokens."""
+
+    def __init__(self, output: VocabularyParallelOutput) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.output.whole(self.output(hidden))
 
 
 def cache_of(tables: list[Tensor], repeats: int, dtype: torch.dtype) -> DynamicCache | None:

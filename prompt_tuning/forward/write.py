@@ -57,16 +57,19 @@ def write(
     stops = _Stops(backbone.tokenizer, settings.stop)
     lengths = np.array([prompts[p].length + len(tokens) for p, tokens in sources])
     mine: list[tuple[int, str]] = []
-    tables = {p: _table(prompts[p]) for p in sorted({p for p, _ in sources})}
-    own = np.argsort(-lengths, kind="stable")[backbone.grid.data_rank :: backbone.grid.data]
+    tables = {p: _table(prompts[p], backbone.local_heads) for p in sorted({p for p, _ in sources})}
+    batches = _batches(backbone, lengths, most, budget // settings.num_beams)
     with backbone.at_work(), writer(backbone, backbone.attention) as model:
-        for batch in _batches(own, lengths, most, budget // settings.num_beams):
+        for batch, is_mine in batches:
             some = [sources[i] for i in batch]
             inputs = _inputs(backbone, prompts, tables, some, settings.num_beams)
             with torch.random.fork_rng([backbone.grid.device] if backbone.grid.device.type == "cuda" else []):
                 torch.manual_seed(rng.key(seed, "write", int(batch[0])))
-                ids = _generate(model, inputs, config, stops, streamer)
-            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
+                # Under ZeRO-3 no rank can go through the layers by itself.
+                is_together = backbone.zero is not None and backbone.grid.size > 1
+                ids = _generate(model, inputs, config, stops, streamer=streamer, synced_gpus=is_together)
+            if is_mine:
+                mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
     found = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
     return [found[i] for i in range(len(sources))]
 
@@ -83,18 +86,30 @@ def _generation_config(backbone: Backbone, settings: DecodeSection, most: int) -
     )
 
 
-def _batches(order: np.ndarray, lengths: np.ndarray, most: int, budget: int) -> list[np.ndarray]:
-    """Places of sources that are written together, the longest first."""
-    found = []
-    while len(order):
-        count = max(1, budget // int(lengths[order[0]] + most))
-        found.append(order[:count])
-        order = order[count:]
-    return found
+def _batches(backbone: Backbone, lengths: np.ndarray, most: int, budget: int) -> list[tuple[np.ndarray, bool]]:
+    """Places of sources that this data rank writes together, the longest first.
+
+    And whether they are its own: under ZeRO-3 one that has fewer batches helps the others with a source of theirs.
+    """
+    order, ranks = np.argsort(-lengths, kind="stable"), backbone.grid.data
+
+    def cut(places: np.ndarray) -> list[np.ndarray]:
+        found = []
+        while len(places):
+            count = max(1, budget // int(lengths[places[0]] + most))
+            found.append(places[:count])
+            places = places[count:]
+        return found
+
+    shares = [cut(order[rank::ranks]) for rank in range(ranks)]
+    own = [(places, True) for places in shares[backbone.grid.data_rank]]
+    if backbone.zero is not None:
+        own += [(order[:1], False)] * (max(map(len, shares)) - len(own))
+    return own
 
 
-def _table(prompt: Prompt) -> Tensor | None:
-    return None if prompt.prefix is None else prompt.prefix.table()
+def _table(prompt: Prompt, heads: slice) -> Tensor | None:
+    return None if prompt.prefix is None else prompt.prefix.table()[..., heads, :]
 
 
 def _inputs(
@@ -115,7 +130,8 @@ def _inputs(
     cache = None
     if front:
         shape = backbone.shape
-        none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, device=device)
+        heads = len(range(shape.key_value_heads)[backbone.local_heads])
+        none = torch.zeros(0, shape.num_layers, 2, heads, shape.head_size, device=device)
         cache = cache_of([none if table is None else table for table in whole], beams, backbone.model.dtype)
     found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {name: torch.from_numpy(value).to(device) for name, value in found.items()} | {"past_key_values": cache}
@@ -134,12 +150,12 @@ class _Stops:
 
 
 def _generate(
-    model: PreTrainedModel, inputs: dict[str, Any], config: GenerationConfig, stops: _Stops, streamer: Any
+    model: PreTrainedModel, inputs: dict[str, Any], config: GenerationConfig, stops: _Stops, **how: Any
 ) -> np.ndarray:
     """Tokens written to each row [B, at most max_new_tokens]."""
     stops.start = inputs["input_ids"].shape[1]
     criteria = StoppingCriteriaList([stops] if stops.texts else [])
-    found: Tensor = model.generate(**inputs, generation_config=config, stopping_criteria=criteria, streamer=streamer)
+    found: Tensor = model.generate(**inputs, generation_config=config, stopping_criteria=criteria, **how)
     return found[:, stops.start :].cpu().numpy()
 
 

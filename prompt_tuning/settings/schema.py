@@ -142,11 +142,6 @@ class RunFile(Section):
                 f"data.template={self.data.template!r} lets the language model answer, so there is no head to train;"
                 " use method 'deep_prompt' or 'shallow_prompt'"
             )
-        if self.is_cloze and (self.parallel.tensor > 1 or self.parallel.zero):
-            problems.append(
-                f"data.template={self.data.template!r} needs the whole word embedding on every rank;"
-                " use parallel.tensor 1 and parallel.zero false"
-            )
         if self.data.cache_activations and self.train.backbone_dropout:
             problems.append(
                 "data.cache_activations keeps what train.backbone_dropout changes in every step; set the latter to false"
@@ -206,8 +201,4 @@ class RunFile(Section):
             found.append("prompt.layers does not fit a generation task, whose prompt is in every layer; leave it out")
         if self.train.also:
             found.append("train.also does not fit a generation task; leave it out")
-        if self.parallel.tensor > 1 or self.parallel.zero:
-            found.append(
-                "a generation task needs the whole word embedding on every rank; use parallel.tensor 1 and parallel.zero false"
-            )
         return found

@@ -77,3 +77,11 @@ def three_members(folder: Path, data: Path, model_type: str = "llama", **section
         {"name": "seven", "prompt": {"length": 7}, "train": {"seed": 13}, "optimizer": {"lr": 0.01}},
     ]
     return writing_run(make_writer(folder, model_type), data, fleet={"members": members}, **sections)
+
+
+def enlarge(fleet: Any) -> None:
+    """Prompts as large as keys and values, so that they matter."""
+    with torch.no_grad():
+        for member in fleet.members:
+            torch.manual_seed(member.prompt.length)
+            member.prompt.prefix.embedding.copy_(torch.randn_like(member.prompt.prefix.embedding))

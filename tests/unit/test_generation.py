@@ -17,7 +17,7 @@ from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.recipe import Encoding
 from tests.support.fleets import assert_same_course, follow, open_fleet
-from tests.support.generation import make_passages, make_writer, stock_logits, three_members, writing_run
+from tests.support.generation import enlarge, make_passages, make_writer, stock_logits, three_members, writing_run
 from tests.support.rows import encode
 from tests.support.tiny import make_tokenizer
 
@@ -42,13 +42,6 @@ def tokenizer():
 
 def names(tokenizer, ids):
     return tokenizer.convert_ids_to_tokens([i for i in ids if i >= 0])
-
-
-def enlarge(fleet):
-    with torch.no_grad():
-        for member in fleet.members:
-            torch.manual_seed(member.prompt.length)
-            member.prompt.prefix.embedding.copy_(torch.randn_like(member.prompt.prefix.embedding))
 
 
 # ---- tokens

@@ -97,7 +97,6 @@ def test_a_continued_run_ends_with_the_same_bits(tmp_path, data):
         ({"method": "head"}, "method 'head' does not fit a generation task"),
         ({"prompt": {"layers": [1]}}, "prompt.layers does not fit a generation task"),
         ({"train": {"also": ["biases"]}}, "train.also does not fit a generation task"),
-        ({"parallel": {"tensor": 2}}, "needs the whole word embedding on every rank"),
         ({"decode": {"top_p": 0.5}}, "set sample to true"),
         ({"decode": {"sample": True, "num_beams": 2}}, "does not go with sample"),
         ({"task": "boolq", "decode": {"num_beams": 2}}, "for tasks of kind 'generation'"),

@@ -158,7 +158,6 @@ def test_backbones_without_language_head_are_refused(tmp_path):
     [
         ({"method": "head"}, "lets the language model answer, so there is no head to train"),
         ({"method": "full"}, "use method 'deep_prompt' or 'shallow_prompt'"),
-        ({"parallel": {"tensor": 2}}, "needs the whole word embedding on every rank"),
         ({"task": "squad"}, "data.template='cloze' is no template of squad; choose pair"),
     ],
 )
