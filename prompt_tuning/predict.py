@@ -108,6 +108,10 @@ class AttachedPrompts:
                 sources[place] = (p, np.asarray(row))
         first = self.prompts[int(choice[0])]
         decode = checked_settings(first.decode, settings)
+        if streamer is not None and decode.num_beams > 1:
+            raise UserError(
+                f"a streamer takes tokens as they come, which {decode.num_beams} beams settle last; set num_beams=1"
+            )
         modules = [exported.prompt for exported in self.prompts]
         length = first.encoding.max_target_length
         return write(self.backbone, modules, sources, decode, length, self.budget, streamer=streamer)

@@ -60,7 +60,7 @@ def write(
     tables = {p: _table(prompts[p], backbone.local_heads) for p in sorted({p for p, _ in sources})}
     batches = _batches(backbone, lengths, most, budget // settings.num_beams)
     with backbone.at_work(), writer(backbone, backbone.attention) as model:
-        for batch, is_mine in batches:
+        for batch in batches:
             some = [sources[i] for i in batch]
             inputs = _inputs(backbone, prompts, tables, some, settings.num_beams)
             with torch.random.fork_rng([backbone.grid.device] if backbone.grid.device.type == "cuda" else []):
@@ -68,8 +68,7 @@ def write(
                 # Under ZeRO-3 no rank can go through the layers by itself.
                 is_together = backbone.zero is not None and backbone.grid.size > 1
                 ids = _generate(model, inputs, config, stops, streamer=streamer, synced_gpus=is_together)
-            if is_mine:
-                mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
+            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
     found = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
     return [found[i] for i in range(len(sources))]
 
@@ -86,11 +85,8 @@ def _generation_config(backbone: Backbone, settings: DecodeSection, most: int) -
     )
 
 
-def _batches(backbone: Backbone, lengths: np.ndarray, most: int, budget: int) -> list[tuple[np.ndarray, bool]]:
-    """Places of sources that this data rank writes together, the longest first.
-
-    And whether they are its own: under ZeRO-3 one that has fewer batches helps the others with a source of theirs.
-    """
+def _batches(backbone: Backbone, lengths: np.ndarray, most: int, budget: int) -> list[np.ndarray]:
+    """Places of sources that this data rank writes together, the longest first; under ZeRO-3 as many batches as any rank has."""
     order, ranks = np.argsort(-lengths, kind="stable"), backbone.grid.data
 
     def cut(places: np.ndarray) -> list[np.ndarray]:
@@ -102,10 +98,10 @@ def _batches(backbone: Backbone, lengths: np.ndarray, most: int, budget: int) ->
         return found
 
     shares = [cut(order[rank::ranks]) for rank in range(ranks)]
-    own = [(places, True) for places in shares[backbone.grid.data_rank]]
-    if backbone.zero is not None:
-        own += [(order[:1], False)] * (max(map(len, shares)) - len(own))
-    return own
+    own = shares[backbone.grid.data_rank]
+    # Written once more, so that this rank helps the others.
+    spare = max(map(len, shares)) - len(own) if backbone.zero is not None else 0
+    return own + [order[:1]] * spare
 
 
 def _table(prompt: Prompt, heads: slice) -> Tensor | None:

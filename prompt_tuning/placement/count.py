@@ -106,7 +106,7 @@ def count(outline: Outline, placement: Placement, machine: Machine) -> Cost:
     weights = outline.weights(placement.tensor, placement.quantize)
     whole = weights.total
     gathers = placement.zero
-    held = math.ceil(whole / data) if gathers else whole
+    held = (math.ceil(whole / data) if gathers else whole) + outline.head_bytes(placement.tensor, gathers)
     element = weights.total / weights.numel
     ahead = int(outline.config.deepspeed.stage3_prefetch_bucket_size * element)
     gathered = min(whole, math.ceil(weights.largest_module + ahead)) if gathers else 0

@@ -17,7 +17,8 @@ from model_parallel.collectives import PaperGroup
 from model_parallel.grid import Grid, TopologyError
 from model_parallel.layers import quantised
 from model_parallel.paper import Tally, on_paper
-from model_parallel.plan import check_heads
+from model_parallel.plan import check_heads, vocabulary_range
+from model_parallel.vocabulary import VocabularyParallelOutput
 from prompt_tuning.backbone.attention import open_door
 from prompt_tuning.backbone.deltas import Deltas
 from prompt_tuning.backbone.find import Description, checked_config, set_dropout
@@ -141,6 +142,14 @@ class Outline:
             sum(p.numel() for p in parameters),
         )
 
+    def head_bytes(self, tensor: int, zero: bool) -> int:
+        """Of a language head that is not the word embedding itself, which ZeRO-3 does not split."""
+        if not self.config.asks_language_model or (self.backbone_config.tie_word_embeddings and not zero):
+            return 0
+        model = model_on_meta(self.backbone_config, self.family, self.config.backbone)
+        words: torch.Tensor = model.get_input_embeddings().weight
+        return -(-words.shape[0] // tensor) * words[0].nbytes
+
     @cached_property
     def trained_bytes(self) -> int:
         """Of one member's prompt and head."""
@@ -183,7 +192,7 @@ class Outline:
         # Nothing here asks for a tokenizer or for what tells backbones apart.
         described = Description(section.path, self.folder, config, self.family, cast(Any, None))
         numel = sum(p.numel() for p in model.parameters())
-        head = self._language_head(model) if self.config.asks_language_model else None
+        head = self._language_head(model, grid, zero) if self.config.asks_language_model else None
         return Backbone(
             model,
             self.family,
@@ -200,12 +209,17 @@ class Outline:
             deltas,
         )
 
-    def _language_head(self, model: PreTrainedModel) -> nn.Module:
+    def _language_head(self, model: PreTrainedModel, grid: Grid, zero: bool) -> nn.Module:
         """Products with an output embedding, which is most of any language head."""
-        words = model.get_input_embeddings().weight
-        head = nn.Linear(words.shape[1], words.shape[0], bias=False, dtype=words.dtype).requires_grad_(False)
-        if self.backbone_config.tie_word_embeddings:
-            head.weight = words
+        words, size = model.get_input_embeddings().weight, self.backbone_config.vocab_size
+        weight = words
+        if zero or not self.backbone_config.tie_word_embeddings:
+            first, end = vocabulary_range(size, grid.tensor_rank, grid.tensor)
+            weight = nn.Parameter(torch.empty(end - first, words.shape[1], dtype=words.dtype), requires_grad=False)
+        if len(weight) < size:
+            return VocabularyParallelOutput(weight, None, size, grid)
+        head = nn.Linear(words.shape[1], size, bias=False, device="meta")
+        head.weight = weight
         return head
 
     def _prompt(self, backbone: Backbone) -> Prompt:

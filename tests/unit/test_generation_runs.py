@@ -70,6 +70,10 @@ def test_attached_prompts_write_as_their_runs_did(finished, data):
     pieces = []
     streamer = type("Streamer", (), {"put": lambda self, ids: pieces.append(ids), "end": lambda self: None})()
     assert model.generate([rows[0]["source"]], streamer=streamer, max_new_tokens=3) and len(pieces) == 4
+    with pytest.raises(UserError, match="which 2 beams settle last"):
+        model.generate(["w1"], streamer=streamer, num_beams=2)
+    with pytest.raises(UserError, match="a streamer takes one text"):
+        model.generate(["w1", "w2"], streamer=streamer)
     with pytest.raises(UserError, match="num_beams"):
         model.generate(["w1"], num_beams=0)
     with pytest.raises(UserError, match="unknown key"):

@@ -21,6 +21,7 @@ from prompt_tuning.placement.choose import candidates, choose, take
 from prompt_tuning.placement.count import Machine, Placement, count
 from prompt_tuning.placement.outline import Outline
 from tests.support.fleets import make_run, open_fleet
+from tests.support.generation import make_passages, make_writer, writing_run
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_texts, run_json
 
@@ -85,6 +86,30 @@ def test_counted_bytes_are_those_of_loaded_ranks(tmp_path, name, checkpointing):
         if not zero:
             assert (ran.sums, ran.summed_bytes) == (sums, summed)
         assert (sums > 0) == (tensor > 1)
+
+
+def head_bytes(grid, raw, layouts):
+    """By layout: bytes of the language head that are not the backbone's."""
+    found = {}
+    for tensor, zero in layouts:
+        backbone = open_fleet({**raw, "parallel": {"tensor": tensor, "zero": zero}}, grid).backbone
+        own = {id(parameter) for parameter in backbone.model.parameters()}
+        found[tensor, zero] = sum(p.nbytes for p in backbone.language_head.parameters() if id(p) not in own)
+    return found
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_language_heads_that_are_no_word_embedding_are_counted(tmp_path, is_tied):
+    raw = writing_run(
+        make_writer(tmp_path / "llama", "llama", tie_word_embeddings=is_tied), make_passages(tmp_path / "data")
+    )
+    layouts = [(1, False), (2, False), (1, True), (2, True)]
+    (found, _) = run_ranks(2, head_bytes, raw, layouts)
+    outline = Outline(make_run(raw))
+    assert found == {layout: outline.head_bytes(*layout) for layout in layouts}
+    assert [size > 0 for size in found.values()] == [not is_tied, not is_tied, True, True]
+    ran = [outline.run_batch(4, *layout[:1], False, layout[1]) for layout in layouts]
+    assert ran[0].sums == ran[2].sums == 0 < ran[1].sums
 
 
 def test_the_tally_counts_live_bytes_and_operations():
