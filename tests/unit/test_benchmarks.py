@@ -244,3 +244,26 @@ def test_asking_shows_training_rows_and_scores_what_is_written(tmp_path):
     assert set(report) == {"0", "2"} and report["0"]["texts"] != report["2"]["texts"]
     for own in report.values():
         assert set(own["metrics"]) == {"f1", "exact_match"} and len(own["texts"]) == 5
+
+
+@needs_peft
+def test_peers_are_measured_or_quoted_and_ours_is_compared_with_an_independent_computation(tmp_path):
+    from prompt_tuning.backbone.families import families
+
+    file = tmp_path / "report.json"
+    chosen = ("BERT, rows of two", "ALBERT, activation", "T5's encoder")
+    done = run("peers", "--only", *chosen, "--json", str(file), "--adapters", str(tmp_path / "python"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    *encoders, albert, mixed = report["PEFT"]["found"]
+    assert bool(encoders) == ("t5" in families())
+    for encoder in encoders:
+        assert encoder.get("effect", 0) == 0 and encoder.get("gradient", 0) == 0
+    assert albert["raised"].endswith("does not support activation checkpointing.")
+    assert mixed["default"] == 0 and mixed["second"] > 1e-3
+    for found in report["PromptFleet"]:
+        assert max(found["off"]) < 1e-10 and min(found["gradients"]) > 1e-4
+        assert all(last < first / 2 for first, last in zip(found["first_losses"], found["last_losses"], strict=True))
+    assert report["Adapters"] == {"not_run": f"{tmp_path / 'python'} does not start: No such file or directory"}
+    words = [row[1].split(":")[0] for row in report["tables"][0]["rows"]]
+    assert words[len(encoders) :] == ["raises ValueError", "ignored"]
