@@ -38,7 +38,9 @@ examples:
   promptfleet plan configs/quickstart.json --ranks 8 --memory 24GiB --interconnect 100GB/s
   promptfleet predict --prompt runs/quickstart/members/tickets-deep_prompt-seed11/prompt --input tickets.jsonl
   promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
-  promptfleet export runs/boolq --output exported/"""
+  promptfleet export runs/boolq --output exported/
+  promptfleet export runs/boolq --format peft --output peft/
+  promptfleet import peft/boolq-deep_prompt-seed11 --backbone roberta-large --task boolq --output imported/"""
 
 
 VERBS = (
@@ -57,6 +59,7 @@ VERBS = (
     "predict",
     "evaluate",
     "export",
+    "import",
 )
 """Files of :mod:`launcher.verbs`, in the order of ``--help``; each has ``add(verbs)`` and ``run(options)``."""
 

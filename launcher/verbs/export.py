@@ -1,9 +1,11 @@
-"""promptfleet export: the best prompts of a run, finished or not, out of its newest checkpoint."""
+"""promptfleet export: the best prompts of a run, finished or not, out of its newest checkpoint, also for other tools."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,41 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser(
         "export", help="write the best prompts of a run, finished or not, from its newest checkpoint"
     )
-    verb.add_argument("run", metavar="RUN", help="run folder, for example runs/quickstart")
+    verb.add_argument(
+        "run", metavar="RUN", help="run folder, for example runs/quickstart (or, with --format, a prompt folder)"
+    )
     verb.add_argument("--member", action="append", help="only this member (repeatable)")
     verb.add_argument("--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member")
+    verb.add_argument("--format", metavar="NAME", help="another tool's format: peft (default: our own)")
     verb.set_defaults(call=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write members' best prompts. The checkpoint is enough: neither data nor backbone are read, but for method ``full``."""
+    """Write members' best prompts, in our format or another."""
+    if options.format is None:
+        return _own(options)
+    from launcher.ranks.environment import quiet_libraries
+    from prompt_tuning.prompt.export import load_prompt
+    from prompt_tuning.prompt.formats import formats, written_formats
+
+    if options.format not in written_formats():
+        raise UserError(f"--format {options.format}: not written; choose {', '.join(written_formats())}")
+    write, output = formats()[options.format].write, Path(options.output)
+    quiet_libraries()
+    if (Path(options.run) / "prompt.json").is_file():
+        write(output, load_prompt(options.run))
+        print(output)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        _own(argparse.Namespace(run=options.run, member=options.member, output=folder), quiet=True)
+        for own in sorted(Path(folder).iterdir()):
+            write(output / own.name, replace(load_prompt(own), folder=Path(own.name)))
+            print(output / own.name)
+    return 0
+
+
+def _own(options: argparse.Namespace, quiet: bool = False) -> int:
+    """Write them in our own format. The checkpoint is enough: neither data nor backbone are read, but for method ``full``."""
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.fleet import checkpoint
     from prompt_tuning.prompt.export import rebuild_prompt, write_prompt
@@ -40,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if unknown:
         raise UserError(f"--member {sorted(unknown)[0]}: not in {options.run}; its members: {', '.join(known)}")
     if run.shared.method == "full" or any("prompt" not in saved for saved in state["members"]):
-        return _from_fleet(run, path, names, Path(options.output))
+        return _from_fleet(run, path, names, Path(options.output), quiet)
     by_place = dict(zip(checkpoint.places(path, state, experiment(run)), state["members"], strict=True))
     for place, spec in enumerate(run.members):
         saved = by_place.get(place)  # None: of a member that was added since
@@ -56,12 +85,13 @@ def run(options: argparse.Namespace) -> int:
         best = {"step": saved["best"]["step"], "metrics": saved["best"]["metrics"]}
         folder = Path(options.output) / spec.name
         write_prompt(folder, rebuild_prompt(spec.config, saved["prompt"], own), saved["prompt"], best)
-        print(folder)
+        if not quiet:
+            print(folder)
     return 0
 
 
-def _from_fleet(run: Any, path: Path, names: list[str], output: Path) -> int:
-    """As :func:`export` where the checkpoint alone is not enough: a trained backbone, or one that version 0.1.0 wrote."""
+def _from_fleet(run: Any, path: Path, names: list[str], output: Path, quiet: bool) -> int:
+    """As :func:`_own` where the checkpoint alone is not enough: a trained backbone, or one that version 0.1.0 wrote."""
     from model_parallel.grid import Grid, local_device
     from prompt_tuning.fleet import checkpoint
     from prompt_tuning.report.results import export_member
@@ -79,7 +109,8 @@ def _from_fleet(run: Any, path: Path, names: list[str], output: Path) -> int:
         member.part()
         member.load_tensors(member.best.tensors)
         export_member(output / member.name, member, {"step": member.best.step, "metrics": member.best.metrics})
-        print(output / member.name)
+        if not quiet:
+            print(output / member.name)
     return 0
 
 

@@ -72,9 +72,7 @@ class Backbone:
     @property
     def shape(self) -> PrefixShape:
         """Sizes of the whole model, over all tensor ranks."""
-        config, sizes = self.model.config, sizes_of(self.model.config)
-        layers = self.family.num_layers(config)
-        return PrefixShape(layers, sizes.key_value_heads, sizes.head_size, config.hidden_size)
+        return prefix_shape(self.family, self.model.config)
 
     @property
     def word_size(self) -> int:
@@ -240,3 +238,9 @@ def sizes_of(config: Any) -> Sizes:
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     return Sizes(heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def prefix_shape(family: Family, config: Any) -> PrefixShape:
+    """Sizes of the prefixes that a config takes."""
+    sizes = sizes_of(config)
+    return PrefixShape(family.num_layers(config), sizes.key_value_heads, sizes.head_size, config.hidden_size)

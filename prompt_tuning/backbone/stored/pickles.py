@@ -48,7 +48,7 @@ def converted(folder: Path, path: str) -> Path:
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     for file in files:
-        yield from _load(file).items()
+        yield from unpickled(file).items()
 
 
 def _unpickle(file: Path) -> Any:
@@ -60,7 +60,7 @@ def _unpickle(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)  # written before torch 1.6
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def unpickled(file: Path) -> dict[str, Tensor]:
     """The tensors of a pickle by name; nothing else in it is made, let alone run. Raises :class:`UserError`."""
     try:
         with warnings.catch_warnings():
