@@ -17,6 +17,7 @@ from prompt_tuning.data.read import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.export import write_prompt
 from prompt_tuning.prompt.formats import import_prompt, peft
+from prompt_tuning.prompt.formats._peft_models import CLASSES
 from prompt_tuning.settings.members import resolve
 from tests.support.foreign import exported_prompt, our_logits, padded
 from tests.support.generation import make_writer
@@ -64,7 +65,7 @@ def their_logits(folder, features, kind="classification", outputs=3):
 
     config = json.loads((folder / "adapter_config.json").read_text())
     name = next(word for word in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "CAUSAL_LM") if word == config["task_type"])
-    cls = getattr(transformers, peft._CLASSES[name])
+    cls = getattr(transformers, CLASSES[name])
     path = config["base_model_name_or_path"]
     labels = {} if name in ("QUESTION_ANS", "CAUSAL_LM") else {"num_labels": outputs}
     model = PeftModel.from_pretrained(cls.from_pretrained(path, **labels), folder).eval()
@@ -261,6 +262,12 @@ def test_a_window_that_peft_s_prefix_would_leave_is_refused(tmp_path):
     raw = run_json(tmp_path / "backbone", tmp_path / "data", backbone={"dtype": "float32"}, task=TEXTS)
     prompt, _ = exported_prompt(tmp_path, raw)
     assert "set the longest text to 11 tokens" in refusal(peft.write, tmp_path / "peft", load_prompt(prompt))
+    (tmp_path / "wide").mkdir()
+    wide, _ = make(tmp_path / "wide", "mistral")
+    without_bias(wide)
+    peft.write(tmp_path / "made", load_prompt(wide))
+    told = refusal(import_prompt, tmp_path / "made", settings_for(tmp_path / "backbone"), None, tmp_path / "back")
+    assert "set the longest text to 11 tokens" in told
 
 
 def settings_for(backbone, task=TEXTS):
