@@ -118,28 +118,34 @@ def _attend(
     """Softmax attention [n, h, l, D] of q [n, h, l, D] over k and v [n, h, P + l, D], with relative positions on the text."""
     q, length = q * scale, q.shape[2]
     scores = q @ k.transpose(2, 3)
-    position_keys, position_queries = (None if x is None else _nearest(x, length).to(q.dtype) for x in terms)
+    position_keys, position_queries = (None if x is None else nearest(x, length).to(q.dtype) for x in terms)
     text = None
     if position_keys is not None:
-        text = _by_distance(q @ position_keys)
+        text = by_distance(q @ position_keys)
     if position_queries is not None:
-        own = _by_distance(k[:, :, -length:] @ position_queries).transpose(2, 3)
+        own = by_distance(k[:, :, -length:] @ position_queries).transpose(2, 3)
         text = own if text is None else text + own
+    return attend_by(scores, text, v, mask, dropout)
+
+
+def attend_by(scores: Tensor, text: Tensor | None, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention [n, h, l, D] over v [n, h, P + l, D] by scores [n, h, l, P + l], to which the ``text``'s own [..., l, l] are
+    added: a prompt token, which has no position, keeps its score. The softmax of half types is in float32."""
     if text is not None:
-        scores = scores + nn.functional.pad(text, (k.shape[2] - length, 0))
+        scores = scores + nn.functional.pad(text, (v.shape[2] - text.shape[-1], 0))
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    weights = nn.functional.softmax(scores, -1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    weights = nn.functional.softmax(scores, -1, dtype=torch.promote_types(v.dtype, torch.float32)).to(v.dtype)
     return nn.functional.dropout(weights, dropout) @ v
 
 
-def _nearest(terms: Tensor, length: int) -> Tensor:
+def nearest(terms: Tensor, length: int) -> Tensor:
     """The middle [h, D, 2l - 1] of terms by distance [h, D, 2L - 1]."""
     middle = terms.shape[2] // 2
     return terms[:, :, middle - length + 1 : middle + length]
 
 
-def _by_distance(products: Tensor) -> Tensor:
+def by_distance(products: Tensor) -> Tensor:
     """[..., l, l] from products [..., l, 2l - 1]: at (i, j) that of i with distance j - i, counted from -(l - 1)."""
     products = products.contiguous()
     length = products.shape[2]

@@ -125,6 +125,11 @@ def load_language_head(
     """
     with torch.device("meta"):
         kind = AutoModelForCausalLM if family.pooling == "last" else AutoModelForMaskedLM
+        if type(config) not in kind._model_mapping:
+            raise WeightsError(
+                f"a cloze template needs a language-model head, and an encoder of model_type {config.model_type!r} has none;"
+                " choose another backbone, or another data.template"
+            )
         whole = kind.from_config(config, dtype=model.dtype)
     own = {name: child for name, child in whole.named_children() if name != whole.base_model_prefix}
     head = nn.ModuleDict({name: own[name] for name in family.language_head or own})
@@ -173,7 +178,9 @@ def tied_embedding(folder: Path, model: PreTrainedModel, stored: dict[str, Store
     name = word_embedding_name(model)
     if name in stored or not model.config.tie_word_embeddings:
         return {}
-    outputs = {"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"}
+    # T5's files may name it after its encoder, and have an output embedding that is another.
+    own = {alias for alias, source in (model._tied_weights_keys or {}).items() if source == name}
+    outputs = own or {"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"}
     found = list(stored_tensors(folder, outputs, "").values())
     return {name: found[0]} if found else {}
 

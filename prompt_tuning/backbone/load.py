@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from model_parallel.apply import shard_modules
 from model_parallel.collectives import broadcast_object
@@ -211,7 +211,7 @@ def model_on_meta(config: Any, family: Family, section: BackboneSection) -> PreT
     """The base model of a config, whole and without storage, ready to be cut. Raises :class:`UserError`."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModel.from_config(
+            model: PreTrainedModel = family.auto.from_config(
                 config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
             )
     except Exception as error:  # the modelling files raise kinds of their own

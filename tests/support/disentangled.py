@@ -37,7 +37,7 @@ def disentangled(model: Any, ids: Tensor, types: Tensor, positions: Tensor, tabl
 
 
 def in_full_precision(monkeypatch: Any) -> None:
-    """Let transformers' own DeBERTa round nothing to float32 in a float64 model, as it does norms and the scores' divisor."""
+    """Let transformers' own DeBERTa and T5 round nothing to float32 in a float64 model, as it does norms and the scores' divisor."""
     for module in (modeling_deberta, modeling_deberta_v2):
         monkeypatch.setattr(
             module, "scaled_size_sqrt", lambda q, factor: torch.tensor(q.shape[-1] * factor, dtype=torch.float64).sqrt()

@@ -50,6 +50,19 @@ GPT = {
 }
 FROM_PADDING = {**ENCODER, "type_vocab_size": 1, "pad_token_id": 1}
 PLAIN = {key: value for key, value in DECODER.items() if key != "head_dim"}
+# Heads that are wider than the model, and buckets of which two rows of a test have more distances.
+T5 = {
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 48,
+    "num_layers": 3,
+    "num_decoder_layers": 1,
+    "num_heads": 4,
+    "vocab_size": 80,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 10,
+    "pad_token_id": 0,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**ENCODER, "pad_token_id": 0},
     "ernie": {**ENCODER, "pad_token_id": 0, "use_task_id": True},
@@ -113,6 +126,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "conv_kernel_size": 3,
         "conv_act": "gelu",
     },
+    "t5": T5,
+    "mt5": {**T5, "feed_forward_proj": "gated-gelu"},
+    "umt5": {**T5, "feed_forward_proj": "gated-gelu"},
     "llama": {**DECODER, "attention_bias": True},
     "mistral": {**DECODER, "sliding_window": None},
     "qwen2": PLAIN,

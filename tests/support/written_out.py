@@ -81,12 +81,47 @@ def modernbert(model: Any, ids: Tensor, types: Tensor, positions: Tensor, table:
     return model.final_norm(hidden)
 
 
+def t5(model: Any, ids: Tensor, types: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    """Norms in full precision, no scale, and a bias from the first layer's table or (umT5) each layer's own."""
+
+    def norm(own: Any, states: Tensor) -> Tensor:
+        return states / (states.square().mean(-1, keepdim=True) + own.variance_epsilon).sqrt() * own.weight
+
+    config, blocks = model.config, model.encoder.block
+    place = torch.arange(len(ids))
+    hidden = model.shared(ids)
+    for number, block in enumerate(blocks):
+        own = block.layer[0].SelfAttention
+        holder = own if own.has_relative_attention_bias else blocks[0].layer[0].SelfAttention
+        where = holder._relative_position_bucket(
+            place - place[:, None],
+            **(
+                {}
+                if config.model_type == "umt5"
+                else {
+                    "num_buckets": holder.relative_attention_num_buckets,
+                    "max_distance": holder.relative_attention_max_distance,
+                }
+            ),
+        )
+        bias = holder.relative_attention_bias.weight[where].permute(2, 0, 1)
+        inner = norm(block.layer[0].layer_norm, hidden)
+        q, k, v = (side(inner).view(len(ids), config.num_heads, -1).transpose(0, 1) for side in (own.q, own.k, own.v))
+        before_k, before_v = (side.transpose(0, 1) for side in table[:, number].unbind(1))
+        scores = torch.cat([q @ before_k.transpose(1, 2), q @ k.transpose(1, 2) + bias], 2)
+        found = scores.softmax(2) @ torch.cat([before_v, v], 1)
+        hidden = hidden + own.o(found.transpose(0, 1).flatten(1))
+        hidden = hidden + block.layer[-1].DenseReluDense(norm(block.layer[-1].layer_norm, hidden))
+    return norm(model.encoder.final_layer_norm, hidden)
+
+
 WRITTEN_OUT: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "albert": albert,
     "deberta": disentangled,
     "deberta-v2": disentangled,
     "distilbert": distilbert,
     "modernbert": modernbert,
+    **dict.fromkeys(("t5", "mt5", "umt5"), t5),
 }
 
 

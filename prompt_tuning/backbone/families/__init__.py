@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from model_parallel.plan import Plan
 from prompt_tuning.backbone.families._declined import DECLINED
@@ -56,6 +57,8 @@ class Family:
     """Numbers of a word's embedding."""
     language_head: tuple[str, ...] = ()
     """Names of what the language model adds behind the backbone, in the order in which it runs; empty: one module."""
+    auto: Any = AutoModel
+    """Transformers' class that builds the model from its config."""
     open: Callable[[PreTrainedModel], None] = lambda model: None
     """What a model on ``meta`` needs before it can be cut and take prefixes."""
     beyond_tokens: tuple[str, ...] = ()
@@ -137,7 +140,9 @@ class Family:
         behind.register_forward_hook(spread)
 
     def max_positions(self, config: Any) -> int:
-        """Largest number of prompt and text tokens together."""
+        """Largest number of prompt and text tokens together; without end where distances have no table."""
+        if not hasattr(config, "max_position_embeddings"):
+            return sys.maxsize
         return int(config.max_position_embeddings) - self.table_offset(config)
 
 
