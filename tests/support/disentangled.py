@@ -14,6 +14,9 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 from transformers.models.deberta import modeling_deberta
 from transformers.models.deberta_v2 import modeling_deberta_v2
+from transformers.models.mt5 import modeling_mt5
+from transformers.models.t5 import modeling_t5
+from transformers.models.umt5 import modeling_umt5
 
 
 def disentangled(model: Any, ids: Tensor, types: Tensor, positions: Tensor, table: Tensor) -> Tensor:
@@ -43,12 +46,18 @@ def in_full_precision(monkeypatch: Any) -> None:
             module, "scaled_size_sqrt", lambda q, factor: torch.tensor(q.shape[-1] * factor, dtype=torch.float64).sqrt()
         )
     monkeypatch.setattr(modeling_deberta.DebertaLayerNorm, "forward", norm)
+    for kind in (modeling_t5.T5LayerNorm, modeling_mt5.MT5LayerNorm, modeling_umt5.UMT5LayerNorm):
+        monkeypatch.setattr(kind, "forward", root_mean_square_norm)
 
 
 def norm(module: Any, hidden: Tensor) -> Tensor:
     centred = hidden - hidden.mean(-1, keepdim=True)
     epsilon = getattr(module, "variance_epsilon", None) or module.eps
     return centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt() * module.weight + module.bias
+
+
+def root_mean_square_norm(module: Any, hidden: Tensor) -> Tensor:
+    return hidden / (hidden.square().mean(-1, keepdim=True) + module.variance_epsilon).sqrt() * module.weight
 
 
 def convolve(conv: Any, words: Tensor) -> Tensor:

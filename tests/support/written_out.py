@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_tuning.forward.batch import Batch
-from tests.support.disentangled import disentangled
+from tests.support.disentangled import disentangled, root_mean_square_norm
 from tests.support.packed import rows_of_texts
 
 
@@ -83,10 +83,6 @@ def modernbert(model: Any, ids: Tensor, types: Tensor, positions: Tensor, table:
 
 def t5(model: Any, ids: Tensor, types: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     """Norms in full precision, no scale, and a bias from the first layer's table or (umT5) each layer's own."""
-
-    def norm(own: Any, states: Tensor) -> Tensor:
-        return states / (states.square().mean(-1, keepdim=True) + own.variance_epsilon).sqrt() * own.weight
-
     config, blocks = model.config, model.encoder.block
     place = torch.arange(len(ids))
     hidden = model.shared(ids)
@@ -105,14 +101,14 @@ def t5(model: Any, ids: Tensor, types: Tensor, positions: Tensor, table: Tensor)
             ),
         )
         bias = holder.relative_attention_bias.weight[where].permute(2, 0, 1)
-        inner = norm(block.layer[0].layer_norm, hidden)
+        inner = root_mean_square_norm(block.layer[0].layer_norm, hidden)
         q, k, v = (side(inner).view(len(ids), config.num_heads, -1).transpose(0, 1) for side in (own.q, own.k, own.v))
         before_k, before_v = (side.transpose(0, 1) for side in table[:, number].unbind(1))
         scores = torch.cat([q @ before_k.transpose(1, 2), q @ k.transpose(1, 2) + bias], 2)
         found = scores.softmax(2) @ torch.cat([before_v, v], 1)
         hidden = hidden + own.o(found.transpose(0, 1).flatten(1))
-        hidden = hidden + block.layer[-1].DenseReluDense(norm(block.layer[-1].layer_norm, hidden))
-    return norm(model.encoder.final_layer_norm, hidden)
+        hidden = hidden + block.layer[-1].DenseReluDense(root_mean_square_norm(block.layer[-1].layer_norm, hidden))
+    return root_mean_square_norm(model.encoder.final_layer_norm, hidden)
 
 
 WRITTEN_OUT: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]] = {

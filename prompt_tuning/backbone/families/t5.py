@@ -98,6 +98,7 @@ class _Model:
         rows: PackedRows,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        use_cache: bool = False,
         captured: dict[int, Tensor] | None = None,
     ) -> BaseModelOutput:
         """Last hidden states [1, T, H] of tokens [1, T], which have neither types nor positions of their own."""
