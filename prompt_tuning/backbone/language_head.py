@@ -176,11 +176,12 @@ def load_language_head(
 def tied_embedding(folder: Path, model: PreTrainedModel, stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The word embedding by its name where files have it under the name of the output embedding it is tied to alone."""
     name = word_embedding_name(model)
-    if name in stored or not model.config.tie_word_embeddings:
+    # T5's files may name it after its encoder, whose output embedding is another.
+    outputs = {alias for alias, source in (model._tied_weights_keys or {}).items() if source == name}
+    if not outputs and model.config.tie_word_embeddings:
+        outputs = {"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"}
+    if name in stored or not outputs:
         return {}
-    # T5's files may name it after its encoder, and have an output embedding that is another.
-    own = {alias for alias, source in (model._tied_weights_keys or {}).items() if source == name}
-    outputs = own or {"lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight"}
     found = list(stored_tensors(folder, outputs, "").values())
     return {name: found[0]} if found else {}
 

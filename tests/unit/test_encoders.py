@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
 )
 
@@ -34,6 +35,7 @@ from tests.contracts.test_families import (
     prefix_gradients,
     ramp_loss,
 )
+from tests.support.disentangled import in_full_precision
 from tests.support.fleets import open_fleet
 from tests.support.tiny import CONFIGS, make_backbone, make_texts, make_tokenizer, run_json
 from tests.support.written_out import rows_written_out
@@ -41,7 +43,10 @@ from tests.support.written_out import rows_written_out
 ENCODERS = sorted(name for name, family in families().items() if family.pooling != "last")
 
 
-PRETRAINED = dict.fromkeys(("eurobert", "modernbert"), AutoModelForMaskedLM)
+PRETRAINED = {
+    **dict.fromkeys(("eurobert", "modernbert"), AutoModelForMaskedLM),
+    **dict.fromkeys(("mt5", "umt5"), AutoModelForSeq2SeqLM),
+}
 
 
 @pytest.mark.parametrize("is_pretrained", [True, False])
@@ -55,7 +60,9 @@ def test_a_checkpoint_with_heads_is_its_backbone(tmp_path, model_type, is_pretra
     ours = load_backbone(BackboneSection(path=str(tmp_path)), Grid())
     pooler = {} if ours.pooler is None else {f"pooler.{name}": p for name, p in ours.pooler.named_parameters()}
     found = {**dict(ours.model.named_parameters()), **pooler}
-    expected = dict(whole.base_model.named_parameters())
+    auto = families()[model_type].auto
+    base = whole.base_model if auto is AutoModel else auto.from_pretrained(tmp_path)
+    expected = dict(base.named_parameters())
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -63,7 +70,8 @@ def test_a_checkpoint_with_heads_is_its_backbone(tmp_path, model_type, is_pretra
 @pytest.mark.parametrize("model_type", ENCODERS)
 def test_the_pooler_is_the_models(tmp_path, model_type):
     folder = make_backbone(tmp_path, model_type)
-    ours, theirs = open_backbone(folder), AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
+    ours = open_backbone(folder)
+    theirs = ours.family.auto.from_pretrained(folder, dtype=torch.float64).eval()
     found = theirs(torch.tensor([[2, 5, 6, 3]]))
     if ours.family.pooling == "pooler":
         assert torch.equal(ours.pooler(found.last_hidden_state[:, :1]), found.pooler_output)
@@ -90,7 +98,9 @@ def test_dropout_can_be_the_models_own_or_a_rate_or_off(tmp_path, model_type):
         backbone = open_backbone(folder, dropout=dropout)
         config, family = backbone.model.config, backbone.family
         assert [getattr(config, name) for name in family.hidden_dropout] == [hidden] * len(family.hidden_dropout)
-        assert [getattr(config, name) for name in family.attention_dropout] == [attention]
+        assert [getattr(config, name) for name in family.attention_dropout] == [attention] * len(
+            family.attention_dropout
+        )
         prompt = make_prompt(backbone)
         batch = make_batch([prompt])
         first, second = (hidden_states(backbone, [prompt], batch) for _ in range(2))
@@ -202,18 +212,27 @@ def test_a_stored_table_of_sines_is_the_stored_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "changes"),
-    [("albert", {}), ("electra", {}), ("electra", {"embedding_size": 32}), ("distilbert", {})],
+    [
+        ("albert", {}),
+        ("electra", {}),
+        ("electra", {"embedding_size": 32}),
+        ("distilbert", {}),
+        ("t5", {}),
+        ("umt5", {}),
+    ],
 )
-def test_a_fine_tuned_model_is_one_of_transformers_own(tmp_path, model_type, changes):
+def test_a_fine_tuned_model_is_one_of_transformers_own(tmp_path, monkeypatch, model_type, changes):
     """Exported weights load without any of ours, and give the hidden states that the exported prompt sees."""
+    in_full_precision(monkeypatch)
     backbone = make_backbone(tmp_path / "backbone", model_type, **changes)
     raw = run_json(backbone, make_texts(tmp_path / "data"), method="full", train={"max_steps": 2})
     (tmp_path / "run.json").write_text(json.dumps(raw))
     assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
     (member,) = (tmp_path / "out" / "members").iterdir()
     ours = attach(load_prompt(member / "prompt")).backbone
-    theirs = AutoModel.from_pretrained(member / "model", dtype=torch.float64).eval()
-    start = AutoModel.from_pretrained(backbone, dtype=torch.float64)
+    auto = ours.family.auto
+    theirs = auto.from_pretrained(member / "model", dtype=torch.float64).eval()
+    start = auto.from_pretrained(backbone, dtype=torch.float64)
     assert set(theirs.state_dict()) == set(start.state_dict())
     ids = torch.tensor([[2, 5, 6, 3]])
     ours.model.eval()

@@ -4,16 +4,28 @@ _OWN_ATTENTION = (
     "it attends in code of its own and not through transformers' attention interface, where a prefix would enter"
 )
 _NO_KEYS = "it has no keys and values, in front of which a prefix would stand"
+_SEQ2SEQ = (
+    "it writes by a decoder that looks at an encoder, into which no prompts are put here; to write texts choose a decoder such as"
+    " 'llama', to read them an encoder such as 't5'"
+)
 _EXPERTS = "the weights of its experts stand one by one in files and as one tensor in memory, which is not read here"
 
 DECLINED: dict[str, str] = {
     **dict.fromkeys(
         (
             "big_bird", "bloom", "canine", "codegen", "convbert", "falcon", "flaubert", "funnel", "gpt_neo", "gptj", "ibert",
-            "led", "longformer", "luke", "megatron-bert", "mpnet", "mpt", "mra", "nystromformer", "openai-gpt", "reformer",
+            "longformer", "luke", "megatron-bert", "mpnet", "mpt", "mra", "nystromformer", "openai-gpt", "reformer",
             "rembert", "roformer", "squeezebert", "tapas", "xglm", "xlm", "xlnet", "yoso",
         ),
         _OWN_ATTENTION,
+    ),
+    **dict.fromkeys(
+        (
+            "bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "led", "longt5", "m2m_100",
+            "marian", "mbart", "mvp", "nllb-moe", "pegasus", "pegasus_x", "plbart", "prophetnet", "switch_transformers",
+            "t5gemma", "t5gemma2",
+        ),
+        _SEQ2SEQ,
     ),
     **dict.fromkeys(("fnet", "mamba", "mamba2", "rwkv"), _NO_KEYS),
     "gemma3": "it sees images too, unlike the text models whose model_type is 'gemma3_text'",

@@ -25,6 +25,9 @@ from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.kernels import Look, grouped, padded
 from prompt_tuning.backbone.rows import PackedRows
 
+_BESIDE = [r"(^|\.)decoder\.", r"(^|\.)encoder\.embed_tokens\."]
+"""Patterns of what files hold beside the encoder: the decoder, and the word embedding once more."""
+
 
 class _Attention(nn.Module):
     """Attention over [prefix ; text] with a bias on the text. Swapped in for transformers' module, whose parameters it uses."""
@@ -103,7 +106,7 @@ class _Model:
     ) -> BaseModelOutput:
         """Last hidden states [1, T, H] of tokens [1, T], which have neither types nor positions of their own."""
         hidden = self.encoder.dropout(self.shared(input_ids))
-        index = _index(self.encoder.config, max(group.length for group in rows.groups)).to(hidden.device)
+        index = _index(self.encoder.config, max(group.length for group in rows.groups), hidden.device)
         biases = [own.relative_attention_bias(index) for own in self._attention if own.has_relative_attention_bias]
         for number, block in enumerate(self.encoder.block):
             bias = biases[number] if len(biases) > 1 else biases[0]
@@ -116,10 +119,10 @@ class _Model:
             own.is_padded = name == attention_name("eager")
 
 
-def _index(config: Any, longest: int) -> Tensor:
+def _index(config: Any, longest: int, device: torch.device) -> Tensor:
     """Rows of the table of biases [2L - 1] for keys from L - 1 before the query to L - 1 behind it."""
     buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
-    distance = torch.arange(1 - longest, longest)
+    distance = torch.arange(1 - longest, longest, device=device)
     found: Tensor = T5Attention._relative_position_bucket(distance, num_buckets=buckets, max_distance=farthest)
     return found
 
@@ -136,7 +139,7 @@ def _open(model: PreTrainedModel) -> None:
     encoder.final_layer_norm.__class__ = _Norm
     # By themselves: a forward may begin above the first layer, whose table it needs all the same.
     setattr(model, "_attention", tuple(block.layer[0].SelfAttention for block in encoder.block))  # noqa: B010  mypy
-    model._keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^encoder\.embed_tokens\."]
+    model._keys_to_ignore_on_load_unexpected = _BESIDE
     # A saved config.json names the class.
     model.__class__ = type(type(model).__name__, (_Model, type(model)), {})
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from prompt_tuning.backbone.families import families, find_family
 from prompt_tuning.backbone.families._declined import _OWN_ATTENTION, DECLINED
 from prompt_tuning.errors import UserError
+
+_HEARS = re.compile("audio|speech|voice|voxtral|asr|music|seamless|transcribe")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,15 @@ def test_a_family_that_cannot_be_says_why(model_type):
     with pytest.raises(UserError) as error:
         find_family(model_type)
     assert f"{model_type!r} is not supported: {DECLINED[model_type]}; choose one of" in str(error.value)
+
+
+def test_every_encoder_with_a_decoder_that_writes_says_what_to_take_instead():
+    """Those of texts; transformers' mapping holds such as hear or see too."""
+    text = {name for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if not _HEARS.search(name)} - set(families())
+    assert {"bart", "led", "m2m_100", "marian", "mbart", "pegasus", "t5gemma"} < text
+    for model_type in text:
+        with pytest.raises(UserError, match="to write texts choose a decoder such as 'llama', to read them an encoder"):
+            find_family(model_type)
 
 
 def test_no_family_is_declined():
