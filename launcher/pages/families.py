@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from transformers import AutoModel
-
 from prompt_tuning.backbone import families
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.families._declined import DECLINED
@@ -50,7 +48,7 @@ def _row(name: str, family: Family) -> str:
         ", ".join(f"`{model_type}`" for model_type in family.model_types),
         " ".join(text.split("\n\n")[0].split()).rstrip("."),
         f"`{family.pooling}`",
-        ("causal" if family.pooling == "last" else "masked") if family.auto is AutoModel else "",
+        ("causal" if family.pooling == "last" else "masked") if family.has_language_head else "",
         ", ".join(f"`{own}`" for own in family.hidden_dropout),
     )
     return "| " + " | ".join(cells) + " |"

@@ -125,7 +125,7 @@ def load_language_head(
     """
     with torch.device("meta"):
         kind = AutoModelForCausalLM if family.pooling == "last" else AutoModelForMaskedLM
-        if type(config) not in kind._model_mapping:
+        if not family.has_language_head:
             raise WeightsError(
                 f"a cloze template needs a language-model head, and an encoder of model_type {config.model_type!r} has none;"
                 " choose another backbone, or another data.template"

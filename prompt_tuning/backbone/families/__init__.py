@@ -64,6 +64,11 @@ class Family:
     beyond_tokens: tuple[str, ...] = ()
     """Globs of modules that see more than tokens, such as relative positions: no member can have deltas of their vectors."""
 
+    @property
+    def has_language_head(self) -> bool:
+        """Whether transformers has a language model that is this and a head behind it."""
+        return self.auto is AutoModel
+
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends, layer by layer."""
         return [layer.get_submodule(self.attention) for layer in self._layers(model)]
