@@ -58,6 +58,7 @@ VERBS = (
     "schema",
     "predict",
     "evaluate",
+    "serve",
     "export",
     "import",
 )

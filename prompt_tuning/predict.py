@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,12 +16,13 @@ from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.encode import encode
+from prompt_tuning.data.parts import Parts
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Row
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.forward.write import Source, sources_of, write
-from prompt_tuning.kinds import find_kind
+from prompt_tuning.kinds import Kind, find_kind
 from prompt_tuning.kinds.generation import written
 from prompt_tuning.messages import sentences
 from prompt_tuning.prompt.export import ExportedPrompt
@@ -53,6 +55,17 @@ def checked_settings(decode: DecodeSection, changes: dict[str, Any]) -> DecodeSe
         ) from None
 
 
+@dataclass(frozen=True)
+class Question:
+    """Rows for one of the attached prompts, tokenised."""
+
+    prompt: int
+    counts: list[int]
+    """[rows] How many examples each of them holds."""
+    features: Features | None
+    """Of all their examples; None where there are none."""
+
+
 class AttachedPrompts:
     """Prompts on their backbone, ready to predict.
 
@@ -63,20 +76,37 @@ class AttachedPrompts:
     def __init__(
         self, backbone: Backbone, prompts: Sequence[ExportedPrompt], tokens_per_batch: int | None = None
     ) -> None:
-        self.backbone, self.prompts = backbone, list(prompts)
+        self.backbone = backbone
+        self.prompts: list[ExportedPrompt] = []
         # Found once: a task is looked for among files, and rows are many.
-        self.tasks = [exported.task for exported in self.prompts]
+        self.tasks: list[Task] = []
         self.device = backbone.grid.device
         self.budget = tokens_per_batch or default_budget(self.device, with_gradients=False)
-        for exported in self.prompts:
-            exported.check_backbone(backbone)
-            exported.check_task()
-            exported.prompt.to(self.device)
-            if exported.prompt.lora is not None:
-                put_lora(backbone, dict(exported.prompt.lora))
-            if isinstance(exported.prompt.head, LanguageHead):
-                exported.prompt.head.connect(backbone.language_head)
+        for exported in prompts:
+            self.add(exported)
         backbone.model.eval()
+
+    def add(self, exported: ExportedPrompt) -> None:
+        """Attach one more prompt, behind the others. Raises :class:`UserError` if it belongs to another backbone."""
+        exported.check_backbone(self.backbone)
+        exported.check_task()
+        for own in (exported, *self.prompts[:1]):
+            if self.prompts and own.prompt.lora is not None:
+                raise _not_shared(own)
+        if exported.prompt.lora is not None:
+            put_lora(self.backbone, dict(exported.prompt.lora))
+        if isinstance(exported.prompt.head, LanguageHead):
+            exported.prompt.head.connect(self.backbone.language_head)
+        task = exported.task
+        exported.prompt.to(self.device)
+        self.prompts.append(exported)
+        self.tasks.append(task)
+
+    def remove(self, prompt: int) -> None:
+        """Let a prompt go; those behind it move up by one. Raises :class:`UserError` for one that changed the backbone."""
+        if self.prompts[prompt].prompt.lora is not None:
+            raise _not_shared(self.prompts[prompt])
+        del self.prompts[prompt], self.tasks[prompt]
 
     def predict(self, rows: Sequence[dict[str, Any]], prompts: int | Sequence[int] = 0) -> list[dict[str, Any]]:
         """What the prompt's task answers to each row, a label and probabilities for example; ``prompts``: which prompt a row is for."""
@@ -101,20 +131,29 @@ class AttachedPrompts:
         sources: list[Source] = [(0, np.zeros(0))] * len(texts)
         for p in np.unique(choice).tolist():
             places = np.flatnonzero(choice == p).tolist()
-            self._check_writes(p)
-            task, most = self.tasks[p], self.prompts[p].encoding.max_length
-            rows, _ = source_tokens(self.backbone.tokenizer, task.separator, most, [texts[i] for i in places])
-            for place, row in zip(places, rows, strict=True):
-                sources[place] = (p, np.asarray(row))
+            for place, source in zip(places, self.sources(p, [texts[i] for i in places]), strict=True):
+                sources[place] = source
         first = self.prompts[int(choice[0])]
         decode = checked_settings(first.decode, settings)
         if streamer is not None and decode.num_beams > 1:
             raise UserError(
                 f"a streamer takes tokens as they come, which {decode.num_beams} beams settle last; set num_beams=1"
             )
+        return self.written(sources, decode, first.encoding.max_target_length, streamer)
+
+    def sources(self, prompt: int, texts: Sequence[str]) -> list[Source]:
+        """Texts, tokenised, behind which a prompt is to write. Raises :class:`UserError`."""
+        self._check_writes(prompt)
+        most = self.prompts[prompt].encoding.max_length
+        rows, _ = source_tokens(self.backbone.tokenizer, self.tasks[prompt].separator, most, texts)
+        return [(prompt, np.asarray(row)) for row in rows]
+
+    def written(
+        self, sources: Sequence[Source], decode: DecodeSection, max_new_tokens: int, streamer: Any = None
+    ) -> list[str]:
+        """What is written behind each source; ``max_new_tokens`` counts where ``decode`` names none."""
         modules = [exported.prompt for exported in self.prompts]
-        length = first.encoding.max_target_length
-        return write(self.backbone, modules, sources, decode, length, self.budget, streamer=streamer)
+        return write(self.backbone, modules, sources, decode, max_new_tokens, self.budget, streamer=streamer)
 
     def _check_writes(self, prompt: int) -> None:
         task = self.tasks[prompt]
@@ -139,30 +178,42 @@ class AttachedPrompts:
         A row that holds several examples, or none, gets ``{"predictions": [...]}``.
         """
         choice = np.zeros(len(rows), np.int64) if choice is None else choice
-        result: list[dict[str, Any]] = [{"predictions": []} for _ in rows]
-        examples: dict[int, list[LocatedRow]] = {}
-        counts = []
-        for (where, row), prompt in zip(rows, choice.tolist(), strict=True):
-            own = prediction_rows(self.tasks[prompt], where, row)
-            counts.append(len(own))
-            if own:
-                examples.setdefault(prompt, []).extend(own)
-        if not examples:
-            return result
-        used = sorted(examples)
-        features = [self._encode(p, examples[p]) for p in used]
-        for p, encoded, outputs in zip(used, features, self.outputs(used, features), strict=True):
-            task = self.tasks[p]
-            found = iter(find_kind(task.kind).describe(task, encoded, outputs, self.prompts[p].labels))
-            for i in np.flatnonzero(choice == p).tolist():
-                several = [next(found) for _ in range(counts[i])]
-                result[i] = several[0] if len(several) == 1 else {"predictions": several}
+        places = [np.flatnonzero(choice == p).tolist() for p in np.unique(choice)]
+        questions = [self.question(int(choice[own[0]]), [rows[i] for i in own]) for own in places]
+        result: list[dict[str, Any]] = [{} for _ in rows]
+        for own, answers in zip(places, self.answers(questions), strict=True):
+            for place, answer in zip(own, answers, strict=True):
+                result[place] = answer
         return result
 
-    def _encode(self, prompt: int, rows: list[LocatedRow]) -> Features:
-        exported = self.prompts[prompt]
-        recipe = Recipe(self.tasks[prompt], self.backbone.tokenizer, exported.encoding, exported.labels)
-        return encode(recipe, rows)
+    def question(self, prompt: int, rows: Sequence[LocatedRow]) -> Question:
+        """Rows for one prompt, checked and tokenised. Raises :class:`UserError`."""
+        task, exported = self.tasks[prompt], self.prompts[prompt]
+        examples = [prediction_rows(task, where, row) for where, row in rows]
+        every = [example for own in examples for example in own]
+        recipe = Recipe(task, self.backbone.tokenizer, exported.encoding, exported.labels)
+        return Question(prompt, list(map(len, examples)), encode(recipe, every) if every else None)
+
+    def answers(self, questions: Sequence[Question]) -> list[list[dict[str, Any]]]:
+        """What each question's prompt answers to each of its rows, as :meth:`predict_located` has it, all in common batches."""
+        parts: dict[int, list[Features]] = {}
+        for asked in questions:
+            if asked.features is not None:
+                parts.setdefault(asked.prompt, []).append(asked.features)
+        used = sorted(parts)
+        kinds = [find_kind(self.tasks[p].kind) for p in used]
+        features = [_joined(parts[p], kind) for p, kind in zip(used, kinds, strict=True)]
+        found = {
+            p: iter(kind.describe(self.tasks[p], encoded, outputs, self.prompts[p].labels))
+            for p, kind, encoded, outputs in zip(
+                used, kinds, features, self.outputs(used, features) if used else [], strict=True
+            )
+        }
+        result = []
+        for asked in questions:
+            several = [[next(found[asked.prompt]) for _ in range(count)] for count in asked.counts]
+            result.append([own[0] if len(own) == 1 else {"predictions": own} for own in several])
+        return result
 
     def outputs(self, prompts: list[int], features: list[Features]) -> list[Any]:
         """What the kinds of some of the prompts keep of the logits of tokenised examples, all in common batches.
@@ -190,6 +241,22 @@ class AttachedPrompts:
         return [found[i] for i in range(len(prompts))]
 
 
+def _joined(parts: list[Features], kind: Kind) -> Features:
+    if len(parts) == 1:
+        return parts[0]
+    whole = Parts()
+    for features in parts:
+        whole.add(features)
+    return whole.joined(kind)
+
+
+def _not_shared(exported: ExportedPrompt) -> UserError:
+    return UserError(
+        f"{exported.folder}: method 'lora' changes layers of the backbone, which cannot be shared; attach it alone,"
+        " with its backbone's path"
+    )
+
+
 def attach(
     prompts: ExportedPrompt | Sequence[ExportedPrompt],
     backbone: Backbone | str | None = None,
@@ -204,10 +271,7 @@ def attach(
         raise UserError("no prompt to attach; give at least one")
     lora = [exported for exported in several if exported.prompt.lora is not None]
     if lora and (len(several) > 1 or isinstance(backbone, Backbone)):
-        raise UserError(
-            f"{lora[0].folder}: method 'lora' changes layers of the backbone, which cannot be shared; attach it alone,"
-            " with its backbone's path"
-        )
+        raise _not_shared(lora[0])
     if isinstance(backbone, Backbone):
         return AttachedPrompts(backbone, several)
     identity = several[0].manifest["backbone"]

@@ -17,6 +17,7 @@ from model_parallel import rng
 from model_parallel.collectives import gather_over_data_ranks
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.backbone.writer import cache_of, writer
+from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.tokens.continuation import end_token
@@ -53,6 +54,11 @@ def write(
     if not sources:
         return []
     most = settings.max_new_tokens or max_new_tokens
+    longest: dict[int, int] = {}
+    for p, tokens in sources:
+        longest[p] = max(longest.get(p, 0), len(tokens))
+    for p, length in longest.items():
+        check_room(backbone, prompts[p], length, most)
     config = _generation_config(backbone, settings, most)
     stops = _Stops(backbone.tokenizer, settings.stop)
     lengths = np.array([prompts[p].length + len(tokens) for p, tokens in sources])
@@ -156,12 +162,26 @@ def _generate(
 
 
 def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str]) -> list[str]:
-    """Tokens as texts, up to the end token and to the first of the texts at which writing ends."""
-    end, found = end_token(backbone.tokenizer), []
-    for row in ids:
-        ends = np.flatnonzero(row == end)
-        text = backbone.tokenizer.decode(row[: ends[0]] if len(ends) else row, skip_special_tokens=True)
-        for piece in stop:
-            text = text.partition(piece)[0]
-        found.append(text.strip())
-    return found
+    return [text_of(backbone.tokenizer, row, stop) for row in ids]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray, stop: Sequence[str]) -> str:
+    """Written tokens as a text, up to the end token and to the first of the texts at which writing ends."""
+    ends = np.flatnonzero(tokens == end_token(tokenizer))
+    text = str(tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens, skip_special_tokens=True))
+    for piece in stop:
+        text = text.partition(piece)[0]
+    return text.strip()
+
+
+def check_room(backbone: Backbone, prompt: Prompt, source: int, most: int) -> None:
+    """Raise :class:`UserError` where a source of some tokens and ``most`` behind it have no room behind a prompt."""
+    described = backbone.description
+    described.check_writes(prompt.length + source + most)
+    limit = described.family.max_positions(described.config)
+    if prompt.text_start + source + most > limit:
+        raise UserError(
+            f"{prompt.text_start} tokens of the prompt, {source} of the text and max_new_tokens={most} need"
+            f" {prompt.text_start + source + most} positions, and the backbone has {limit}; write fewer tokens or behind a"
+            " shorter text"
+        )
