@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import threading
+import time
 
 import pytest
 
@@ -44,8 +45,21 @@ def hold(model):
 
 
 async def until(condition):
+    deadline = time.monotonic() + 60
     while not condition():
+        assert time.monotonic() < deadline
         await asyncio.sleep(0)
+
+
+async def at_once(service, held, send, asked):
+    """Responses to requests of which all but the first wait while the model is busy with that one."""
+    go, sizes = held
+    first = asyncio.ensure_future(send(*asked[0]))
+    await until(lambda: sizes)
+    others = [asyncio.ensure_future(send(*own)) for own in asked[1:]]
+    await until(lambda: service.batcher.length == len(others))
+    go.set()
+    return [await first, *(await asyncio.gather(*others))]
 
 
 def predict(name, rows):
@@ -58,18 +72,10 @@ def test_random_requests_that_share_batches_are_answered_as_predict_does(attache
     asked = [(name, [some_row(name, chance) for _ in range(chance.randint(0, 4))]) for name in names * 6]
     chance.shuffle(asked)
     wanted = [model.predict(rows, names.index(name)) for name, rows in asked]
-    go, sizes = hold(model)
-
-    async def story(send):
-        first = asyncio.ensure_future(send(*predict(*asked[0])))
-        await until(lambda: sizes)
-        others = [asyncio.ensure_future(send(*predict(*own))) for own in asked[1:]]
-        await until(lambda: service.batcher.length == len(others))
-        go.set()
-        return [await first, *(await asyncio.gather(*others))]
-
+    held = hold(model)
     with served(model, names, encoder) as service:
-        found = ask(service, story)
+        found = ask(service, lambda send: at_once(service, held, send, [predict(*own) for own in asked]))
+    sizes = held[1]
     assert sizes == [1, len(asked) - 1], "what waited was one batch"
     for own, (name, _), rows in zip(found, asked, wanted, strict=True):
         assert own.status_code == 200, own.text
@@ -81,7 +87,14 @@ def test_the_verb_predict_says_the_same(attached, encoder, tmp_path):
     model, names = attached
     rows = [some_row("questions", random.Random(1)) for _ in range(3)]
     output = tmp_path / "out.jsonl"
-    command = ["--prompt", encoder / "questions", "--input", write_jsonl(tmp_path / "in.jsonl", rows), "--output", output]
+    command = [
+        "--prompt",
+        encoder / "questions",
+        "--input",
+        write_jsonl(tmp_path / "in.jsonl", rows),
+        "--output",
+        output,
+    ]
     assert cli.main(["predict", *map(str, command)]) == 0
     with served(model, names, encoder) as service:
         found = ask(service, lambda send: send(*predict("questions", rows))).json()["answers"]
@@ -95,20 +108,12 @@ def test_a_batch_ends_at_the_budget_and_nothing_is_lost(attached, encoder):
     chance = random.Random(4)
     asked = [("texts", [some_row("texts", chance)]) for _ in range(12)]
     wanted = [model.predict(rows, names.index(name)) for name, rows in asked]
-    go, sizes = hold(model)
-    tokens = []
-
-    async def story(send):
-        futures = [asyncio.ensure_future(send(*predict(*own))) for own in asked]
-        await until(lambda: service.batcher.length == len(asked) - 1)
-        go.set()
-        return await asyncio.gather(*futures)
-
+    held, tokens = hold(model), []
     with served(model, names, encoder) as service:
         service.batcher._seen = lambda jobs, size: tokens.append((jobs, size))
-        found = ask(service, story)
+        found = ask(service, lambda send: at_once(service, held, send, [predict(*own) for own in asked]))
     assert all(jobs == 1 or size <= 40 for jobs, size in tokens) and sum(jobs for jobs, _ in tokens) == 12
-    assert max(sizes) > 1
+    assert max(held[1]) > 1
     for own, rows in zip(found, wanted, strict=True):
         same(own.json()["answers"], rows)
 
@@ -117,17 +122,11 @@ def test_a_batch_ends_at_the_budget_and_nothing_is_lost(attached, encoder):
 def test_a_bad_row_is_refused_by_number_and_the_others_in_its_batch_answered(attached, encoder, row):
     model, names = attached
     wanted = model.predict([{"text": "w1 w2"}], names.index("texts"))
-    go, _ = hold(model)
-
-    async def story(send):
-        bodies = [[{"text": "w1 w2"}], [{"text": "w3"}, row], [{"text": "w1 w2"}]]
-        futures = [asyncio.ensure_future(send(*predict("texts", rows))) for rows in [bodies[0], *bodies]]
-        await until(lambda: service.batcher.length == 3)
-        go.set()
-        return await asyncio.gather(*futures)
-
+    held, good = hold(model), predict("texts", [{"text": "w1 w2"}])
+    asked = [good, good, predict("texts", [{"text": "w3"}, row]), good]
     with served(model, names, encoder) as service:
-        _, before, bad, behind = ask(service, story)
+        _, before, bad, behind = ask(service, lambda send: at_once(service, held, send, asked))
+    assert held[1] == [1, 2], "those beside it were run together"
     assert bad.status_code == 400 and bad.json()["error"].startswith("row 2"), bad.text
     for own in (before, behind):
         same(own.json()["answers"], wanted)
@@ -144,17 +143,9 @@ def test_a_request_that_breaks_the_forward_breaks_no_other(attached, encoder, ca
         return outputs(prompts, features)
 
     model.outputs = fragile
-    go, _ = hold(model)
-
-    async def story(send):
-        counts = [1, 1, 3, 1]
-        futures = [asyncio.ensure_future(send(*predict("texts", [{"text": "w1 w2"}] * n))) for n in counts]
-        await until(lambda: service.batcher.length == 3)
-        go.set()
-        return await asyncio.gather(*futures)
-
+    held, asked = hold(model), [predict("texts", [{"text": "w1 w2"}] * n) for n in (1, 1, 3, 1)]
     with served(model, names, encoder) as service:
-        found = ask(service, story)
+        found = ask(service, lambda send: at_once(service, held, send, asked))
     assert [own.status_code for own in found] == [200, 200, 500, 200]
     assert "memory" not in found[2].text and "out of memory" in caplog.text
     for place in (0, 1, 3):
