@@ -105,6 +105,7 @@ def run(options: argparse.Namespace) -> int:
     host, port = listener.getsockname()[:2]
     if not host.startswith("127.") and host != "::1" and not keys:
         print(f"warning: {host} may be reached from other machines, and no API keys are asked for", file=sys.stderr)
+    listener.listen()  # from now on nobody is turned away
     at = f"[{host}]" if ":" in host else host
     print(f"serving {len(found)} prompts on http://{at}:{port}", file=sys.stderr, flush=True)
     return 0 if run_server(service, listener) else 1

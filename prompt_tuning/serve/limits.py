@@ -139,4 +139,3 @@ class Keys:
             is_known |= hmac.compare_digest(digest, shown)
         if not is_known or scheme.lower() != b"bearer":
             raise Refusal(401, "no valid API key; send `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"})
-

@@ -15,6 +15,8 @@ from prompt_tuning.serve.app import Service
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that does not listen yet; 0: any free port. Raises :class:`UserError`."""
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port {port}: ports are 0 to 65535; choose another")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)

@@ -56,8 +56,10 @@ async def at_once(service, held, send, asked):
     go, sizes = held
     first = asyncio.ensure_future(send(*asked[0]))
     await until(lambda: sizes)
-    others = [asyncio.ensure_future(send(*own)) for own in asked[1:]]
-    await until(lambda: service.batcher.length == len(others))
+    others = []
+    for own in asked[1:]:
+        others.append(asyncio.ensure_future(send(*own)))
+        await until(lambda: service.batcher.length == len(others))
     go.set()
     return [await first, *(await asyncio.gather(*others))]
 
