@@ -40,7 +40,8 @@ examples:
   promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
   promptfleet export runs/boolq --output exported/
   promptfleet export runs/boolq --format peft --output peft/
-  promptfleet import peft/boolq-deep_prompt-seed11 --backbone roberta-large --task boolq --output imported/"""
+  promptfleet import peft/boolq-deep_prompt-seed11 --backbone roberta-large --task boolq --output imported/
+  promptfleet serve exported/ --port 8000"""
 
 
 VERBS = (
@@ -58,9 +59,9 @@ VERBS = (
     "schema",
     "predict",
     "evaluate",
-    "serve",
     "export",
     "import",
+    "serve",
 )
 """Files of :mod:`launcher.verbs`, in the order of ``--help``; each has ``add(verbs)`` and ``run(options)``."""
 

@@ -36,7 +36,8 @@ def serving(*options, **variables):
         yield process, found[1]
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def test_under_load_a_stopping_server_answers_right_or_503(folder):
