@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         raise UserError("`serve` needs extra packages: pip install 'promptfleet[serve]'") from None
     from launcher.ranks.environment import quiet_libraries
-    from prompt_tuning.predict import AttachedPrompts, attach
+    from prompt_tuning.predict import attach
     from prompt_tuning.prompt.export import load_prompt
     from prompt_tuning.serve.app import Service
     from prompt_tuning.serve.limits import Keys, Limits
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     quiet_libraries()
     model = attach([load_prompt(folder) for folder in found.values()], options.backbone)
     if options.tokens_per_batch is not None:
-        model = AttachedPrompts(model.backbone, model.prompts, options.tokens_per_batch)
+        model.budget = options.tokens_per_batch
     limits = Limits(
         requests=options.max_requests,
         body_bytes=options.max_body,

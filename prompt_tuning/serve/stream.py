@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,8 @@ from torch import Tensor
 from prompt_tuning.errors import UserError
 from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.storage.lines import json_line
+
+logger = logging.getLogger(__name__)
 
 
 class Streamer:
@@ -100,8 +103,8 @@ class Growing:
         except (UserError, Refusal) as error:
             yield _event({"error": str(error)})
         except Exception:
+            logger.exception("a text could not be completed")
             yield _event({"error": "the text could not be completed; the server's log says why"})
-            raise
         finally:
             self.give_up()
 

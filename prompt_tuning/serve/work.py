@@ -77,9 +77,14 @@ class Work:
             raise Refusal(400, f"num_beams={decode.num_beams} does not go with `stream`; keep one of them")
 
         def prepare() -> tuple[list[Source], int]:
+            place = self.store.place(name)
+            if not self.model.tasks[place].is_written:
+                raise Refusal(
+                    400, f"prompt {name!r} answers {self.model.tasks[place].kind} and writes no texts; use /predict"
+                )
             for i, text in enumerate(texts, 1):
                 checked_text(f"text {i}", text)
-            sources = self.model.sources(self.store.place(name), texts)
+            sources = self.model.sources(place, texts)
             lengths = [len(tokens) for _, tokens in sources]
             check_room(self.model.backbone, exported.prompt, max(lengths, default=0), most)
             tokens = decode.num_beams * sum(exported.prompt.length + own + most for own in lengths)
