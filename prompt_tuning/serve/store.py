@@ -83,10 +83,8 @@ class Store:
         for root in self.folders:
             try:
                 path = (root / folder).resolve()
-                is_there = path.is_relative_to(root) and all(
-                    (path / name).resolve().is_relative_to(root) for name in (_MANIFEST, "prompt.safetensors")
-                )
-                if is_there and (path / _MANIFEST).is_file():
+                files = [(path / name).resolve() for name in (_MANIFEST, "prompt.safetensors")]  # both may be links
+                if all(file.is_relative_to(root) for file in files) and files[0].is_file():
                     return path
             except (OSError, ValueError, RuntimeError):  # too long, a loop of links, half a surrogate pair
                 continue
