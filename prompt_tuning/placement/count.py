@@ -109,8 +109,9 @@ def count(outline: Outline, placement: Placement, machine: Machine) -> Cost:
     held = (math.ceil(whole / data) if gathers else whole) + outline.head_bytes(placement.tensor, gathers)
     element = weights.total / weights.numel
     ahead = int(outline.config.deepspeed.stage3_prefetch_bucket_size * element)
-    gathered = min(whole, math.ceil(weights.largest_module + ahead)) if gathers else 0
-    arriving = min(gathered, max(weights.largest_module, ahead))
+    # Fetching ahead ends with the parameter that fills the bucket.
+    gathered = min(whole, weights.embedded + 2 * weights.largest_layer + ahead) if gathers else 0
+    arriving = min(gathered, max(weights.embedded, weights.largest_layer, ahead))
     size, batches = batches_of(outline, machine.device, data, gathers)
     ran = outline.run_batch(size, placement.tensor, placement.checkpointing, gathers, placement.quantize)
     trained = outline.trained_bytes

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from model_parallel.apply import shard_modules
 from model_parallel.collectives import PaperGroup
 from model_parallel.grid import Grid, TopologyError
-from model_parallel.layers import quantised
+from model_parallel.layers import VocabularyParallelEmbedding, quantised
 from model_parallel.paper import Tally, on_paper
 from model_parallel.plan import check_heads, vocabulary_range
 from model_parallel.vocabulary import VocabularyParallelOutput
@@ -71,8 +71,10 @@ class Weights:
     """Bytes of a rank's weights before ZeRO-3 splits them."""
 
     total: int
-    largest_module: int
-    """Bytes of the module that is gathered as one with the most of its own."""
+    embedded: int
+    """Bytes of embeddings, which DeepSpeed keeps from their layer to the end of a pass, as nothing asks for their gradients."""
+    largest_layer: int
+    """Bytes of the module that is gathered as one with the most of its own, embeddings apart."""
     numel: int
 
 
@@ -135,10 +137,12 @@ class Outline:
         """What a rank of ``tensor`` tensor ranks has of the backbone."""
         model = self._cut(self.backbone_config, tensor, False, quantize)[0]
         parameters = list(model.parameters())
-        own = [sum(p.nbytes for p in module.parameters(recurse=False)) for module in model.modules()]
+        own = {m: sum(p.nbytes for p in m.parameters(recurse=False)) for m in model.modules()}
+        embedded = {m: size for m, size in own.items() if isinstance(m, nn.Embedding | VocabularyParallelEmbedding)}
         return Weights(
             sum(p.nbytes for p in parameters),
-            max(own),
+            sum(embedded.values()),
+            max(size for m, size in own.items() if m not in embedded),
             sum(p.numel() for p in parameters),
         )
 
