@@ -145,7 +145,7 @@ def _is_head_of(other: Group, group: Group) -> bool:
 COLUMNS = (
     "task", "recipe", "split", "metric", "score", "seeds", "head alone", "majority", "paper", "rerun", "trained", "kB",
 )  # fmt: skip
-TEXTS = ("task", "recipe", "split", "metric")
+TEXTS = ("task", "recipe", "split", "metric", "placement")
 NARROW = ("task", "recipe", "split", "metric", "score", "head alone", "majority")
 
 

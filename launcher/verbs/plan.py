@@ -21,6 +21,10 @@ _PREFIXES: dict[str, int] = {
     **{f"{p}{i}": (1024 if i else 1000) ** n for n, p in enumerate("KMGTP", 1) for i in ("", "i")},
 }
 
+COLUMNS = ("placement", "process", "weights", "gathered", "arriving", "trained", "activations", "memory", "sends", "seconds",
+           "examples/s", "fits")  # fmt: skip
+"""Of the table; memory has the greater of what is arriving and of the activations."""
+
 CUDA_CONTEXT = 600 * 10**6
 """Bytes that a process takes on a GPU before its first tensor, about."""
 
@@ -151,31 +155,11 @@ def _record(choice: Choice) -> dict[str, Any]:
 
 def _show(outline: Outline, machine: Machine, choice: Choice) -> None:
     """The plan as a table and a sentence."""
-    from rich.console import Console
-    from rich.table import Table
+    from launcher.pages.scores import print_table
 
-    console = Console()
     members = "1 member" if outline.num_members == 1 else f"{outline.num_members} members"
-    table = Table(
-        title=f"{outline.config.backbone.path} on {machine.ranks} ranks, {members}: GB of a rank, GB it sends in a step, seconds of a step"
-    )
-    table.add_column("placement")
-    for heading in (
-        "process",
-        "weights",
-        "gathered",
-        "trained",
-        "activations",
-        "memory",
-        "sends",
-        "seconds",
-        "examples/s",
-        "fits",
-    ):
-        table.add_column(heading, justify="right")
-    for cost in choice.considered:
-        table.add_row(*_row(cost, machine, choice))
-    console.print(table)
+    title = f"{outline.config.backbone.path} on {machine.ranks} ranks, {members}: GB of a rank, GB it sends in a step, seconds of a step"
+    console = print_table(title, COLUMNS, [_row(cost, machine, choice) for cost in choice.considered])
     console.print(
         f"A step has {outline.examples} examples of {outline.tokens_per_example} tokens (texts and prompts)."
         f" A device does {machine.matrix_rate / 1e12:.3g} TFLOP/s and moves {machine.bandwidth / 1e9:.3g} GB/s; ranks of a host"
@@ -187,7 +171,16 @@ def _show(outline: Outline, machine: Machine, choice: Choice) -> None:
 
 
 def _row(cost: Cost, machine: Machine, choice: Choice) -> list[str]:
-    parts = (cost.base, cost.weights, cost.gathered, cost.trained, cost.activations, cost.memory, cost.wire)
+    parts = (
+        cost.base,
+        cost.weights,
+        cost.gathered,
+        cost.arriving,
+        cost.trained,
+        cost.activations,
+        cost.memory,
+        cost.wire,
+    )
     fits = "yes" if cost.memory <= machine.memory else "no"
     fits = "chosen" if cost is choice.taken else fits
     name = cost.placement.name
