@@ -21,6 +21,7 @@ from tests.support.rows import ROWS
 from tests.support.tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer(with_mask=True)
+TOKENIZER.eos_token = "[SEP]"
 FIXTURE = [HealthCheck.function_scoped_fixture]
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 99), st.floats(), st.text(max_size=5), st.just([]), st.just({}),
