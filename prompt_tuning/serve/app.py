@@ -167,6 +167,8 @@ class Service:
                 raise ClientDisconnect
             raise self._late(waiting)
         finally:
+            # At once: the other future would hear of it in the loop's next round, and the thread may be quicker.
+            waiting.cancel()
             answer.cancel()
             gone.cancel()
 
