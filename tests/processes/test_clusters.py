@@ -154,9 +154,9 @@ def ranks_environment(process):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """Emulated nodes have no addresses of their own, so ranks are told to meet on this machine."""
-    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as environment:
+    with slurm.cluster() as environment:
         yield {**environment, "OMP_NUM_THREADS": "1"}
 
 

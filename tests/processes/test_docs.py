@@ -45,7 +45,7 @@ def test_every_command_of_the_page_runs_and_all_agree(tmp_path):
     for name, target in (("launcher", ROOT / "launcher"), ("examples", ROOT / "examples"), (".venv", BIN.parent)):
         (here / name).symlink_to(target)
     (here / "hostfile").write_text("".join(f"{host} slots=1\n" for host in ssh.HOSTS))
-    with ssh.hosts(tmp_path / "ssh") as over_ssh, slurm.cluster(tmp_path / "slurm") as cluster:
+    with ssh.hosts(tmp_path / "ssh") as over_ssh, slurm.cluster() as cluster:
         allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         both = {**environment(), **cluster, **allowed, "PATH": f"{BIN}:{over_ssh['PATH']}:{cluster['PATH']}"}
         for command in commands():

@@ -105,7 +105,7 @@ def test_a_suite_that_is_asked_to_stop_saves_and_continues(files, tmp_path):
 @pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
 def test_four_fleets_are_a_slurm_array(files, tmp_path):
     output = tmp_path / "suite"
-    with slurm.cluster(tmp_path / "slurm") as cluster:
+    with slurm.cluster() as cluster:
         both = {**environment(), **cluster, "OMP_NUM_THREADS": "1"}
 
         def promptfleet(*words):

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +34,18 @@ def _port() -> int:
 
 
 @contextmanager
-def cluster(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str]]:
+def cluster(nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str]]:
     """A running cluster; yields the environment in which its commands work."""
-    folder.mkdir(parents=True, exist_ok=True)
+    # A socket's path may have 107 characters, of which a test's own folder takes most.
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder,
+        _in(Path(folder), nodes, cpus) as found,
+    ):
+        yield found
+
+
+@contextmanager
+def _in(folder: Path, nodes: int, cpus: int) -> Iterator[dict[str, str]]:
     host = socket.gethostname().partition(".")[0]
     key, munge_socket, log = folder / "munge.key", folder / "munge.socket", folder / "daemons.log"
     key.write_bytes(os.urandom(1024))
