@@ -17,8 +17,9 @@ if __name__ == "__main__":
 import argparse
 import json
 import logging
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from launcher.options import add_folder, add_overrides
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from model_parallel.grid import Grid
 
 logger = logging.getLogger("launcher.run")
+
+GRACE_SECONDS = 20
+"""How long the other ranks of a host wait for the first to say a mistake that they all have made."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -118,6 +122,9 @@ def alike_on_a_host(process: Process) -> Iterator[None]:
         yield
     except UserError:
         if process.local_rank > 0:
+            # A rank that ends before the first has spoken would have its launcher end that one unheard.
+            with suppress(Stopped):
+                time.sleep(GRACE_SECONDS)
             sys.exit(1)
         raise
 
