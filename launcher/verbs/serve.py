@@ -10,6 +10,7 @@ from typing import Any
 from launcher.clusters.placement import count
 from launcher.ranks.environment import VARIABLES
 from prompt_tuning.errors import UserError
+from prompt_tuning.serve.bounds import Limits
 
 KEYS = "PROMPTFLEET_API_KEYS"
 
@@ -49,26 +50,20 @@ def add(verbs: Any) -> None:
 
 
 def _add_limits(verb: argparse.ArgumentParser) -> None:
-    limits = verb.add_argument_group("limits")
-    limits.add_argument(
-        "--max-requests", type=count, default=256, metavar="N", help="inside at once; more get 429 (default: 256)"
-    )
-    limits.add_argument("--max-rows", type=count, default=256, metavar="N", help="of one request (default: 256)")
-    limits.add_argument(
-        "--max-tokens", type=count, default=1 << 16, metavar="N", help="of one request (default: 65536)"
-    )
-    limits.add_argument(
-        "--max-new-tokens", type=count, default=1024, metavar="N", help="written behind a text (default: 1024)"
-    )
-    limits.add_argument(
-        "--max-body", type=count, default=1 << 20, metavar="BYTES", help="of one request (default: 1048576)"
-    )
-    limits.add_argument(
-        "--timeout", type=count, default=60, metavar="SECONDS", help="from a request to its answer (default: 60)"
-    )
-    limits.add_argument(
-        "--stop-timeout", type=count, default=30, metavar="SECONDS", help="for those inside at the end (default: 30)"
-    )
+    limits, own = verb.add_argument_group("limits"), Limits()
+
+    def bound(option: str, default: float, metavar: str, what: str) -> None:
+        limits.add_argument(
+            option, type=count, default=int(default), metavar=metavar, help=f"{what} (default: {int(default)})"
+        )
+
+    bound("--max-requests", own.requests, "N", "inside at once; more get 429")
+    bound("--max-rows", own.rows, "N", "of one request")
+    bound("--max-tokens", own.tokens, "N", "of one request")
+    bound("--max-new-tokens", own.new_tokens, "N", "written behind a text")
+    bound("--max-body", own.body_bytes, "BYTES", "of one request")
+    bound("--timeout", own.seconds, "SECONDS", "from a request to its answer")
+    bound("--stop-timeout", own.stop_seconds, "SECONDS", "for those inside at the end")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from prompt_tuning.predict import attach
     from prompt_tuning.prompt.export import load_prompt
     from prompt_tuning.serve.app import Service
-    from prompt_tuning.serve.limits import Keys, Limits
+    from prompt_tuning.serve.limits import Keys
     from prompt_tuning.serve.store import find_prompts
 
     keys = Keys(read_keys(options.api_keys))

@@ -106,7 +106,7 @@ class Member:
 
     def description(self) -> dict[str, Any]:
         """What its exported prompt says of itself, but tensors and best evaluation."""
-        return describe_prompt(self.spec.config, self.template, self.labels, self.prompt, self.backbone)
+        return describe_prompt(self.spec.config, self.task, self.labels, self.prompt, self.backbone)
 
     @property
     def steps_per_epoch(self) -> int:

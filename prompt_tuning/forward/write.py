@@ -58,7 +58,7 @@ def write(
     for p, tokens in sources:
         longest[p] = max(longest.get(p, 0), len(tokens))
     for p, length in longest.items():
-        check_room(backbone, prompts[p], length, most)
+        check_positions(backbone, prompts[p], length, most)
     config = _generation_config(backbone, settings, most)
     stops = _Stops(backbone.tokenizer, settings.stop)
     lengths = np.array([prompts[p].length + len(tokens) for p, tokens in sources])
@@ -174,7 +174,7 @@ def text_of(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray, stop: Sequen
     return text.strip()
 
 
-def check_room(backbone: Backbone, prompt: Prompt, source: int, most: int) -> None:
+def check_positions(backbone: Backbone, prompt: Prompt, source: int, most: int) -> None:
     """Raise :class:`UserError` where a source of some tokens and ``most`` behind it have no room behind a prompt."""
     described = backbone.description
     described.check_writes(prompt.length + source + most)

@@ -114,7 +114,7 @@ class ExportedPrompt:
 
 
 def describe_prompt(
-    config: RunFile, template: str, labels: tuple[str, ...], prompt: Prompt, backbone: Backbone
+    config: RunFile, task: Task, labels: tuple[str, ...], prompt: Prompt, backbone: Backbone
 ) -> Manifest:
     """All that prompt.json says of a member but its best evaluation and its tensors."""
     shape = backbone.shape
@@ -122,9 +122,9 @@ def describe_prompt(
         "format": FORMATS[prompt.beside is not None],
         "method": config.method,
         "task": config.task,
-        "task_version": find_task(config.task).version,
+        "task_version": task.version,
         "labels": list(labels),
-        "template": template,
+        "template": task.template_name(config.data.template),
         "max_length": config.data.max_length,
         "stride": config.data.stride,
         "length": prompt.length,

@@ -20,10 +20,10 @@ from starlette.routing import Route
 from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.serve.batcher import Batcher, Job
+from prompt_tuning.serve.bounds import Limits
 from prompt_tuning.serve.guard import PATHS, Guard, Meters
 from prompt_tuning.serve.limits import (
     Keys,
-    Limits,
     Refusal,
     check_count,
     nothing_else,

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prompt_tuning.serve.limits import Keys, Limits, Refusal, refused
+from prompt_tuning.serve.bounds import Limits
+from prompt_tuning.serve.limits import Keys, Refusal, refused
 
 PATHS = ("/predict", "/generate", "/prompts", "/health", "/metrics")
 _POWERS = tuple(4.0**i for i in range(9))

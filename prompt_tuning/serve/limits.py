@@ -7,35 +7,14 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from prompt_tuning.messages import show
+from prompt_tuning.serve.bounds import Limits
 from prompt_tuning.storage.lines import json_line
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one request and of all together."""
-
-    requests: int = 256
-    """Being read, waiting or running at once."""
-    body_bytes: int = 1 << 20
-    rows: int = 256
-    """Or texts."""
-    tokens: int = 1 << 16
-    """Of texts and of the prompt in front of each; for texts to be written, with what may come behind."""
-    new_tokens: int = 1024
-    """Written behind a text."""
-    body_seconds: float = 10.0
-    """Within which a body has to arrive."""
-    seconds: float = 60.0
-    """From then on to the answer."""
-    stop_seconds: float = 30.0
-    """Within which requests are answered once the server was asked to stop."""
 
 
 class Refusal(Exception):

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from model_parallel.memory import give_back
-from prompt_tuning.forward.write import Source, check_room, text_of
+from prompt_tuning.forward.write import Source, check_positions, text_of
 from prompt_tuning.predict import Question, checked_settings
 from prompt_tuning.serve.batcher import Job
-from prompt_tuning.serve.limits import Limits, Refusal
+from prompt_tuning.serve.bounds import Limits
+from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.serve.store import Store
 from prompt_tuning.serve.stream import Streamer
 from prompt_tuning.settings.decode import DecodeSection
@@ -86,7 +87,7 @@ class Work:
                 checked_text(f"text {i}", text)
             sources = self.model.sources(place, texts)
             lengths = [len(tokens) for _, tokens in sources]
-            check_room(self.model.backbone, exported.prompt, max(lengths, default=0), most)
+            check_positions(self.model.backbone, exported.prompt, max(lengths, default=0), most)
             tokens = decode.num_beams * sum(exported.prompt.length + own + most for own in lengths)
             self._check_tokens(tokens)
             return sources, tokens

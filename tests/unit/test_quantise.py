@@ -240,7 +240,7 @@ def test_a_prompt_names_its_quantisation_and_another_one_warns(tmp_path, caplog)
     raw = raw_run(tmp_path, backbone={"dtype": "float32", "quantize": "nf4"})
     fleet = open_fleet(raw)
     member, config = fleet.members[0], make_run(raw).members[0].config
-    description = describe_prompt(config, "plain", member.labels, member.prompt, fleet.backbone)
+    description = describe_prompt(config, member.task, member.labels, member.prompt, fleet.backbone)
     write_prompt(tmp_path / "prompt", member.prompt, description)
     assert json.loads((tmp_path / "prompt" / "prompt.json").read_text())["backbone"]["quantize"] == "nf4"
     exported = load_prompt(tmp_path / "prompt")

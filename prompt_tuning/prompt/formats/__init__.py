@@ -80,7 +80,7 @@ def import_prompt(folder: Path, settings: RunFile, labels: Labels | None, output
     backbone = load_backbone(config.backbone, Grid(device=local_device(0)), description=described)
     prompt = _build(found, folder, shape, order, backbone)
     template = task.template_name(config.data.template)
-    write_prompt(output, prompt, describe_prompt(config, template, names, prompt, backbone))
+    write_prompt(output, prompt, describe_prompt(config, task, names, prompt, backbone))
     start = "behind the prefix" if found.positions == "after_prefix" else "at 0, the prefix not counted"
     return [
         f"{form.TOOL}: texts start {start}, as there",

@@ -11,7 +11,8 @@ from collections import Counter
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.serve.limits import Keys, Limits
+from prompt_tuning.serve.bounds import Limits
+from prompt_tuning.serve.limits import Keys
 from prompt_tuning.serve.server import bind
 from tests.support.served import ask, served
 from tests.unit.serve.test_answers import at_once, hold, predict, same, until
