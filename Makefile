@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # Tests run in as many processes as there are cores, four at most, those of a file in one: they share what is costly to make.
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart test test-slow test-all lint types clean
+.PHONY: help quickstart site test test-slow test-all lint types clean
 
 help:
 	@echo "make quickstart   install into .venv and train the example (about 3 minutes on 2 CPU cores)"
 	@echo "make test         lint, types, unit, ranks, contracts and golden tests"
 	@echo "make test-all     the same, then launchers, kills and real data"
+	@echo "make site         the documentation as a site, in site/"
 	@echo "make clean        remove .venv and caches; runs/ stays"
 
 # torch comes first and pinned, so that nothing else chooses its build. Without an NVIDIA device only a CPU build will do:
@@ -28,7 +29,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt Makefile
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --index-url $(CPU_INDEX) torch==$(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[quickstart,gguf,report,tensorboard,generation,lora,serve,bench,dev]"
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[quickstart,gguf,report,tensorboard,generation,lora,serve,docs,bench,dev]"
 	touch $@
 
 # 250 MB under terms of their own, so that only what uses it asks for it; tests are skipped without.
@@ -37,6 +38,9 @@ $(BIN)/.language-model: $(BIN)/.installed
 
 quickstart: $(BIN)/.installed
 	$(BIN)/deepspeed launcher/run.py --config configs/quickstart.json
+
+site: $(BIN)/.installed
+	$(BIN)/mkdocs build
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.prompt.export import ExportedPrompt, load_prompt
 from prompt_tuning.serve.limits import Refusal
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9_=+][A-Za-z0-9_.=+-]{0,199}")  # what members of a run may be called
 _MANIFEST = "prompt.json"
 
 
@@ -40,7 +40,7 @@ def find_prompts(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-_NAME_RULE = "128 letters, digits, `_`, `.` and `-` at most, a letter or digit first"
+_NAME_RULE = "200 letters, digits, `_`, `=`, `+`, `.` and `-` at most, neither `.` nor `-` first"
 
 
 def name_of(folder: Path) -> str:
@@ -101,7 +101,7 @@ class Store:
     def check_new(self, name: str) -> None:
         """Raise :class:`Refusal` unless a prompt may get a name."""
         if NAME.fullmatch(name) is None:
-            raise Refusal(400, f"{name[:128]!r} is no name; give {_NAME_RULE}")
+            raise Refusal(400, f"{name[:200]!r} is no name; give {_NAME_RULE}")
         if name in self.places:
             raise Refusal(409, f"there is a prompt {name!r}; remove it first, or give another name")
 
@@ -129,7 +129,7 @@ class Store:
 
 
 def _unknown(name: str) -> Refusal:
-    return Refusal(404, f"no prompt {name[:128]!r} here; `GET /prompts` lists them")
+    return Refusal(404, f"no prompt {name[:200]!r} here; `GET /prompts` lists them")
 
 
 def _describe(model: AttachedPrompts, place: int) -> dict[str, Any]:

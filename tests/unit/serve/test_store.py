@@ -85,7 +85,7 @@ def test_no_path_leads_outside(folder, path):
         assert list(service.store.places) == ["texts"] and len(model.prompts) == 1
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a" * 129, "ä", "a\n", "a b"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a" * 201, "ä", "a\n", "a b"])
 def test_names_are_checked(folder, name):
     with served(attach([load_prompt(folder / "texts")]), ["texts"], folder) as service:
         found = ask(service, lambda send: send("POST", "/prompts", {"folder": "short", "name": name}))
@@ -108,11 +108,14 @@ def test_a_damaged_or_foreign_prompt_is_refused_without_the_servers_paths(folder
 
 
 def test_prompts_are_found_below_folders_by_name(folder, tmp_path):
-    run = tmp_path / "run" / "members" / "texts-seed1"
+    run = tmp_path / "run" / "members" / "texts-lr=1e+05-seed1"
     run.mkdir(parents=True)
     shutil.copytree(folder / "texts", run / "prompt")
     found = find_prompts([folder, tmp_path / "run", folder / "tags"])
-    assert list(found) == ["short", "tags", "texts", "texts-seed1"] and found["texts-seed1"] == run / "prompt"
+    assert (
+        list(found) == ["short", "tags", "texts", "texts-lr=1e+05-seed1"]
+        and found["texts-lr=1e+05-seed1"] == run / "prompt"
+    )
     shutil.copytree(folder / "texts", tmp_path / "other" / "texts")
     with pytest.raises(UserError, match=r"are both called 'texts'"):
         find_prompts([folder, tmp_path / "other"])
