@@ -57,7 +57,7 @@ def test_every_block_of_a_tutorial_runs(name, tmp_path):
             env=variables,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=3 * TIMEOUT_SECONDS,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         assert done.stdout.strip(), f"{text}\nprinted nothing"
