@@ -1,6 +1,6 @@
 """What a generation task's frozen backbone writes when it is asked, with and without examples: what a prompt has to beat.
 
-    python benchmarks/asking.py configs/hours_gemma.json --instruction "Write the opening hours as one sentence." --shots 0 4 8
+    python benchmarks/asking.py configs/hours_gemma.json --instruction "Write the opening hours as one sentence." --shots 0 2 3
 
 Before each source of the test split stand the instruction, on a line of its own, and so many rows of the training split, the
 first ones, source and target as the task has them. Writing is as the run file's `decode` says, and ends at a line break.

@@ -21,7 +21,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Row
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
-from prompt_tuning.forward.write import Source, sources_of, write
+from prompt_tuning.forward.write import Source, Text, sources_of, write, write_texts
 from prompt_tuning.kinds import Kind, find_kind
 from prompt_tuning.kinds.generation import written
 from prompt_tuning.messages import sentences
@@ -139,7 +139,7 @@ class AttachedPrompts:
             raise UserError(
                 f"a streamer takes tokens as they come, which {decode.num_beams} beams settle last; set num_beams=1"
             )
-        return self.written(sources, decode, first.encoding.max_target_length, streamer)
+        return [own.text for own in self.written(sources, decode, first.encoding.max_target_length, streamer)]
 
     def sources(self, prompt: int, texts: Sequence[str]) -> list[Source]:
         """Texts, tokenised, behind which a prompt is to write. Raises :class:`UserError`."""
@@ -149,11 +149,16 @@ class AttachedPrompts:
         return [(prompt, np.asarray(row)) for row in rows]
 
     def written(
-        self, sources: Sequence[Source], decode: DecodeSection, max_new_tokens: int, streamer: Any = None
-    ) -> list[str]:
-        """What is written behind each source; ``max_new_tokens`` counts where ``decode`` names none."""
+        self,
+        sources: Sequence[Source],
+        decode: DecodeSection,
+        max_new_tokens: int,
+        streamer: Any = None,
+        seed: int = 0,
+    ) -> list[Text]:
+        """What is written behind each source; ``max_new_tokens`` counts where ``decode`` names none, ``seed`` where it draws."""
         modules = [exported.prompt for exported in self.prompts]
-        return write(self.backbone, modules, sources, decode, max_new_tokens, self.budget, streamer=streamer)
+        return write_texts(self.backbone, modules, sources, decode, max_new_tokens, self.budget, seed, streamer)
 
     def _check_writes(self, prompt: int) -> None:
         task = self.tasks[prompt]

@@ -6,6 +6,7 @@ Shape letters: B rows of a batch, L tokens of its longest source, P of its longe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,17 @@ Source = tuple[int, np.ndarray]
 """A prompt, by its place among those given, and the tokens behind which it writes."""
 
 
+@dataclass(frozen=True)
+class Text:
+    """What was written behind a source."""
+
+    text: str
+    num_tokens: int
+    """Without the end token."""
+    has_ended: bool
+    """By its end token or at one of the texts at which writing ends, and not because it may have no more tokens."""
+
+
 def sources_of(prompt: int, features: Features, count: int | None = None) -> list[Source]:
     """The sources of a split's first ``count`` examples."""
     ends = features.offsets[:-1] + features.notes.num_source
@@ -36,7 +48,7 @@ def sources_of(prompt: int, features: Features, count: int | None = None) -> lis
 
 
 @torch.no_grad()
-def write(
+def write_texts(
     backbone: Backbone,
     prompts: Sequence[Prompt],
     sources: Sequence[Source],
@@ -45,7 +57,7 @@ def write(
     budget: int,
     seed: int = 0,
     streamer: Any = None,
-) -> list[str]:
+) -> list[Text]:
     """A text for each source, the same on every rank. Every rank calls this.
 
     ``max_new_tokens`` counts where ``settings`` names none; ``budget``: most tokens of a batch, over prompts, texts and beams.
@@ -62,7 +74,7 @@ def write(
     config = _generation_config(backbone, settings, most)
     stops = _Stops(backbone.tokenizer, settings.stop)
     lengths = np.array([prompts[p].length + len(tokens) for p, tokens in sources])
-    mine: list[tuple[int, str]] = []
+    mine: list[tuple[int, Text]] = []
     tables = {p: _table(prompts[p], backbone.local_heads) for p in sorted({p for p, _ in sources})}
     batches = _batches(backbone, lengths, most, budget // settings.num_beams)
     with backbone.at_work(), writer(backbone, backbone.attention) as model:
@@ -74,9 +86,16 @@ def write(
                 # Under ZeRO-3 no rank can go through the layers by itself.
                 is_together = backbone.zero is not None and backbone.grid.size > 1
                 ids = _generate(model, inputs, config, stops, streamer=streamer, synced_gpus=is_together)
-            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
+            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop, most), strict=True)
     found = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
     return [found[i] for i in range(len(sources))]
+
+
+def write(
+    backbone: Backbone, prompts: Sequence[Prompt], sources: Sequence[Source], *how: Any, **more: Any
+) -> list[str]:
+    """As :func:`write_texts`, the texts alone."""
+    return [own.text for own in write_texts(backbone, prompts, sources, *how, **more)]
 
 
 def _generation_config(backbone: Backbone, settings: DecodeSection, most: int) -> GenerationConfig:
@@ -161,8 +180,16 @@ def _generate(
     return found[:, stops.start :].cpu().numpy()
 
 
-def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str]) -> list[str]:
-    return [text_of(backbone.tokenizer, row, stop) for row in ids]
+def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str], most: int) -> list[Text]:
+    """Texts of rows [B, at most ``most``], which are filled behind their ends."""
+    found = []
+    for row in ids:
+        ends = np.flatnonzero(row == end_token(backbone.tokenizer))
+        count = ends[0] if len(ends) else len(np.trim_zeros(row != backbone.description.pad_token, "b"))
+        whole = str(backbone.tokenizer.decode(row[:count], skip_special_tokens=True))
+        has_ended = count < most or any(piece in whole for piece in stop)
+        found.append(Text(text_of(backbone.tokenizer, row, stop), int(count), has_ended))
+    return found
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray, stop: Sequence[str]) -> str:

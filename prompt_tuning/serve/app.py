@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.serve.batcher import Batcher, Job
 from prompt_tuning.serve.bounds import Limits
+from prompt_tuning.serve.completions import model_card, read_completion
 from prompt_tuning.serve.guard import PATHS, Guard, Meters
 from prompt_tuning.serve.limits import (
     Keys,
@@ -33,7 +36,7 @@ from prompt_tuning.serve.limits import (
     take,
 )
 from prompt_tuning.serve.store import Store, name_of
-from prompt_tuning.serve.stream import Growing
+from prompt_tuning.serve.stream import Events, Growing
 from prompt_tuning.serve.work import Work
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,9 @@ class Service:
             ("/prompts", "GET"): self.list_prompts,
             ("/prompts", "POST"): self.add_prompt,
             ("/prompts/{name}", "DELETE"): self.remove_prompt,
+            ("/v1/models", "GET"): self.list_models,
+            ("/v1/models/{name}", "GET"): self.show_model,
+            ("/v1/completions", "POST"): self.completions,
             ("/health", "GET"): self.health,
             ("/metrics", "GET"): self.metrics,
         }
@@ -102,16 +108,43 @@ class Service:
         nothing_else(body)
         check_count(len(texts), self.limits.rows, "texts")
         if is_stream:
-            return await self._stream(request, name, texts, settings)
+            return await self._stream(request, partial(self.work.generate, name, texts, settings), len(texts), Events())
         written = await self._done(self.work.generate(name, texts, settings), request)
         self.meters.rows.inc(len(texts))
-        return reply({"prompt": name, "texts": written})
+        return reply({"prompt": name, "texts": [text.text for _, text in written]})
 
-    async def _stream(self, request: Request, name: str, texts: list[Any], settings: dict[str, Any]) -> Response:
-        if len(texts) != 1:
-            raise Refusal(400, f"{len(texts)} texts; a stream is of one")
+    async def completions(self, request: Request) -> Response:
+        """A text by OpenAI's protocol for completions."""
+        asked = read_completion(await read_json(request, self.limits))
+        texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+        check_count(len(texts), self.limits.rows, "texts")
+        exported = self.store.find(asked.model)
+        seed = secrets.randbits(31) if asked.seed is None else asked.seed
+        job = partial(self.work.generate, asked.model, texts, asked.settings(exported.decode), seed=seed)
+        if asked.stream:
+            return await self._stream(request, job, len(texts), asked.events())
+        written = await self._done(job(), request)
+        self.meters.rows.inc(len(texts))
+        return reply(asked.answer(written))
+
+    async def list_models(self, request: Request) -> Response:
+        """The prompts that write texts, as models by OpenAI's protocol."""
+        return reply({"object": "list", "data": [model_card(name) for name in self.store.writers()]})
+
+    async def show_model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        if name not in self.store.writers():
+            raise Refusal(404, f"no prompt {name[:200]!r} that writes texts here; `GET /v1/models` lists them")
+        return reply(model_card(name))
+
+    async def _stream(
+        self, request: Request, job: Callable[[Callable[[str], None]], Job], count: int, events: Events
+    ) -> Response:
+        if count != 1:
+            raise Refusal(400, f"{count} texts; a stream is of one")
         growing, deadline = Growing(request.is_disconnected), time.monotonic() + self.limits.seconds
-        answer = self.batcher.put(self.work.generate(name, texts, settings, growing.grow))
+        answer = self.batcher.put(job(growing.grow))
         try:
             first = await growing.begun(answer, self.limits.seconds)
         except asyncio.TimeoutError:
@@ -120,7 +153,7 @@ class Service:
             if not growing.has_begun:
                 growing.give_up()
         self.meters.rows.inc()
-        return StreamingResponse(growing.events(first, answer, deadline), media_type="text/event-stream")
+        return StreamingResponse(growing.events(first, answer, deadline, events), media_type="text/event-stream")
 
     async def list_prompts(self, request: Request) -> Response:
         """All prompts with their tasks, columns and labels."""
@@ -205,14 +238,14 @@ def _answered(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except Refusal as refusal:
-            return refused(refusal.status, str(refusal), refusal.headers)
+            return refused(request.url.path, refusal.status, str(refusal), refusal.headers)
         except UserError as error:
-            return refused(400, str(error))
+            return refused(request.url.path, 400, str(error))
         except ClientDisconnect:
-            return refused(499, "the client has gone")
+            return refused(request.url.path, 499, "the client has gone")
         except Exception:
             logger.exception("%s %s failed", request.method, request.url.path)
-            return refused(500, "the request could not be answered; the server's log says why")
+            return refused(request.url.path, 500, "the request could not be answered; the server's log says why")
 
     return answer
 
@@ -220,5 +253,5 @@ def _answered(handler: Handler) -> Handler:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return refused(405, f"{request.method} is not for this path", error.headers)
-    return refused(error.status_code, f"no such path; there are {', '.join(PATHS)}", error.headers)
+        return refused(request.url.path, 405, f"{request.method} is not for this path", error.headers)
+    return refused(request.url.path, error.status_code, f"no such path; there are {', '.join(PATHS)}", error.headers)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prompt_tuning.serve.bounds import Limits
 from prompt_tuning.serve.limits import Keys, Refusal, refused
 
-PATHS = ("/predict", "/generate", "/prompts", "/health", "/metrics")
+PATHS = ("/predict", "/generate", "/prompts", "/v1/models", "/v1/completions", "/health", "/metrics")
 _POWERS = tuple(4.0**i for i in range(9))
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, math.inf)
 
@@ -86,7 +86,7 @@ class Guard:
                 entered = True
             await self.app(scope, receive, noted)
         except Refusal as refusal:
-            await refused(refusal.status, str(refusal), refusal.headers)(scope, receive, noted)
+            await refused(scope["path"], refusal.status, str(refusal), refusal.headers)(scope, receive, noted)
         finally:
             self.gate.inside -= entered
             path = next((path for path in PATHS if f"{scope['path']}/".startswith(f"{path}/")), "other")

@@ -33,10 +33,14 @@ def reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(json_line(content), status, headers, "application/json")
 
 
-def refused(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    """One sentence as JSON; names out of a request do not make it longer than a few lines."""
-    line = " ".join(sentence.split())
-    return reply({"error": line[:SENTENCE_CHARACTERS]}, status, headers)
+def refused(path: str, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+    """One sentence as JSON, below /v1 as OpenAI's clients want it; names out of a request do not make it longer than a few lines."""
+    line = " ".join(sentence.split())[:SENTENCE_CHARACTERS]
+    if not path.startswith("/v1/"):
+        return reply({"error": line}, status, headers)
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return reply({"error": {"message": line, "type": kind, "param": None, "code": None}}, status, headers)
 
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:

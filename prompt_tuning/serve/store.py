@@ -76,6 +76,10 @@ class Store:
         described = self._described
         return [{"name": name, **own} for name, own in described.items()]
 
+    def writers(self) -> list[str]:
+        """Names of the prompts that write texts."""
+        return [name for name, own in self._described.items() if own["kind"] == "generation"]
+
     def locate(self, folder: str) -> Path:
         """A prompt's folder, given relative to one of the allowed ones. Raises :class:`Refusal`: never a path outside."""
         if "\0" in folder or Path(folder).is_absolute() or ".." in Path(folder).parts:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.forward.write import Text
 from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.storage.lines import json_line
 
@@ -53,6 +54,22 @@ class Gone(Exception):
     """Nobody waits for the text any more."""
 
 
+class Events:
+    """How a growing text is told: ``{"text": piece}``, ``{"done": true, "text": whole}`` and ``{"error": sentence}``."""
+
+    def piece(self, text: str) -> bytes:
+        """What came since."""
+        return event({"text": text})
+
+    def end(self, num_source: int, text: Text) -> bytes:
+        """The text is whole; ``num_source``: tokens behind which it stands."""
+        return event({"done": True, "text": text.text})
+
+    def error(self, sentence: str) -> bytes:
+        """There will be no whole text."""
+        return event({"error": sentence})
+
+
 class Growing:
     """A text between the model's thread, which lets it grow, and the loop that sends it."""
 
@@ -73,7 +90,7 @@ class Growing:
         """Let the next token be the last one."""
         self._is_gone = True
 
-    async def begun(self, answer: Future[list[str]], seconds: float) -> str | None:
+    async def begun(self, answer: Future[list[tuple[int, Text]]], seconds: float) -> str | None:
         """The first text; None: the job has ended before. Raises :class:`TimeoutError` and what the job ended in."""
         answer.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._texts.put_nowait, None))
         first = await asyncio.wait_for(self._texts.get(), seconds)
@@ -82,32 +99,35 @@ class Growing:
         self.has_begun = True
         return first
 
-    async def events(self, first: str | None, answer: Future[list[str]], deadline: float) -> AsyncIterator[bytes]:
-        """Server-sent events: ``{"text": piece}`` again and again, then ``{"done": true, "text": whole}``, or ``{"error": ...}``."""
+    async def events(
+        self, first: str | None, answer: Future[list[tuple[int, Text]]], deadline: float, events: Events
+    ) -> AsyncIterator[bytes]:
+        """Server-sent events: a piece again and again, then the end, or an error."""
         sent = ""
         try:
             text = first
             while text is not None:
                 if text.startswith(sent) and len(text) > len(sent):
-                    yield _event({"text": text[len(sent) :]})
+                    yield events.piece(text[len(sent) :])
                     sent = text
                 if await self._client_is_gone():
                     return
                 text = await asyncio.wait_for(self._texts.get(), max(0.0, deadline - time.monotonic()))
-            (whole,) = answer.result()
-            if whole.startswith(sent) and len(whole) > len(sent):
-                yield _event({"text": whole[len(sent) :]})
-            yield _event({"done": True, "text": whole})
+            ((num_source, whole),) = answer.result()
+            if whole.text.startswith(sent) and len(whole.text) > len(sent):
+                yield events.piece(whole.text[len(sent) :])
+            yield events.end(num_source, whole)
         except asyncio.TimeoutError:
-            yield _event({"error": "the text was not complete in time"})
+            yield events.error("the text was not complete in time")
         except (UserError, Refusal) as error:
-            yield _event({"error": str(error)})
+            yield events.error(str(error))
         except Exception:
             logger.exception("a text could not be completed")
-            yield _event({"error": "the text could not be completed; the server's log says why"})
+            yield events.error("the text could not be completed; the server's log says why")
         finally:
             self.give_up()
 
 
-def _event(content: dict[str, object]) -> bytes:
+def event(content: dict[str, object]) -> bytes:
+    """One server-sent event."""
     return b"data: " + json_line(content) + b"\n"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from model_parallel.memory import give_back
-from prompt_tuning.forward.write import Source, check_positions, text_of
+from prompt_tuning.forward.write import Source, Text, check_positions, text_of
 from prompt_tuning.predict import Question, checked_settings
 from prompt_tuning.serve.batcher import Job
 from prompt_tuning.serve.bounds import Limits
@@ -59,9 +59,16 @@ class Work:
         return found
 
     def generate(
-        self, name: str, texts: Sequence[Any], settings: dict[str, Any], pieces: Callable[[str], None] | None = None
+        self,
+        name: str,
+        texts: Sequence[Any],
+        settings: dict[str, Any],
+        pieces: Callable[[str], None] | None = None,
+        seed: int = 0,
     ) -> Job:
-        """What is written behind texts; ``pieces`` is given the only one as it grows, in the model's thread.
+        """What is written behind texts: for each the tokens that it has itself, and a :class:`~prompt_tuning.forward.write.Text`.
+
+        ``pieces`` is given the only one as it grows, in the model's thread; ``seed`` counts where tokens are drawn.
 
         Raises :class:`Refusal` and :class:`UserError`.
         """
@@ -92,15 +99,15 @@ class Work:
             self._check_tokens(tokens)
             return sources, tokens
 
-        def run(several: list[list[Source]]) -> list[list[str]]:
+        def run(several: list[list[Source]]) -> list[list[tuple[int, Text]]]:
             streamer = None
             if pieces is not None:
                 streamer = Streamer(
                     partial(text_of, self.model.backbone.tokenizer, stop=decode.stop), decode.stop, pieces
                 )
             every = [source for sources in several for source in sources]
-            written = iter(self.model.written(every, decode, length, streamer))
-            return [[next(written) for _ in sources] for sources in several]
+            written = iter(self.model.written(every, decode, length, streamer, seed))
+            return [[(len(tokens), next(written)) for _, tokens in sources] for sources in several]
 
         is_alone = decode.sample or pieces is not None
         return Job(run, None if is_alone else ("generate", decode.model_dump_json(), length), prepare)

@@ -1,0 +1,126 @@
+"""OpenAI's protocol for completions, in which a prompt is called a model.
+
+https://platform.openai.com/docs/api-reference/completions. What would change the answer and is not done here is refused.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prompt_tuning.forward.write import Text
+from prompt_tuning.messages import show
+from prompt_tuning.serve.limits import Refusal
+from prompt_tuning.serve.stream import Events, event
+from prompt_tuning.settings.decode import DecodeSection
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(_Strict):
+    """What a stream says beside its text."""
+
+    include_usage: bool = False
+
+
+class Completion(_Strict):
+    """A request. Settings that are not given are those that the prompt was trained with."""
+
+    model: str
+    prompt: str | Annotated[list[str], Field(min_length=1)]
+    max_tokens: int | None = Field(None, gt=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    user: str | None = None
+    n: Literal[1] = 1
+    best_of: Literal[1] = 1
+    echo: Literal[False] = False
+    presence_penalty: Literal[0] = 0
+    frequency_penalty: Literal[0] = 0
+
+    def settings(self, decode: DecodeSection) -> dict[str, Any]:
+        """What it changes of a prompt's own ``decode``. Temperature 0 takes the likeliest token."""
+        changes: dict[str, Any] = {}
+        if self.max_tokens is not None:
+            changes["max_new_tokens"] = self.max_tokens
+        if self.stop is not None:
+            changes["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+        if self.temperature == 0:
+            changes |= {"sample": False, "temperature": 1.0, "top_p": 1.0}
+        elif self.temperature is not None or self.top_p is not None:
+            temperature = decode.temperature if self.temperature is None else self.temperature
+            top_p = decode.top_p if self.top_p is None else self.top_p
+            changes |= {"sample": True, "num_beams": 1, "temperature": temperature, "top_p": top_p}
+        return changes
+
+    def answer(self, written: Sequence[tuple[int, Text]]) -> dict[str, Any]:
+        """The whole answer."""
+        choices = [_choice(i, text.text, _reason(text)) for i, (_, text) in enumerate(written)]
+        return {**_head(self.model), "choices": choices, "usage": _usage(written)}
+
+    def events(self) -> Events:
+        """How its stream is told."""
+        return _Chunks(self.model, self.stream_options.include_usage)
+
+
+def read_completion(body: dict[str, Any]) -> Completion:
+    """A body as a request; null is what is not given. Raises :class:`Refusal`."""
+    try:
+        return Completion.model_validate({key: value for key, value in body.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, value = str(first["loc"][0]), first["input"]
+        if first["type"] == "missing":
+            raise Refusal(400, f"no `{key}` in the body") from None
+        if first["type"] == "extra_forbidden":
+            raise Refusal(400, f"`{key[:100]}` is not done here; leave it out") from None
+        raise Refusal(400, f"`{key}` is {show(value)}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def model_card(name: str) -> dict[str, Any]:
+    """A prompt as a model of the protocol."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "promptfleet"}
+
+
+class _Chunks(Events):
+    def __init__(self, model: str, with_usage: bool) -> None:
+        self._head, self._with_usage = _head(model), with_usage
+
+    def piece(self, text: str) -> bytes:
+        return event({**self._head, "choices": [_choice(0, text, None)]})
+
+    def end(self, num_source: int, text: Text) -> bytes:
+        told = event({**self._head, "choices": [_choice(0, "", _reason(text))]})
+        if self._with_usage:
+            told += event({**self._head, "choices": [], "usage": _usage([(num_source, text)])})
+        return told + b"data: [DONE]\n\n"
+
+    def error(self, sentence: str) -> bytes:
+        return event({"error": {"message": sentence, "type": "server_error", "param": None, "code": None}})
+
+
+def _head(model: str) -> dict[str, Any]:
+    return {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": model}
+
+
+def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+def _reason(text: Text) -> str:
+    return "stop" if text.has_ended else "length"
+
+
+def _usage(written: Sequence[tuple[int, Text]]) -> dict[str, int]:
+    sources, texts = sum(count for count, _ in written), sum(text.num_tokens for _, text in written)
+    return {"prompt_tokens": sources, "completion_tokens": texts, "total_tokens": sources + texts}
