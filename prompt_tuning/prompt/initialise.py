@@ -26,14 +26,21 @@ def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed
     The text is training rows in a random order of the seed's, joined until they have as many tokens as the prompt. It
     stands at positions 0 to P - 1, in front of where ``after_prefix`` puts the task's text.
     """
-    tokens = _some_tokens(features, prompt.length, rng.key(seed, "init", "text"))
+    start_from_ids(prompt, backbone, _some_tokens(features, prompt.length, rng.key(seed, "init", "text")))
+
+
+@torch.no_grad()
+def start_from_ids(prompt: Prompt, backbone: Backbone, tokens: np.ndarray) -> None:
+    """Set a prompt of length P to the keys and values (or, at the input, the word embeddings) of P token ids at positions 0
+    to P - 1. Ranks call it together.
+    """
     ids = torch.from_numpy(tokens.astype(np.int64))[None].to(backbone.grid.device)
     if prompt.inputs is not None:
         with backbone.at_work() as model:
             prompt.inputs.copy_(model.get_input_embeddings()(ids)[0])
         return
     assert prompt.prefix is not None
-    table = _own_table(backbone, ids, [ids.shape[1]])
+    table = text_table(backbone, ids, [ids.shape[1]])
     prompt.prefix.fill(table.to(prompt.prefix.embedding.dtype))
 
 
@@ -53,15 +60,18 @@ def measure_scale(prefix: Prefix, backbone: Backbone, features: Features) -> Non
         if have == TOKENS_MEASURED:
             break
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(backbone.grid.device)
-    found = _own_table(backbone, ids, [len(row) for row in rows if len(row)])
+    found = text_table(backbone, ids, [len(row) for row in rows if len(row)])
     scale = found.to(prefix.scale.dtype).square().mean((0, 3, 4)).sqrt()  # [N, 2]
     if prefix.layers is not None:
         scale = scale[list(prefix.layers)]
     prefix.scale.copy_(scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, :, None, None])
 
 
-def _own_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
-    """The backbone's keys and values of tokens [1, T], rows of these lengths end to end, as a table [T, N, 2, G, D]."""
+@torch.no_grad()
+def text_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
+    """The backbone's keys and values of tokens [1, T], rows of these lengths end to end, as a table [T, N, 2, G, D] of all
+    heads in the backbone's type. Ranks call it together.
+    """
     captured: dict[int, Tensor] = {}
     index = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
     positions = backbone.family.positions(index, backbone.model.config)
