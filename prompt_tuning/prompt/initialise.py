@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from model_parallel import rng
 from model_parallel.collectives import gather_over_tensor_ranks
@@ -14,13 +17,18 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.settings.start import StartText
+from prompt_tuning.tokens.continuation import leading_tokens
 from prompt_tuning.tokens.features import Features
+
+logger = logging.getLogger(__name__)
 
 TOKENS_MEASURED = 512
 
 
 @torch.no_grad()
-def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed: int) -> None:
+def start_from_data(prompt: Prompt, backbone: Backbone, features: Features, seed: int) -> None:
     """Set a prompt to the keys and values (or, at the input, the word embeddings) of training text.
 
     The text is training rows in a random order of the seed's, joined until they have as many tokens as the prompt. It
@@ -85,6 +93,27 @@ def text_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
     pieces = gather_over_tensor_ranks(mine, backbone.grid)
     shared = max(1, len(pieces) // backbone.shape.key_value_heads)
     return torch.cat(pieces[::shared], dim=2).permute(3, 0, 1, 2, 4)
+
+
+def start_ids(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """The first P token ids of the text that ``prompt.init`` names, behind what the tokenizer puts in front of a text; None: it
+    names none, or there is no prompt.
+
+    Raises :class:`UserError` where the text has fewer.
+    """
+    init, length = config.prompt.init, config.prompt.length
+    if not isinstance(init, StartText) or config.method not in ("deep_prompt", "shallow_prompt"):
+        return None
+    ids = [*leading_tokens(tokenizer), *tokenizer(init.read(), add_special_tokens=False)["input_ids"]]
+    if len(ids) < length:
+        raise UserError(
+            f"prompt.init: its text has {len(ids)} tokens, fewer than prompt.length={length}; set prompt.length={len(ids)},"
+            " or give a longer text"
+            if ids
+            else "prompt.init: its text has no tokens; give it words"
+        )
+    logger.info("prompt.init: the prompt starts from the first %d of its text's %d tokens", length, len(ids))
+    return np.asarray(ids[:length], np.int64)
 
 
 def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:
