@@ -29,7 +29,7 @@ from prompt_tuning.kinds import find_kind
 from prompt_tuning.placement.foresee import foresee
 from prompt_tuning.prompt.build import build_prompt, check_lengths
 from prompt_tuning.prompt.export import load_prompt
-from prompt_tuning.prompt.initialise import measure_scale, start_from_prompt, start_from_text
+from prompt_tuning.prompt.initialise import measure_scale, start_from_data, start_from_ids, start_from_prompt, start_ids
 from prompt_tuning.report.holdings import prove_frozen
 from prompt_tuning.report.metrics_log import MetricsLog
 from prompt_tuning.report.progress import Progress
@@ -104,6 +104,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     shared = run.shared
     described = describe_backbone(shared.backbone)
     data: dict[str, TaskData] = {}
+    starts: list[np.ndarray | None] = []
     for spec in run.members:
         identity = _data_of(spec)
         if identity not in data:
@@ -111,6 +112,9 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
             for features in data[identity].splits.values():
                 described.check_tokens(features.largest_token)
         check_lengths(spec.config, described)
+        starts.append(start_ids(spec.config, described.tokenizer))
+        if starts[-1] is not None:
+            described.check_tokens(int(starts[-1].max()))
     wait_long(grid)  # hosts differ in what they have kept of large data
     _check_same_data(data, grid)
     if grid.is_first:
@@ -127,9 +131,9 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
         description=described,
     )
     members: list[Member] = []
-    for spec in run.members:
+    for spec, ids in zip(run.members, starts, strict=True):
         lender = members[0] if run.shared_prompt and members else None
-        members.append(_build_member(spec, backbone, data[_data_of(spec)], lender))
+        members.append(_build_member(spec, backbone, data[_data_of(spec)], lender, ids))
     longest = max(member.total_steps for member in members)
     if run.halving is not None and run.halving.rungs[-1] >= longest:
         raise UserError(f"fleet.halving.rungs={run.halving.rungs}: members end after {longest} steps; give lower rungs")
@@ -157,15 +161,19 @@ def _data_of(spec: MemberSpec) -> str:
     return repr((spec.config.task, spec.config.data))
 
 
-def _build_member(spec: MemberSpec, backbone: Backbone, data: TaskData, lender: Member | None) -> Member:
-    """A member with its untrained prompt, whose prefix is ``lender``'s where there is one."""
+def _build_member(
+    spec: MemberSpec, backbone: Backbone, data: TaskData, lender: Member | None, ids: np.ndarray | None
+) -> Member:
+    """A member with its untrained prompt, whose prefix is ``lender``'s where there is one; ``ids`` are what it starts from."""
     config = spec.config
     task = find_task(config.task)
     prompt = build_prompt(config, backbone, len(data.labels), find_kind(task.kind))
     if prompt.prefix is not None and prompt.prefix.scale is not None:
         measure_scale(prompt.prefix, backbone, data.splits["train"])
-    if config.prompt.init == "text" and prompt.length:
-        start_from_text(prompt, backbone, data.splits["train"], config.train.seed)
+    if ids is not None:
+        start_from_ids(prompt, backbone, ids)
+    if config.prompt.init == "data" and prompt.length:
+        start_from_data(prompt, backbone, data.splits["train"], config.train.seed)
     if config.prompt.init_from is not None:
         source = load_prompt(config.prompt.init_from)
         source.check_backbone(backbone)

@@ -44,7 +44,7 @@ SPACE: Json = {
     "optimizer.lr": {"log_uniform": [0.005, 0.1]},
     "optimizer.head_lr": {"log_uniform": [0.0005, 0.02]},
     "prompt.length": {"choice": [8, 16, 32, 64]},
-    "prompt.init": {"choice": ["text", "normal"]},
+    "prompt.init": {"choice": ["data", "normal"]},
 }
 """Where the settings of a deep prompt are drawn from, as ``fleet.random.distributions`` has it."""
 

@@ -31,7 +31,8 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
     prefix = inputs = None
     if config.method == "deep_prompt":
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
-        prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width, config.optimizer.relative)
+        relative, frozen = config.optimizer.relative, config.prompt.frozen_tokens
+        prefix = Prefix(shape, config.prompt.length, seed, dtype, layers, width, relative, frozen)
     elif config.method == "shallow_prompt":
         drawn = rng.normal(rng.key(seed, "init", "inputs"), config.prompt.length, backbone.word_size, std=0.02)
         inputs = drawn.to(dtype)

@@ -182,7 +182,8 @@ def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Te
         dtype = tensors["prefix.embedding"].dtype
         layers = None if description["layers"] is None else tuple(description["layers"])
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
-        prefix = Prefix(shape, description["length"], 0, dtype, layers, width, config.optimizer.relative)
+        relative, frozen = config.optimizer.relative, config.prompt.frozen_tokens
+        prefix = Prefix(shape, description["length"], 0, dtype, layers, width, relative, frozen)
     elif config.method == "shallow_prompt":
         inputs = tensors["inputs"].clone()
     beside = Beside(description["also"], tensors["beside.delta"].dtype) if "also" in description else None

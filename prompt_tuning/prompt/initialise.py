@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from model_parallel import rng
 from model_parallel.collectives import gather_over_tensor_ranks
@@ -14,26 +17,38 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.head import Head
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.settings.start import StartText
+from prompt_tuning.tokens.continuation import leading_tokens
 from prompt_tuning.tokens.features import Features
+
+logger = logging.getLogger(__name__)
 
 TOKENS_MEASURED = 512
 
 
 @torch.no_grad()
-def start_from_text(prompt: Prompt, backbone: Backbone, features: Features, seed: int) -> None:
+def start_from_data(prompt: Prompt, backbone: Backbone, features: Features, seed: int) -> None:
     """Set a prompt to the keys and values (or, at the input, the word embeddings) of training text.
 
     The text is training rows in a random order of the seed's, joined until they have as many tokens as the prompt. It
     stands at positions 0 to P - 1, in front of where ``after_prefix`` puts the task's text.
     """
-    tokens = _some_tokens(features, prompt.length, rng.key(seed, "init", "text"))
+    start_from_ids(prompt, backbone, _some_tokens(features, prompt.length, rng.key(seed, "init", "text")))
+
+
+@torch.no_grad()
+def start_from_ids(prompt: Prompt, backbone: Backbone, tokens: np.ndarray) -> None:
+    """Set a prompt of length P to the keys and values (or, at the input, the word embeddings) of P token ids at positions 0
+    to P - 1. Ranks call it together.
+    """
     ids = torch.from_numpy(tokens.astype(np.int64))[None].to(backbone.grid.device)
     if prompt.inputs is not None:
         with backbone.at_work() as model:
             prompt.inputs.copy_(model.get_input_embeddings()(ids)[0])
         return
     assert prompt.prefix is not None
-    table = _own_table(backbone, ids, [ids.shape[1]])
+    table = text_table(backbone, ids, [ids.shape[1]])
     prompt.prefix.fill(table.to(prompt.prefix.embedding.dtype))
 
 
@@ -53,15 +68,18 @@ def measure_scale(prefix: Prefix, backbone: Backbone, features: Features) -> Non
         if have == TOKENS_MEASURED:
             break
     ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(backbone.grid.device)
-    found = _own_table(backbone, ids, [len(row) for row in rows if len(row)])
+    found = text_table(backbone, ids, [len(row) for row in rows if len(row)])
     scale = found.to(prefix.scale.dtype).square().mean((0, 3, 4)).sqrt()  # [N, 2]
     if prefix.layers is not None:
         scale = scale[list(prefix.layers)]
     prefix.scale.copy_(scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, :, None, None])
 
 
-def _own_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
-    """The backbone's keys and values of tokens [1, T], rows of these lengths end to end, as a table [T, N, 2, G, D]."""
+@torch.no_grad()
+def text_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
+    """The backbone's keys and values of tokens [1, T], rows of these lengths end to end, as a table [T, N, 2, G, D] of all
+    heads in the backbone's type. Ranks call it together.
+    """
     captured: dict[int, Tensor] = {}
     index = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
     positions = backbone.family.positions(index, backbone.model.config)
@@ -75,6 +93,27 @@ def _own_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
     pieces = gather_over_tensor_ranks(mine, backbone.grid)
     shared = max(1, len(pieces) // backbone.shape.key_value_heads)
     return torch.cat(pieces[::shared], dim=2).permute(3, 0, 1, 2, 4)
+
+
+def start_ids(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """The first P token ids of the text that ``prompt.init`` names, behind what the tokenizer puts in front of a text; None: it
+    names none, or there is no prompt.
+
+    Raises :class:`UserError` where the text has fewer.
+    """
+    init, length = config.prompt.init, config.prompt.length
+    if not isinstance(init, StartText) or config.method not in ("deep_prompt", "shallow_prompt"):
+        return None
+    ids = [*leading_tokens(tokenizer), *tokenizer(init.read(), add_special_tokens=False)["input_ids"]]
+    if len(ids) < length:
+        raise UserError(
+            f"prompt.init: its text has {len(ids)} tokens, fewer than prompt.length={length}; set prompt.length={len(ids)},"
+            " or give a longer text"
+            if ids
+            else "prompt.init: its text has no tokens; give it words"
+        )
+    logger.info("prompt.init: the prompt starts from the first %d of its text's %d tokens", length, len(ids))
+    return np.asarray(ids[:length], np.int64)
 
 
 def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:

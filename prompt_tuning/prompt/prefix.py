@@ -28,6 +28,8 @@ class Prefix(nn.Module):
     each layer that is never trained. With the backbone's own root mean square there (see
     :func:`prompt_tuning.prompt.initialise.measure_scale`), AdamW, whose steps are about as large as its rate, changes a table
     by that share of what the backbone itself has.
+
+    ``frozen``: so many first rows stand apart in ``first`` and are never trained; ``embedding`` has the others.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Prefix(nn.Module):
         layers: tuple[int, ...] | None = None,
         projection_width: int | None = None,
         relative: bool = False,
+        frozen: int = 0,
     ) -> None:
         super().__init__()
         self.shape, self.length, self.layers = shape, length, layers
@@ -49,9 +52,13 @@ class Prefix(nn.Module):
 
         scale = torch.ones(shape.num_layers if layers is None else len(layers), 2, 1, 1, dtype=dtype)
         self.scale = nn.Parameter(scale, requires_grad=False) if relative else None
+        self.first: nn.Parameter | None = None
         self.projection: nn.Sequential | None = None
         if projection_width is None:
-            self.embedding = draw("prefix.embedding", length, width)
+            whole = draw("prefix.embedding", length, width).data
+            self.embedding = nn.Parameter(whole[frozen:].clone())
+            if frozen:
+                self.first = nn.Parameter(whole[:frozen].clone(), requires_grad=False)
         else:
             self.embedding = draw("prefix.embedding", length, shape.hidden_size)
             self.projection = nn.Sequential(
@@ -69,6 +76,8 @@ class Prefix(nn.Module):
     def own_table(self) -> Tensor:
         """Keys and values [P, layers that it reaches, 2, G, D]; differentiable."""
         flat: Tensor = self.embedding if self.projection is None else self.projection(self.embedding)
+        if self.first is not None:
+            flat = torch.cat([self.first, flat])
         table = flat.view(self.length, -1, 2, self.shape.key_value_heads, self.shape.head_size)
         return table if self.scale is None else table * self.scale
 
@@ -87,7 +96,10 @@ class Prefix(nn.Module):
             table = table[:, list(self.layers)]
         if self.scale is not None:
             table = table / self.scale
-        self.embedding.copy_(table.reshape(self.length, -1))
+        flat = table.reshape(self.length, -1)
+        if self.first is not None:
+            self.first.copy_(flat[: len(self.first)])
+        self.embedding.copy_(flat[self.length - len(self.embedding) :])
 
     def by_layer(self, heads: slice = slice(None)) -> Table:
         """What attention takes; ``heads`` are the key/value heads that this rank's attention has."""

@@ -20,7 +20,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.messages import MISSING, sentences, show
 from prompt_tuning.settings.changes import keys_that_change, without
 from prompt_tuning.settings.merge import Json, extend, merge, parse_set, put, read_json
-from prompt_tuning.settings.run import MemberSpec, Run
+from prompt_tuning.settings.run import MemberSpec, Run, with_digest
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.search import HalvingSection, RandomSection
 
@@ -73,7 +73,7 @@ def resolve(raw: Json, path: Path, sets: list[tuple[str, Any]] | None = None, ou
     run_name = outer.get("name") or _folder_name(path.stem)
     names = _unique([_name(label, config) for label, _, config in configs])
     folder = Path(output or outer.get("output") or Path("runs") / run_name)
-    members = tuple(MemberSpec(n, o, c) for n, (_, o, c) in zip(names, configs, strict=True))
+    members = tuple(MemberSpec(n, o, with_digest(c, path)) for n, (_, o, c) in zip(names, configs, strict=True))
     halving = (fleet or {}).get("halving")
     return Run(
         run_name,

@@ -61,8 +61,8 @@ def merge(base: Json, over: Json) -> Json:
     result = copy.deepcopy(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        # A task object describes one data set: laying one over another would mix two.
-        result[key] = merge(result[key], value) if both and key != "task" else copy.deepcopy(value)
+        # A task object describes one data set, and init one text: laying one over another would mix two.
+        result[key] = merge(result[key], value) if both and key not in ("task", "init") else copy.deepcopy(value)
     return result
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.settings.merge import Json
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.search import HalvingSection
+from prompt_tuning.settings.start import StartText
 from prompt_tuning.storage.records import RunRecord
 
 
@@ -50,3 +52,18 @@ class Run:
                 for m in self.members
             ],
         }
+
+
+def with_digest(config: RunFile, path: Path) -> RunFile:
+    """Settings with the digest of the file that the prompt starts from, so that another content is another experiment.
+
+    Raises :class:`UserError`, which begins with ``path``.
+    """
+    init = config.prompt.init
+    if not isinstance(init, StartText):
+        return config
+    try:
+        prompt = config.prompt.model_copy(update={"init": init.recorded()})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return config.model_copy(update={"prompt": prompt})

@@ -14,6 +14,7 @@ from prompt_tuning.messages import show
 from prompt_tuning.section import FOLDER_NAME, Section
 from prompt_tuning.settings.changes import LAUNCH, PARALLEL, PEOPLE
 from prompt_tuning.settings.decode import DecodeSection
+from prompt_tuning.settings.prompt import PromptSection
 from prompt_tuning.settings.sections import (
     BackboneSection,
     DataSection,
@@ -23,7 +24,6 @@ from prompt_tuning.settings.sections import (
     LaunchSection,
     OptimizerSection,
     ParallelSection,
-    PromptSection,
     TrainSection,
 )
 
@@ -136,7 +136,7 @@ class RunFile(Section):
                 "prompt.positions='from_zero' does not fit method 'shallow_prompt': its prompts take the first positions;"
                 " use 'after_prefix'"
             )
-        problems += self._writing_problems()
+        problems += self._writing_problems() + self._frozen_problems()
         if self.is_cloze and self.method not in ("deep_prompt", "shallow_prompt"):
             problems.append(
                 f"data.template={self.data.template!r} lets the language model answer, so there is no head to train;"
@@ -153,9 +153,8 @@ class RunFile(Section):
         if self.method == "shallow_prompt" and prompt.layers is not None:
             problems.append("prompt.layers does not fit method 'shallow_prompt', whose prompts are at the input only")
         if prompt.reparameterisation == "mlp" and prompt.init != "normal":
-            problems.append(
-                f"prompt.init={prompt.init!r} fills the table itself and needs prompt.reparameterisation 'none'"
-            )
+            how = repr(prompt.init) if isinstance(prompt.init, str) else "a text"
+            problems.append(f"prompt.init={how} fills the table itself and needs prompt.reparameterisation 'none'")
         if self.method == "full" and self.backbone.dtype == "bfloat16":
             problems.append(
                 "method 'full' updates the weights themselves and needs backbone.dtype 'float32' or 'float64', not 'bfloat16'"
@@ -188,6 +187,22 @@ class RunFile(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _frozen_problems(self) -> list[str]:
+        """Why the first tokens of a prompt cannot be frozen."""
+        prompt = self.prompt
+        if not prompt.frozen_tokens:
+            return []
+        found, what = [], f"prompt.frozen_tokens={prompt.frozen_tokens}"
+        if self.method != "deep_prompt":
+            found.append(f"{what} does not fit method {self.method!r}, which has no prefix; leave it out")
+        if prompt.frozen_tokens >= prompt.length:
+            found.append(f"{what} leaves nothing of prompt.length={prompt.length} to train; give a lower number")
+        if prompt.init in ("normal", "zero") and prompt.init_from is None:
+            found.append(f"{what} would freeze numbers that mean nothing; start from a text: prompt.init or init_from")
+        if prompt.reparameterisation == "mlp":
+            found.append(f"{what} needs a table of its own; set prompt.reparameterisation 'none'")
+        return found
 
     def _writing_problems(self) -> list[str]:
         """What does not fit a task whose answers the language model writes, and what fits no other."""

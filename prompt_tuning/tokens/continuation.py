@@ -46,7 +46,7 @@ def source_tokens(
     Raises :class:`UserError` where ``max_length`` leaves no room, or nothing is left to write behind.
     """
     between = list(tokenizer(separator, add_special_tokens=False)["input_ids"]) if separator else []
-    start = _leading(tokenizer)
+    start = leading_tokens(tokenizer)
     room = max_length - len(start) - len(between)
     if room < 1:
         raise UserError(
@@ -63,7 +63,7 @@ def source_tokens(
     return rows, {f"%d of %d sources are cut to data.max_length={max_length} tokens": (cut, len(rows))}
 
 
-def _leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens in front of every text, such as a begin token; those behind a text would end it too early."""
     ids, special = list(tokenizer("a")["input_ids"]), set(tokenizer.all_special_ids)
     count = next((place for place, token in enumerate(ids) if token not in special), 0)
