@@ -145,7 +145,8 @@ class AttachedPrompts:
         """Texts, tokenised, behind which a prompt is to write. Raises :class:`UserError`."""
         self._check_writes(prompt)
         most = self.prompts[prompt].encoding.max_length
-        rows, _ = source_tokens(self.backbone.tokenizer, self.tasks[prompt].separator, most, texts)
+        has_encoder = self.backbone.description.has_encoder
+        rows, _ = source_tokens(self.backbone.tokenizer, self.tasks[prompt].separator, most, texts, has_encoder)
         return [(prompt, np.asarray(row)) for row in rows]
 
     def written(
@@ -196,7 +197,8 @@ class AttachedPrompts:
         task, exported = self.tasks[prompt], self.prompts[prompt]
         examples = [prediction_rows(task, where, row) for where, row in rows]
         every = [example for own in examples for example in own]
-        recipe = Recipe(task, self.backbone.tokenizer, exported.encoding, exported.labels)
+        described = self.backbone.description
+        recipe = Recipe(task, described.tokenizer, exported.encoding, exported.labels, described.has_encoder)
         return Question(prompt, list(map(len, examples)), encode(recipe, every) if every else None)
 
     def answers(self, questions: Sequence[Question]) -> list[list[dict[str, Any]]]:

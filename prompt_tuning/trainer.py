@@ -108,7 +108,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
     for spec in run.members:
         identity = _data_of(spec)
         if identity not in data:
-            data[identity] = task_data(spec.config, described.tokenizer)
+            data[identity] = task_data(spec.config, described.tokenizer, described.has_encoder)
             for features in data[identity].splits.values():
                 described.check_tokens(features.largest_token)
         check_lengths(spec.config, described)

@@ -75,7 +75,9 @@ def _look(run: Run) -> list[str]:
                     task, source = find_task(config.task), source_of(config)
                     choose_rows(task, source, open_splits(task, source), limits_of(config.data))
                 else:
-                    lines[key] = f"{find_task(config.task).name}: {check_data(config, described.tokenizer)}"
+                    lines[key] = (
+                        f"{find_task(config.task).name}: {check_data(config, described.tokenizer, described.has_encoder)}"
+                    )
         except UserError as error:
             if str(error) not in problems:
                 problems.append(str(error))

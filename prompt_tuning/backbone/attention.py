@@ -43,6 +43,9 @@ class PrefixShape:
 INDEX = "prefix_layer_index"
 """Attribute of an attention module: which layer of the prefix is its own; none's where the forward says a depth."""
 
+ACROSS = "prefix_looks_across"
+"""Attribute of an attention module: whether it attends from a decoder's tokens to an encoder's."""
+
 LAST = "prefix_last_layer"
 """Attribute of an attention module: the last layer, of which only what is read counts."""
 
@@ -86,6 +89,8 @@ def prefix_attention(
     if captured is not None:
         captured[layer] = torch.stack([key, value])
     assert rows is not None and attention_mask is None, "tokens come packed, and rows say which belong together"
+    if getattr(module, ACROSS):
+        rows = rows.across
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     look = Look(bool(causal), sliding_window, layer == getattr(module, LAST))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -122,14 +127,24 @@ for _name, _kernel in KERNELS.items():
 
 
 def open_door(
-    model: PreTrainedModel, attention_modules: Iterable[nn.Module], kernel: str, tensor_rank: int | None = None
+    model: PreTrainedModel,
+    attention_modules: Iterable[nn.Module],
+    kernel: str,
+    tensor_rank: int | None = None,
+    across: Iterable[nn.Module] = (),
 ) -> None:
-    """Let prefixes into ``model``: number its attention modules and select our attention function."""
+    """Let prefixes into ``model``: number its attention modules and select our attention function.
+
+    ``across``: those of them that attend from a decoder to an encoder.
+    """
     modules = list(attention_modules)
     for index, module in enumerate(modules):
         setattr(module, INDEX, index)
         setattr(module, LAST, len(modules) - 1)
         setattr(module, TENSOR_RANK, tensor_rank)
+        setattr(module, ACROSS, False)
+    for module in across:
+        setattr(module, ACROSS, True)
     select_attention(model, modules, attention_name(kernel))
 
 

@@ -29,10 +29,18 @@ class Description:
     family: Family
     tokenizer: PreTrainedTokenizerBase
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads sources, and a decoder targets, each with positions of its own."""
+        return bool(self.family.sites)
+
     def check_length(self, prompt_length: int, max_length: int, positions: str, target: int = 0) -> None:
         """Raise :class:`UserError` where prompt, text and ``target`` tokens behind it together outgrow the position table."""
         limit = self.family.max_positions(self.config)
         takes_some = positions == "after_prefix" and self.family.has_positions(self.config)
+        if self.has_encoder:
+            self._check_both(max_length, target)
+            return
         used = max_length + target + (prompt_length if takes_some else 0)
         if used > limit:
             room = limit - used + max_length
@@ -46,6 +54,14 @@ class Description:
             raise UserError(
                 f"prompt.length={prompt_length} and data.max_length={max_length}{more} need {used} positions, but"
                 f" {self.path} has {limit}; {text}{prompt}"
+            )
+
+    def _check_both(self, source: int, target: int) -> None:
+        limit = self.family.max_positions(self.config)
+        if max(source, target) > limit:
+            raise UserError(
+                f"data.max_length={source} and a target of {target} tokens: {self.path} has {limit} positions for each of them;"
+                " lower the larger"
             )
 
     def check_writes(self, length: int) -> None:
@@ -98,7 +114,11 @@ def describe_backbone(section: BackboneSection) -> Description:
     folder = _with_safetensors(place, section.path)
     config, family = checked_config(folder, section)
     return Description(
-        section.path, folder, config, family, read_tokenizer(folder, config, section, family.pooling == "last")
+        section.path,
+        folder,
+        config,
+        family,
+        read_tokenizer(folder, config, section, family.pooling == "last" and not family.sites),
     )
 
 

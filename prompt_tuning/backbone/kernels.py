@@ -52,7 +52,7 @@ def apart(
 
     Where anything drops, prefixes and texts are put together instead: :func:`grouped`.
     """
-    if dropout or rows.drops:
+    if dropout or rows.drops or rows.looks_at is not None:
         return grouped(fused, query, key, value, rows, layer, look, scale, dropout)
     read = _read(rows, look)
     q, k, v = query[0] if read is None else query[0].index_select(1, read), key[0], value[0]
@@ -116,9 +116,10 @@ def grouped(
     read = _read(rows, look)
     q_all = query[0] if read is None else query[0].index_select(1, read)
     sizes = [group.num_tokens for group in rows.groups]
+    seen = [group.num_tokens for group in (rows.looks_at or rows).groups]
     # Split at once: the gradients of slices would each be as large as all tokens'.
     queries = q_all.split(sizes if read is None else [group.num_rows for group in rows.groups], 1)
-    for group, *own in zip(rows.groups, queries, key[0].split(sizes, 1), value[0].split(sizes, 1), strict=True):
+    for group, *own in zip(rows.groups, queries, key[0].split(seen, 1), value[0].split(seen, 1), strict=True):
         q, k, v = (part.unflatten(1, (group.num_rows, -1)).transpose(0, 1) for part in own)
         prefix = rows.prefix(layer, group, k.dtype)
         if prefix is not None:
@@ -149,6 +150,8 @@ def padded(
 
     ``attend`` takes query, key and value [R, heads, ...], the mask [R, 1, L, P + L], scale and dropout rate.
     """
+    if rows.looks_at is not None:
+        return grouped(attend, query, key, value, rows, layer, look, scale, dropout)
     device = query.device
     lengths = [group.length for group in rows.groups for _ in range(group.num_rows)]
     place, real, texts = rows.keep("places", lambda: _places(lengths, device))

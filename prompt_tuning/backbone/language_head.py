@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from model_parallel.apply import Cut, share_output
 from model_parallel.grid import Grid, TopologyError
@@ -100,6 +100,19 @@ class _Scaled(nn.Module):
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
+class _Biased(nn.Module):
+    """A head with a bias of its own for each logit, which files keep apart from it (BART)."""
+
+    def __init__(self, head: nn.Module, bias: Tensor) -> None:
+        super().__init__()
+        self.head, self.own = head, nn.Module()
+        self.own.register_buffer("final_logits_bias", bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.head(hidden) + self.own.get_buffer("final_logits_bias")[0]
+        return found
+
+
 class _Handed(nn.Module):
     """A head that is handed the word embedding, whose vectors its outputs are products with."""
 
@@ -125,6 +138,8 @@ def load_language_head(
     """
     with torch.device("meta"):
         kind = AutoModelForCausalLM if family.pooling == "last" else AutoModelForMaskedLM
+        if family.sites:
+            kind = AutoModelForSeq2SeqLM
         if not family.has_language_head:
             raise WeightsError(
                 f"a cloze template needs a language-model head, and an encoder of model_type {config.model_type!r} has none;"
@@ -165,6 +180,11 @@ def load_language_head(
         )
     bytes_read = load_weights(head, stored, cuts, grid)
     chain: nn.Module = nn.Sequential(*head.values())
+    bias = "final_logits_bias"
+    found = stored_tensors(folder, {bias}, "") if hasattr(whole, bias) else {}
+    if bias in found:
+        chain = _Biased(chain, getattr(whole, bias))
+        bytes_read += load_weights(chain.own, found, {}, grid)
     if is_handed:
         (only,) = head.values()
         chain = _Handed(only, model.get_input_embeddings())

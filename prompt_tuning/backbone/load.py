@@ -131,6 +131,11 @@ def load_backbone(
     described = description or describe_backbone(section)
     config = copy.deepcopy(described.config)
     set_dropout(config, described.family, dropout, section.path)
+    if described.has_encoder and (grid.tensor > 1 or zero is not None or section.quantize is not None):
+        raise UserError(
+            f"backbone.path={section.path}: an encoder-decoder ({config.model_type}) is whole on every rank here; use"
+            " parallel.tensor 1, parallel.zero false and no backbone.quantize"
+        )
     try:
         check_heads(sizes_of(config), grid.tensor, section.path)
         return _load(described, config, section, grid, trainable, activation_checkpointing, zero, language)
@@ -182,7 +187,9 @@ def _load(
         bytes_read += size
     if shards is not None:
         shards.attach(model)
-    open_door(model, family.attention_modules(model), section.attention, grid.tensor_rank if grid.tensor > 1 else None)
+    tensor_rank = grid.tensor_rank if grid.tensor > 1 else None
+    modules, across = family.attention_modules(model), family.across_modules(model)
+    open_door(model, modules, section.attention, tensor_rank, across)
     family.narrow_last_layer(model)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": deltas.checkpointing})

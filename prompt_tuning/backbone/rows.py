@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -29,6 +29,8 @@ class Group:
     tokens: slice
     member: int
     """Whose they are: its place in the batch."""
+    encoded: int = 0
+    """Tokens with which each row begins that an encoder reads; 0: there is none."""
 
     @property
     def num_rows(self) -> int:
@@ -46,13 +48,13 @@ class Group:
         return self.num_tokens // self.num_rows
 
     @staticmethod
-    def neighbours(rows: Iterable[tuple[int, int]]) -> tuple[Group, ...]:
-        """Of rows, given as (member, tokens) in the order in which they stand."""
+    def neighbours(rows: Iterable[tuple[int, ...]]) -> tuple[Group, ...]:
+        """Of rows, given as (member, tokens) or (member, tokens, encoded tokens) in the order in which they stand."""
         groups, row, token = [], 0, 0
-        for (member, length), some in groupby(rows):
+        for (member, length, *encoded), some in groupby(rows):
             row_end = row + sum(1 for _ in some)
             token_end = token + (row_end - row) * length
-            groups.append(Group(slice(row, row_end), slice(token, token_end), member))
+            groups.append(Group(slice(row, row_end), slice(token, token_end), member, *encoded))
             row, token = row_end, token_end
         return tuple(groups)
 
@@ -76,6 +78,10 @@ class PackedRows:
     all_heads: int = 0
     deltas: tuple[Mapping[str, Tensor] | None, ...] = ()
     """By a member's place in the batch: what is added to the backbone's vectors of these names; empty: nothing to any."""
+    encoder: PackedRows | None = None
+    """The same rows in an encoder, at whose tokens these look too; None: there is none."""
+    looks_at: PackedRows | None = None
+    """The rows to whose tokens all of these attend; None: to their own."""
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     @functools.cached_property
@@ -117,6 +123,21 @@ class PackedRows:
             found = found * (keep[:, :, :, self.heads] * scale.view(-1, 1, 1, 1, 1))
         keys_, values = found.to(dtype).unbind(2)
         return keys_.transpose(1, 2), values.transpose(1, 2)
+
+    def over(self, lengths: Iterable[int]) -> PackedRows:
+        """The same rows, each group's of another length, for attention to other tokens than these."""
+        groups, token = [], 0
+        for group, length in zip(self.groups, lengths, strict=True):
+            end = token + length * group.num_rows
+            groups.append(Group(group.rows, slice(token, end), group.member))
+            token = end
+        return replace(self, groups=tuple(groups), read=None, _kept={})
+
+    @property
+    def across(self) -> PackedRows:
+        """These rows as they look at the encoder's."""
+        found: PackedRows = self.keep("across", lambda: replace(self, looks_at=self.encoder, _kept={}))
+        return found
 
     def keep(self, name: Any, make: Callable[[], Any]) -> Any:
         """What all layers share: made once."""

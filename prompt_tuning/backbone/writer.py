@@ -16,7 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    PreTrainedModel,
+)
+from transformers.masking_utils import eager_mask
 
 from model_parallel.vocabulary import VocabularyParallelOutput
 from prompt_tuning.backbone.attention import attention_name, select_attention
@@ -31,6 +39,10 @@ def writer(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
         raise UserError(
             "the prompt writes texts, but its backbone was loaded without language head; use attach(prompt)"
         )
+    if backbone.description.has_encoder:
+        with _both(backbone, attention) as both:
+            yield both
+        return
     model = backbone.model
     # Of transformers' kernels the eager one alone bends scores to a cap.
     kernel = "eager" if getattr(model.config, "attn_logit_softcapping", None) else attention
@@ -51,6 +63,72 @@ def writer(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
     finally:
         select_attention(model, modules, attention_name(attention))
         model.train(was_training)
+
+
+@contextmanager
+def _both(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
+    """The encoder-decoder with its language head, transformers' own forward and :func:`_behind_prefix` at each attention."""
+    model, modules = backbone.model, backbone.family.attention_modules(backbone.model)
+    with torch.device("meta"):
+        shell: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    setattr(shell, shell.base_model_prefix, model)
+    head: Any = backbone.language_head
+    (output,) = getattr(head, "head", head).children()
+    shell.set_output_embeddings(output)
+    bias = head.own.get_buffer("final_logits_bias") if hasattr(head, "own") else None
+    shell.register_buffer("final_logits_bias", output.weight.new_zeros(1, len(output.weight)) if bias is None else bias)
+    was_training, packed = model.training, model.__class__
+    model.__class__ = packed.__mro__[2]  # transformers' own
+    shell.eval()
+    select_attention(model, modules, _WRITTEN)
+    try:
+        yield shell
+    finally:
+        model.__class__ = packed
+        select_attention(model, modules, attention_name(attention))
+        model.train(was_training)
+        for module in modules:
+            setattr(module, _FRONT, None)
+
+
+_WRITTEN, _FRONT = "promptfleet_written", "prefix_in_front"
+
+
+def put_in_front(backbone: Backbone, tables: list[Tensor | None]) -> None:
+    """Prompts of the rows that an encoder-decoder writes next: tables [P, N, 2, G, D], one a row, as keys and values."""
+    shape, model = backbone.shape, backbone.model
+    none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, device=model.device)
+    own = [none if table is None else table for table in tables]
+    longest = max(map(len, own))
+    pieces = [nn.functional.pad(table, (0, 0) * 4 + (longest - len(table), 0)) for table in own]
+    whole = torch.stack(pieces).to(model.dtype)  # [B, P, N, 2, G, D]
+    counts = torch.tensor([longest - len(table) for table in own], device=model.device)
+    is_there = torch.arange(longest, device=model.device) >= counts[:, None]
+    mask = torch.where(is_there, 0.0, -torch.inf).to(model.dtype)[:, None, None]
+    for layer, module in enumerate(backbone.family.attention_modules(model)):
+        keys, values = whole[:, :, layer].transpose(1, 3).unbind(2)  # [B, G, P, D]
+        setattr(module, _FRONT, (keys, values, mask))
+
+
+def _behind_prefix(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Stock attention with each row's prompt in front of its keys; a decoder's rows are several beams of each."""
+    front = getattr(module, _FRONT)
+    keys, values, seen = (own.repeat_interleave(len(query) // len(own), 0) for own in front)
+    if mask is None:
+        mask = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
+    seen = seen.expand(-1, -1, query.shape[2], -1)
+    whole = torch.cat([seen, mask.to(seen.dtype).expand(len(query), -1, -1, -1)], 3)
+    found = nn.functional.scaled_dot_product_attention(
+        query, torch.cat([keys, key], 2), torch.cat([values, value], 2), whole, scale=scaling
+    )
+    return found.transpose(1, 2), None
+
+
+AttentionInterface.register(_WRITTEN, _behind_prefix)
+# A mask is always made, in which the causal rule does not count the prompt.
+AttentionMaskInterface.register(_WRITTEN, eager_mask)
 
 
 class _Whole(nn.Module):

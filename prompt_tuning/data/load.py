@@ -44,8 +44,8 @@ class TaskData:
     splits: dict[str, Features]
 
 
-def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-    """The data of a member, read and tokenised as its settings say. Raises :class:`UserError`.
+def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder: bool = False) -> TaskData:
+    """The data of a member, read and tokenised as its settings say, for an encoder-decoder or another. Raises :class:`UserError`.
 
     Large data are tokenised once on a host and kept: its other ranks and later starts map them.
     """
@@ -54,18 +54,20 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> TaskData:
     splits = open_splits(task, source)
     if _are_small(task, splits, limits):
         rows = choose_rows(task, source, splits, limits, data.held_out)
-        return _tokenise(Recipe(task, tokenizer, encoding_of(data), _labels(task, rows)), rows)
-    cache = _cache(config, tokenizer, splits)
+        return _tokenise(Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder), rows)
+    cache = _cache(config, tokenizer, has_encoder, splits)
     found = cache.find(find_kind(task.kind))
     if found is not None:
         logger.info("task %r: tokenised before, and kept in %s", task.name, cache.path)
     else:
-        found = _keep(cache, config, tokenizer, splits)
+        found = _keep(cache, config, tokenizer, has_encoder, splits)
     _say(task, found[1])
     return TaskData(*found)
 
 
-def _keep(cache: Cache, config: RunFile, tokenizer: PreTrainedTokenizerBase, splits: Mapping[str, Rows]) -> Entry:
+def _keep(
+    cache: Cache, config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder: bool, splits: Mapping[str, Rows]
+) -> Entry:
     """Tokenise large data, or wait until another process of this host has. Raises :class:`UserError`."""
     task, data, source = find_task(config.task), config.data, source_of(config)
     try:
@@ -73,10 +75,10 @@ def _keep(cache: Cache, config: RunFile, tokenizer: PreTrainedTokenizerBase, spl
             found = cache.find(find_kind(task.kind))
             if found is None:
                 rows = choose_rows(task, source, splits, limits_of(data), data.held_out)
-                recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows))
+                recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder)
                 with new_folder(cache.path) as folder:
                     _write(folder, recipe, rows)
-                    if cache.path != _cache(config, tokenizer, open_splits(task, source)).path:
+                    if cache.path != _cache(config, tokenizer, has_encoder, open_splits(task, source)).path:
                         raise UserError(f"{source.name}: data have changed while they were tokenised; start again")
                 found = cache.find(find_kind(task.kind))
     except OSError as error:
@@ -181,7 +183,9 @@ def _are_small(task: Task, sources: Mapping[str, Rows], limits: Limits) -> bool:
     return all(first_of(task, rows, split, limits).count(SMALL + 1) <= SMALL for split, rows in sources.items())
 
 
-def _cache(config: RunFile, tokenizer: PreTrainedTokenizerBase, sources: Mapping[str, Rows]) -> Cache:
+def _cache(
+    config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder: bool, sources: Mapping[str, Rows]
+) -> Cache:
     """The place of a member's tokenised data. Raises :class:`UserError` where there is none."""
     data = config.data
     folder = expand(data.cache) if data.cache else default_folder()
@@ -192,6 +196,7 @@ def _cache(config: RunFile, tokenizer: PreTrainedTokenizerBase, sources: Mapping
         "encoding": asdict(encoding_of(data)),
         "limits": dict(limits_of(data)),
         "held_out": data.held_out,
+        "has_encoder": has_encoder,
         "tokenizer": tokenizer_digest(tokenizer),
         # What the identity of a backbone, older than this, leaves out.
         "tokenizer_settings": [
@@ -212,7 +217,7 @@ def _say(task: Task, splits: Mapping[str, Features]) -> None:
                 logger.info(f"task %r: {remark}", task.name, *numbers)
 
 
-def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
+def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder: bool = False) -> str:
     """Read all rows that a member would train and be judged on, and tokenise the first and the last of each split.
 
     Returns what is there, for people. Raises :class:`UserError` as training would.
@@ -220,7 +225,7 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> str:
     task, data = find_task(config.task), config.data
     source = source_of(config)
     rows = choose_rows(task, source, open_splits(task, source), limits_of(data), data.held_out)
-    recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows))
+    recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder)
     counts = ", ".join(f"{split} {_check_split(recipe, split, found)} rows" for split, found in rows.items())
     labels = recipe.labels
     return f"{counts}; labels {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"

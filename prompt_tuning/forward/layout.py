@@ -22,9 +22,15 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
     for source, rows in pool.by_source(row_members):
         lengths[rows] = source.lengths(row_examples[rows])
 
+    encoded = np.zeros(len(lengths), np.int64)
+    for source, rows in pool.by_source(row_members):
+        counts = getattr(source.notes, "num_encoded", None)
+        if counts is not None:
+            encoded[rows] = counts[row_examples[rows]]
+
     shapes, fronts = pool.shapes, pool.shapes.fronts[row_members]
     widths = lengths + fronts
-    standing = np.lexsort((-widths, member_of_row))
+    standing = np.lexsort((-encoded, -widths, member_of_row))
     begins = np.empty_like(widths)
     begins[standing] = np.cumsum(widths[standing]) - widths[standing]
     first = begins + fronts
@@ -71,7 +77,9 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         input_ids=torch.from_numpy(input_ids)[None],
         token_type_ids=None if token_types is None else torch.from_numpy(token_types)[None],
         positions=torch.from_numpy(positions)[None],
-        groups=Group.neighbours(zip(member_of_row[standing].tolist(), widths[standing].tolist(), strict=True)),
+        groups=Group.neighbours(
+            zip(*(own[standing].tolist() for own in (member_of_row, widths, encoded)), strict=True)
+        ),
         read=None if reading is None else torch.from_numpy(reading),
         standing=torch.from_numpy(standing),
         rates=torch.from_numpy(shapes.rates[row_members]) if shapes.rates[members].any() else None,

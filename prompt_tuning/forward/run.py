@@ -75,7 +75,7 @@ def _packed_rows(
         dropout[batch.standing],
         backbone.local_heads,
         backbone.shape.key_value_heads,
-        deltas,
+        deltas=deltas,
     )
 
 

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from model_parallel import rng
 from model_parallel.collectives import gather_over_data_ranks
 from prompt_tuning.backbone.load import Backbone
-from prompt_tuning.backbone.writer import cache_of, writer
+from prompt_tuning.backbone.writer import cache_of, put_in_front, writer
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.decode import DecodeSection
@@ -106,6 +106,7 @@ def _generation_config(backbone: Backbone, settings: DecodeSection, most: int) -
         do_sample=settings.sample,
         eos_token_id=end_token(backbone.tokenizer),
         pad_token_id=backbone.description.pad_token,
+        decoder_start_token_id=getattr(backbone.model.config, "decoder_start_token_id", None),
         **drawn,
     )
 
@@ -143,11 +144,18 @@ def _inputs(
     mask = np.zeros((len(sources), front + longest), np.int64)
     positions = np.zeros((len(sources), longest), np.int64)
     for row, (p, tokens) in enumerate(sources):
+        if backbone.description.has_encoder:  # whose positions begin with the row
+            ids[row, : len(tokens)], mask[row, front : front + len(tokens)] = tokens, 1
+            continue
         ids[row, longest - len(tokens) :] = tokens
         mask[row, front - prompts[p].length : front] = 1
         mask[row, front + longest - len(tokens) :] = 1
         positions[row, longest - len(tokens) :] = prompts[p].text_start + np.arange(len(tokens))
     whole = [tables[p] for p, _ in sources]
+    if backbone.description.has_encoder:
+        put_in_front(backbone, whole)
+        found = {"input_ids": ids, "attention_mask": mask[:, front:]}
+        return {name: torch.from_numpy(value).to(device) for name, value in found.items()}
     cache = None
     if front:
         shape = backbone.shape
@@ -174,7 +182,8 @@ def _generate(
     model: PreTrainedModel, inputs: dict[str, Any], config: GenerationConfig, stops: _Stops, **how: Any
 ) -> np.ndarray:
     """Tokens written to each row [B, at most max_new_tokens]."""
-    stops.start = inputs["input_ids"].shape[1]
+    # A decoder that looks at an encoder begins with its start token alone.
+    stops.start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     criteria = StoppingCriteriaList([stops] if stops.texts else [])
     found: Tensor = model.generate(**inputs, generation_config=config, stopping_criteria=criteria, **how)
     return found[:, stops.start :].cpu().numpy()
@@ -205,6 +214,9 @@ def check_positions(backbone: Backbone, prompt: Prompt, source: int, most: int) 
     """Raise :class:`UserError` where a source of some tokens and ``most`` behind it have no room behind a prompt."""
     described = backbone.description
     described.check_writes(prompt.length + source + most)
+    if described.has_encoder:
+        described.check_length(prompt.length, source, "from_zero", most)
+        return
     limit = described.family.max_positions(described.config)
     if prompt.text_start + source + most > limit:
         raise UserError(

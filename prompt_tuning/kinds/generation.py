@@ -37,6 +37,8 @@ class Passages:
     """[rows] Tokens behind which the text is written."""
     num_labels: np.ndarray
     """[rows] Tokens of the target, each a term of the loss."""
+    num_encoded: np.ndarray
+    """[rows] Tokens of the source where an encoder reads it, else 0."""
 
 
 def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
@@ -49,7 +51,7 @@ def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
         targets.append(_targets(where, task, row))
     found = encode_continuations(recipe, sources, [own[0] if own else None for own in targets])
     labels = np.where(found.num_target > 0, 0, -1)
-    notes = Passages(Values.of(targets), found.num_source, found.num_target)
+    notes = Passages(Values.of(targets), found.num_source, found.num_target, found.num_source * recipe.has_encoder)
     return Features(found.tokens, None, found.offsets, 1, labels, found.wanted, notes, found.remarks)
 
 

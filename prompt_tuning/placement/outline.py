@@ -253,7 +253,13 @@ class Outline:
     def _layers_are_alike(self) -> bool:
         kinds = set(getattr(self.backbone_config, "layer_types", None) or [None])
         steps = self.family.num_layers(self.backbone_config) - DEPTHS[1]
-        return len(kinds) == 1 and self.config.prompt.layers is None and steps % (DEPTHS[1] - DEPTHS[0]) == 0
+        is_one_stack = not self.family.sites
+        return (
+            is_one_stack
+            and len(kinds) == 1
+            and self.config.prompt.layers is None
+            and steps % (DEPTHS[1] - DEPTHS[0]) == 0
+        )
 
     def _of_depth(self, layers: int) -> Any:
         config = copy.deepcopy(self.backbone_config)

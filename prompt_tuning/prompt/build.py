@@ -53,6 +53,11 @@ def check_lengths(config: RunFile, described: Description) -> None:
     positions = config.prompt.positions if has_prompt else "from_zero"
     length = config.prompt.length if has_prompt else 0
     target = 0
+    if described.has_encoder and not config.is_written:
+        raise UserError(
+            f"backbone.path={described.path}: {described.config.model_type} is an encoder-decoder, which is for tasks of kind"
+            " 'generation' alone; choose an encoder such as 'roberta' for this task"
+        )
     if config.is_written:
         target = max(config.data.max_target_length, config.decode.max_new_tokens or 0)
         described.check_writes(length + config.data.max_length + target)

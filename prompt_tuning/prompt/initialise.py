@@ -83,7 +83,11 @@ def text_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
     captured: dict[int, Tensor] = {}
     index = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
     positions = backbone.family.positions(index, backbone.model.config)
-    rows = PackedRows(Group.neighbours([(0, length) for length in lengths]))
+    groups: list[tuple[int, ...]] = [(0, length) for length in lengths]
+    if backbone.description.has_encoder:  # it reads each row and writes it again
+        ids = torch.cat([part for row in ids[0].split(lengths) for part in (row, row[:-1])])[None]
+        groups = [(0, 2 * length - 1, length) for length in lengths]
+    rows = PackedRows(Group.neighbours(groups))
     backbone.model.eval()
     with backbone.at_work() as model:
         model(input_ids=ids, position_ids=positions, rows=rows, captured=captured)

@@ -39,14 +39,19 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def source_tokens(
-    tokenizer: PreTrainedTokenizerBase, separator: str, max_length: int, texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, separator: str, max_length: int, texts: Sequence[str], has_encoder: bool = False
 ) -> tuple[list[list[int]], Remarks]:
     """Tokens of sources: what the tokenizer puts in front of a text, the text, cut to fit, and the separator.
 
+    An encoder's sources (``has_encoder``) end with what the tokenizer puts behind a text, and have no separator.
+
     Raises :class:`UserError` where ``max_length`` leaves no room, or nothing is left to write behind.
     """
-    between = list(tokenizer(separator, add_special_tokens=False)["input_ids"]) if separator else []
-    start = leading_tokens(tokenizer)
+    if has_encoder:
+        start, between = _around(tokenizer)
+    else:
+        between = list(tokenizer(separator, add_special_tokens=False)["input_ids"]) if separator else []
+        start = leading_tokens(tokenizer)
     room = max_length - len(start) - len(between)
     if room < 1:
         raise UserError(
@@ -72,17 +77,25 @@ def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[: count or next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)]
 
 
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens in front of every text, and those behind it."""
+    ids, start = list(tokenizer("a")["input_ids"]), leading_tokens(tokenizer)
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return start, ids[len(start) + len(plain) :]
+
+
 def encode_continuations(recipe: Recipe, sources: Sequence[str], targets: Sequence[str | None]) -> Continuations:
     """Rows of sources and targets, cut apart: a source to ``max_length``, a target to ``max_target_length`` tokens.
 
     A target that is cut has no end token. Where a target is None the row is its source.
     """
-    task, tokenizer, encoding, _ = recipe
+    task, tokenizer, encoding = recipe.task, recipe.tokenizer, recipe.encoding
     end, most = end_token(tokenizer), encoding.max_target_length
-    before, remarks = source_tokens(tokenizer, task.separator, encoding.max_length, sources)
+    before, remarks = source_tokens(tokenizer, task.separator, encoding.max_length, sources, recipe.has_encoder)
     texts = ["" if target is None else target for target in targets]
+    front, _ = _around(tokenizer) if recipe.has_encoder else ([], [])
     found = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    whole = [[] if target is None else [*ids, end] for ids, target in zip(found, targets, strict=True)]
+    whole = [[] if target is None else [*front, *ids, end] for ids, target in zip(found, targets, strict=True)]
     behind = [own[:most] for own in whole]
     rows = [np.asarray([*source, *own[:-1]], np.int32) for source, own in zip(before, behind, strict=True)]
     offsets = ends_of([len(row) for row in rows])

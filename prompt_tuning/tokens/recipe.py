@@ -28,3 +28,5 @@ class Recipe(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     encoding: Encoding
     labels: tuple[str, ...]
+    has_encoder: bool = False
+    """Whether the backbone's encoder reads sources and its decoder targets."""

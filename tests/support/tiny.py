@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerFast,
+)
 
 from prompt_tuning.backbone.families import find_family
 
@@ -131,6 +138,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "t5": T5,
     "mt5": {**T5, "feed_forward_proj": "gated-gelu"},
     "umt5": {**T5, "feed_forward_proj": "gated-gelu"},
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 3,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "vocab_size": 80,
+        "max_position_embeddings": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "decoder_start_token_id": 3,
+        "forced_eos_token_id": None,
+    },
     "llama": {**DECODER, "attention_bias": True},
     "mistral": {**DECODER, "sliding_window": None},
     "qwen2": PLAIN,
@@ -203,10 +226,19 @@ def make_language_backbone(folder: Path, model_type: str, seed: int = 0, **chang
     config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
     is_causal = find_family(model_type).pooling == "last"
     torch.manual_seed(seed)
-    model = (AutoModelForCausalLM if is_causal else AutoModelForMaskedLM).from_config(config)
+    kind = (
+        AutoModelForSeq2SeqLM
+        if config.is_encoder_decoder
+        else AutoModelForCausalLM
+        if is_causal
+        else AutoModelForMaskedLM
+    )
+    model = kind.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_(std=0.3)
     model.save_pretrained(folder)
     make_tokenizer(config.pad_token_id, with_mask=not is_causal).save_pretrained(folder)
     return folder

@@ -61,6 +61,9 @@ class Family:
     """Transformers' class that builds the model from its config."""
     open: Callable[[PreTrainedModel], None] = lambda model: None
     """What a model on ``meta`` needs before it can be cut and take prefixes."""
+    sites: tuple[tuple[str, str], ...] = ()
+    """Of an encoder-decoder: the list of layers and the module in each that attends, for the encoder's attention to itself, the
+    decoder's to itself, and the decoder's to the encoder. A prefix has levels for all, in this order. Empty: one stack of layers."""
     beyond_tokens: tuple[str, ...] = ()
     """Globs of modules that see more than tokens, such as relative positions: no member can have deltas of their vectors."""
 
@@ -70,11 +73,17 @@ class Family:
         return self.auto is AutoModel
 
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
-        """What attends, layer by layer."""
+        """What attends, layer by layer; of an encoder-decoder site by site."""
+        if self.sites:
+            return [layer.get_submodule(name) for layers, name in self.sites for layer in _children(model, layers)]
         return [layer.get_submodule(self.attention) for layer in self._layers(model)]
 
+    def across_modules(self, model: nn.Module) -> list[nn.Module]:
+        """What attends from a decoder's tokens to an encoder's."""
+        return [layer.get_submodule(name) for layers, name in self.sites[2:] for layer in _children(model, layers)]
+
     def _layers(self, model: nn.Module) -> list[nn.Module]:
-        return list(model.get_submodule(self.layers).children())
+        return _children(model, self.layers)
 
     @contextmanager
     def layers_until(self, model: nn.Module, end: int) -> Iterator[list[Tensor]]:
@@ -149,6 +158,10 @@ class Family:
         if not hasattr(config, "max_position_embeddings"):
             return sys.maxsize
         return int(config.max_position_embeddings) - self.table_offset(config)
+
+
+def _children(model: nn.Module, name: str) -> list[nn.Module]:
+    return list(model.get_submodule(name).children())
 
 
 class _Known(nn.Module):

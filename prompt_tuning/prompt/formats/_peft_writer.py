@@ -77,6 +77,7 @@ def _check_is_mapped(exported: ExportedPrompt, described: Description, task: str
     )
     assert prompt.prefix is not None
     reasons = {
+        "PEFT's prefix of an encoder-decoder reaches the decoder alone": described.has_encoder,
         "prompt.layers: PEFT puts its prefix in front of every layer": prompt.prefix.layers is not None,
         "prompt.positions 'from_zero': PEFT's texts start behind the prefix": prompt.positions != "after_prefix",
         "train.also: PEFT has no place for deltas of biases and norms": prompt.beside is not None,

@@ -1,0 +1,240 @@
+"""Encoder-decoders that write texts: BART with a prefix at all three attentions, against transformers' model row by row."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from transformers import AttentionInterface, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from launcher import run as worker
+from prompt_tuning.errors import UserError
+from prompt_tuning.fleet.evaluate import split_outputs
+from prompt_tuning.forward.batch import Items, Pool, PromptShapes
+from prompt_tuning.forward.layout import lay_out
+from prompt_tuning.forward.run import member_logits
+from prompt_tuning.forward.write import sources_of, write
+from prompt_tuning.predict import attach
+from prompt_tuning.prompt.export import load_prompt
+from prompt_tuning.settings.decode import DecodeSection
+from tests.support.fleets import open_fleet
+from tests.support.generation import enlarge, make_passages, make_writer, three_members
+from tests.support.tiny import make_backbone, make_texts, run_json
+
+FRONT = {}
+"""Keys and values [P, 2, G, D] that stand in front of a module's own."""
+
+
+def concatenated(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
+    """Attention of one row with a prefix, written out; the only mask is the causal one."""
+    keys, values = (own.transpose(0, 1).expand(len(key), -1, -1, -1) for own in FRONT[module].unbind(1))
+    key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+    scores = query @ key.transpose(2, 3) * scaling
+    if module.is_causal:
+        seen = torch.ones(scores.shape[2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("concatenated", concatenated)
+
+
+@cache
+def stock(folder):
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="concatenated").eval()
+
+
+def stock_logits(folder, table, source, decoded):
+    """Logits [t, vocabulary] of one row, without cache; ``table`` [P, N, 2, G, D]: encoder, decoder, cross."""
+    model = stock(folder)
+    encoder, decoder = model.model.encoder.layers, model.model.decoder.layers
+    modules = [layer.self_attn for layer in encoder] + [layer.self_attn for layer in decoder]
+    modules += [layer.encoder_attn for layer in decoder]
+    FRONT.clear()
+    FRONT.update({module: table[:, layer] for layer, module in enumerate(modules)})
+    assert len(modules) == table.shape[1]
+    ids = torch.tensor([source]), torch.tensor([decoded])
+    return model(input_ids=ids[0], decoder_input_ids=ids[1], use_cache=False).logits[0]
+
+
+def rows_of(features):
+    """Source, target and example of each row."""
+    for row in range(len(features)):
+        part = slice(features.offsets[row], features.offsets[row + 1])
+        tags = features.tags[part]
+        yield row, features.tokens[part][: features.notes.num_source[row]].tolist(), tags[tags >= 0].tolist()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_passages(tmp_path_factory.mktemp("passages"))
+
+
+@pytest.fixture
+def raw(tmp_path, data):
+    return three_members(tmp_path / "backbone", data, "bart")
+
+
+def test_sources_and_targets_keep_the_tokens_around_a_text(raw):
+    features = open_fleet(raw).members[0].splits["dev"]
+    tokenizer = AutoTokenizer.from_pretrained(raw["backbone"]["path"])
+    for _, source, target in rows_of(features):
+        for names in map(tokenizer.convert_ids_to_tokens, (source, target)):
+            assert names[0] == "[CLS]" and names[-1] == "[SEP]" and "[SEP]" not in names[:-1]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_loss_and_gradients_equal_transformers_model_row_by_row(tmp_path, raw, attention):
+    fleet = open_fleet({**raw, "backbone": {**raw["backbone"], "attention": attention}})
+    enlarge(fleet)
+    found = split_outputs(fleet, [0, 1, 2], "dev")
+    prompts = [member.prompt for member in fleet.members]
+    pool = Pool([member.splits["dev"] for member in fleet.members], PromptShapes.of(prompts))
+    count = len(fleet.members[0].splits["dev"])
+    items = Items.of([(i, torch.arange(count).numpy(), 1.0) for i in range(3)])
+    batch = lay_out(pool, items, 1, torch.device("cpu"))
+    ramp = torch.linspace(-1, 1, count, dtype=torch.float64)
+    logits = member_logits(fleet.backbone, prompts, batch)
+    sum((own[:, 0] * ramp).sum() for own in logits).backward()
+    for index, member in enumerate(fleet.members):
+        prompt = member.prompt
+        table = prompt.prefix.table().detach().requires_grad_()
+        expected = []
+        for _, source, target in rows_of(member.splits["dev"]):
+            rows = stock_logits(tmp_path / "backbone", table, source, [3, *target[:-1]]).log_softmax(-1)
+            expected.append(rows[torch.arange(len(target)), torch.tensor(target)].sum())
+        (torch.stack(expected) * ramp).sum().backward()
+        assert torch.allclose(logits[index][:, 0], torch.stack(expected), rtol=0, atol=1e-9)
+        assert torch.allclose(torch.as_tensor(found[index])[:, 0], torch.stack(expected), rtol=0, atol=1e-4)
+        mine, theirs = prompt.prefix.embedding.grad.view(table.shape), table.grad
+        for level in range(table.shape[1]):
+            assert theirs[:, level].norm() > 1e-6, "every site matters"
+            assert (mine[:, level] - theirs[:, level]).norm() / theirs[:, level].norm() < 1e-9
+
+
+def greedy(folder, table, source, most):
+    written = [3]
+    while len(written) <= most:
+        written.append(int(stock_logits(folder, table, source, written)[-1].argmax()))
+        if written[-1] == 3:
+            break
+    return written[1:]
+
+
+def beams(folder, table, source, most, width):
+    """transformers' beam search, without cache, of one row."""
+    model = stock(folder)
+    stock_logits(folder, table, source, [3])  # puts the prefix in front
+    found = model.generate(
+        input_ids=torch.tensor([source]),
+        num_beams=width,
+        max_new_tokens=most,
+        eos_token_id=3,
+        pad_token_id=1,
+        use_cache=False,
+    )
+    return found[0, 1:].tolist()
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@torch.no_grad()
+def test_texts_of_mixed_prompts_in_a_batch_are_those_of_rows_alone(tmp_path, raw, width):
+    fleet = open_fleet(raw)
+    enlarge(fleet)
+    prompts = [member.prompt for member in fleet.members]
+    for prompt in prompts:
+        prompt.prefix.embedding.mul_(0.3)  # so that sources matter too
+    sources = [own for place, member in enumerate(fleet.members) for own in sources_of(place, member.splits["dev"])]
+    settings = DecodeSection(num_beams=width, max_new_tokens=6)
+    texts = write(fleet.backbone, prompts, sources, settings, 6, 10**6)
+    tokenizer, folder = fleet.backbone.tokenizer, tmp_path / "backbone"
+    expected = []
+    for place, tokens in sources:
+        table = prompts[place].prefix.table().double()
+        if width == 1:
+            ids = greedy(folder, table, tokens.tolist(), 6)
+        else:
+            ids = beams(folder, table, tokens.tolist(), 6, width)
+        ids = ids[: ids.index(3)] if 3 in ids else ids
+        expected.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
+    assert texts == expected
+    assert len(set(texts)) > 2, "texts follow sources and prompts"
+
+
+def test_checkpointing_gives_the_same_bits(raw):
+    losses = []
+    for checkpointing in (False, True):
+        fleet = open_fleet({**raw, "train": {**raw["train"], "activation_checkpointing": checkpointing}})
+        enlarge(fleet)
+        losses.append(one_gradient(fleet))
+    assert all(torch.equal(*pair) for pair in zip(*losses, strict=True))
+
+
+def one_gradient(fleet):
+    prompts = [member.prompt for member in fleet.members]
+    pool = Pool([member.splits["dev"] for member in fleet.members], PromptShapes.of(prompts))
+    items = Items.of([(i, torch.arange(4).numpy(), 1.0) for i in range(3)])
+    found = member_logits(fleet.backbone, prompts, lay_out(pool, items, 1, torch.device("cpu")))
+    sum(own.sum() for own in found).backward()
+    return [prompt.prefix.embedding.grad for prompt in prompts]
+
+
+def test_a_run_is_exported_and_its_prompts_write_as_it_did(tmp_path, raw, data):
+    raw["train"] |= {"max_steps": 3}
+    (tmp_path / "run.json").write_text(json.dumps(raw))
+    assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    for member in sorted((tmp_path / "out" / "members").iterdir()):
+        answers = [json.loads(line) for line in (member / "answers" / "test.jsonl").read_text().splitlines()]
+        model = attach(load_prompt(member / "prompt"))
+        assert model.generate([row["source"] for row in rows]) == [own["predicted"]["text"] for own in answers]
+        assert [own["text"] for own in model.predict(rows)] == [own["predicted"]["text"] for own in answers]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"backbone": {"quantize": "int8"}}, "is whole on every rank here"),
+        ({"data": {"max_length": 65}}, "has 64 positions for each"),
+    ],
+)
+def test_what_is_not_done_is_refused_in_a_sentence(raw, sections, said):
+    for name, own in sections.items():
+        raw[name] |= own
+    with pytest.raises(UserError, match=said):
+        open_fleet(raw)
+
+
+def test_a_task_without_texts_is_refused(tmp_path):
+    raw = run_json(make_backbone(tmp_path / "backbone", "bart"), make_texts(tmp_path / "data"))
+    with pytest.raises(UserError, match="encoder-decoder, which is for tasks of kind 'generation' alone"):
+        open_fleet(raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"encoder_layerdrop": 0.1}, "drops whole layers"),
+        ({"decoder_attention_heads": 2}, "one prefix is for both"),
+        ({"decoder_start_token_id": None}, "names no decoder_start_token_id"),
+    ],
+)
+def test_a_config_that_prompts_do_not_fit_is_refused(tmp_path, data, changes, said):
+    with pytest.raises(UserError, match=said):
+        open_fleet(
+            three_members(tmp_path / "backbone", data, "bart", **{})
+            | {"backbone": {"path": str(make_writer(tmp_path / "other", "bart", **changes))}}
+        )
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": {"relative": True}}, {"prompt": {"init": "text"}}])
+def test_prompts_start_from_what_each_site_sees(tmp_path, data, changes):
+    raw = three_members(tmp_path / "backbone", data, "bart")
+    for name, own in changes.items():
+        raw[name] = {**raw[name], **own}
+    fleet = open_fleet(raw)
+    table = fleet.members[0].prompt.prefix
+    values = table.scale if table.scale is not None else table.table().square().mean((0, 3, 4))
+    assert values.shape[:2] == (7, 2) and values.isfinite().all() and values.unique().numel() == 14
