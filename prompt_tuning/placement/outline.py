@@ -94,6 +94,10 @@ class Outline:
                 f"backbone.path={section.path}: plan reads config.json, which a .gguf file has not; give a folder"
             )
         raw, self.family = checked_config(place.folder, section)
+        if self.family.sites:
+            raise UserError(
+                f"backbone.path={section.path}: {raw.model_type} is an encoder-decoder, whose steps plan does not count; run it"
+            )
         self.backbone_config = copy.deepcopy(raw)
         set_dropout(self.backbone_config, self.family, self.config.train.backbone_dropout, section.path)
         self.folder = place.folder
@@ -253,13 +257,7 @@ class Outline:
     def _layers_are_alike(self) -> bool:
         kinds = set(getattr(self.backbone_config, "layer_types", None) or [None])
         steps = self.family.num_layers(self.backbone_config) - DEPTHS[1]
-        is_one_stack = not self.family.sites
-        return (
-            is_one_stack
-            and len(kinds) == 1
-            and self.config.prompt.layers is None
-            and steps % (DEPTHS[1] - DEPTHS[0]) == 0
-        )
+        return len(kinds) == 1 and self.config.prompt.layers is None and steps % (DEPTHS[1] - DEPTHS[0]) == 0
 
     def _of_depth(self, layers: int) -> Any:
         config = copy.deepcopy(self.backbone_config)

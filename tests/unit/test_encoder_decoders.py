@@ -10,15 +10,20 @@ import torch
 from transformers import AttentionInterface, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from launcher import run as worker
+from model_parallel.grid import Grid
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.forward.batch import Items, Pool, PromptShapes
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import member_logits
 from prompt_tuning.forward.write import sources_of, write
+from prompt_tuning.placement.outline import Outline
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.settings.decode import DecodeSection
+from prompt_tuning.settings.members import load_run
+from prompt_tuning.settings.sections import BackboneSection
 from tests.support.fleets import open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, three_members
 from tests.support.tiny import make_backbone, make_texts, run_json
@@ -238,3 +243,16 @@ def test_prompts_start_from_what_each_site_sees(tmp_path, data, changes):
     table = fleet.members[0].prompt.prefix
     values = table.scale if table.scale is not None else table.table().square().mean((0, 3, 4))
     assert values.shape[:2] == (7, 2) and values.isfinite().all() and values.unique().numel() == 14
+
+
+def test_plan_says_that_it_does_not_count_it(tmp_path, raw):
+    (tmp_path / "run.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="whose steps plan does not count"):
+        Outline(load_run(tmp_path / "run.json"))
+
+
+@pytest.mark.parametrize("zero", [None, {"stage": 3}])
+def test_ranks_that_share_a_backbone_are_refused(tmp_path, raw, zero):
+    grid = Grid(size=2, tensor=1 if zero else 2)
+    with pytest.raises(UserError, match="is whole on every rank here"):
+        load_backbone(BackboneSection(path=raw["backbone"]["path"]), grid, zero=zero)

@@ -55,6 +55,7 @@ class _Sides:
     """Where the tokens of both stacks stand among those of a batch, and the rows that they are of."""
 
     def __init__(self, rows: PackedRows, device: torch.device) -> None:
+        assert all(group.encoded for group in rows.groups), "rows say what the encoder reads"
         places = [
             torch.arange(group.tokens.start, group.tokens.stop).view(group.num_rows, group.length)
             for group in rows.groups

@@ -26,7 +26,7 @@ def test_the_nearest_family_is_named_and_what_a_new_one_needs(model_type, neares
         find_family(model_type)
     assert f"{model_type!r} is not supported (the nearest that is: {nearest!r})" in str(error.value)
     assert "needs a file in prompt_tuning/backbone/families that names its layers" in str(error.value)
-    assert "choose one of albert, bert" in str(error.value)
+    assert "choose one of albert, bart, bert" in str(error.value)
 
 
 def test_what_is_near_to_nothing_has_no_nearest():
@@ -47,7 +47,7 @@ def test_every_encoder_with_a_decoder_that_writes_says_what_to_take_instead():
     text = {name for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if not _HEARS.search(name)} - set(families())
     assert {"led", "m2m_100", "marian", "mbart", "pegasus", "t5gemma"} < text
     for model_type in text:
-        with pytest.raises(UserError, match="to write texts choose a decoder such as 'llama', to read them an encoder"):
+        with pytest.raises(UserError, match="to write texts choose 'bart' or a decoder such as 'llama', to read"):
             find_family(model_type)
 
 
