@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         replace(exported.encoding, template=exported.encoding.template if task.name == exported.task.name else None),
         splits=(options.split,),
         labels=exported.labels,
+        has_encoder=model.backbone.description.has_encoder,
     )
     if options.split not in data.splits:
         raise UserError(f"the {options.split} split of {options.data or task.name} is missing or has no labels")

@@ -115,6 +115,7 @@ def load_task_data(
     splits: tuple[str, ...] | None = None,
     labels: tuple[str, ...] | None = None,
     held_out: float = 0.0,
+    has_encoder: bool = False,
 ) -> TaskData:
     """Read, check and tokenise the splits of a task. Raises :class:`UserError` naming file and line.
 
@@ -123,9 +124,10 @@ def load_task_data(
         splits: None: all there are. ``test`` and extra ones may be missing or unlabelled; they are then left out.
         labels: names in the order of the logits, where they are known already.
         held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
+        has_encoder: whether the backbone's encoder reads sources and its decoder targets.
     """
     rows = choose_rows(task, source, open_splits(task, source, splits), limits or {}, held_out)
-    return _tokenise(Recipe(task, tokenizer, encoding, labels or _labels(task, rows)), rows)
+    return _tokenise(Recipe(task, tokenizer, encoding, labels or _labels(task, rows), has_encoder), rows)
 
 
 def _tokenise(recipe: Recipe, rows: Mapping[str, Rows]) -> TaskData:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from launcher import cli
 from launcher import run as worker
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.load import load_backbone
@@ -186,7 +187,7 @@ def one_gradient(fleet):
     return [prompt.prefix.embedding.grad for prompt in prompts]
 
 
-def test_a_run_is_exported_and_its_prompts_write_as_it_did(tmp_path, raw, data):
+def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, raw, data, capsys):
     raw["train"] |= {"max_steps": 3}
     (tmp_path / "run.json").write_text(json.dumps(raw))
     assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
@@ -196,6 +197,11 @@ def test_a_run_is_exported_and_its_prompts_write_as_it_did(tmp_path, raw, data):
         model = attach(load_prompt(member / "prompt"))
         assert model.generate([row["source"] for row in rows]) == [own["predicted"]["text"] for own in answers]
         assert [own["text"] for own in model.predict(rows)] == [own["predicted"]["text"] for own in answers]
+        capsys.readouterr()
+        command = ["evaluate", "--prompt", str(member / "prompt"), "--data", str(data), "--split", "test"]
+        assert cli.main(command) == 0
+        found, expected = json.loads(capsys.readouterr().out), json.loads((member / "result.json").read_text())
+        assert found["metrics"] == expected["test"] and found["loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
