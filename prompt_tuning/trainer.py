@@ -102,7 +102,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
 def build_fleet(run: Run, grid: Grid) -> Fleet:
     """Read every member's data, then load the backbone once and build the untrained prompts."""
     shared = run.shared
-    described = describe_backbone(shared.backbone)
+    described = describe_backbone(shared.backbone, any(spec.config.is_written for spec in run.members))
     data: dict[str, TaskData] = {}
     starts: list[np.ndarray | None] = []
     for spec in run.members:

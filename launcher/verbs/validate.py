@@ -57,7 +57,8 @@ def _look(run: Run) -> list[str]:
     problems: list[str] = []
     described = None
     try:
-        described = describe_backbone(run.shared.backbone)
+        writes = any(member.config.is_written for member in run.members)
+        described = describe_backbone(run.shared.backbone, writes)
     except UserError as error:
         problems.append(str(error))
     for member in run.members:

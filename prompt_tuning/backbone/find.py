@@ -106,13 +106,13 @@ def smallest_window(config: Any) -> int | None:
     return int(window) if kinds is None or any("sliding" in kind for kind in kinds) else None
 
 
-def describe_backbone(section: BackboneSection) -> Description:
-    """Find a backbone and read all but its weights. Raises :class:`UserError`."""
+def describe_backbone(section: BackboneSection, writes: bool = False) -> Description:
+    """Find a backbone and read all but its weights; ``writes``: of what writes texts. Raises :class:`UserError`."""
     place = locate(section.path, section.revision)
     if not place.gguf:  # a .gguf file has its config in itself
-        checked_config(place.folder, section)
+        checked_config(place.folder, section, writes)
     folder = _with_safetensors(place, section.path)
-    config, family = checked_config(folder, section)
+    config, family = checked_config(folder, section, writes)
     return Description(
         section.path,
         folder,
@@ -146,10 +146,12 @@ def other_weights_hint(folder: Path) -> str:
     return f"{hint}; save the model with save_pretrained"
 
 
-def checked_config(folder: Path, section: BackboneSection) -> tuple[Any, Family]:
-    """The config in a folder and its family, both fit for prompts. Raises :class:`UserError`."""
+def checked_config(folder: Path, section: BackboneSection, writes: bool = False) -> tuple[Any, Family]:
+    """The config in a folder and its family, both fit for prompts; ``writes`` as above. Raises :class:`UserError`."""
     config = _read_config(folder, section)
     family = find_family(config.model_type)
+    if writes and family.writing is not None:
+        family = family.writing
     _check_config(config, family, section.path)
     return config, family
 

@@ -88,12 +88,13 @@ def shared_output(head: nn.Module) -> VocabularyParallelOutput | None:
 
 
 class _Scaled(nn.Module):
-    """A head whose logits are multiplied (Cohere, Granite), then bent so that none is as large as a cap (Gemma 2)."""
+    """A head whose logits are multiplied (Cohere, Granite, T5), then bent so that none is as large as a cap (Gemma 2)."""
 
-    def __init__(self, head: nn.Module, config: Any) -> None:
+    def __init__(self, head: nn.Module, config: Any, factor: float) -> None:
         super().__init__()
         self.head, self.cap = head, getattr(config, "final_logit_softcapping", None)
-        self.factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        own = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self.factor = own * factor
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.head(hidden) * self.factor
@@ -163,7 +164,7 @@ def load_language_head(
     if not is_handed:
         output: Any = whole.get_output_embeddings()
         (name,) = [name for name, module in head.named_modules() if module is output]
-        is_tied = config.tie_word_embeddings
+        is_tied = config.tie_word_embeddings and not (family.has_own_output and f"{name}.weight" in stored)
         if is_tied and words is not None:
             stored[f"{name}.weight"] = words
         elif is_tied:
@@ -188,8 +189,9 @@ def load_language_head(
     if is_handed:
         (only,) = head.values()
         chain = _Handed(only, model.get_input_embeddings())
-    if any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
-        chain = _Scaled(chain, config)
+    names, factor = ("final_logit_softcapping", "logit_scale", "logits_scaling"), family.logit_factor(config)
+    if factor != 1 or any(getattr(config, name, None) for name in names):
+        chain = _Scaled(chain, config, factor)
     return chain.requires_grad_(False).eval(), bytes_read
 
 

@@ -128,7 +128,7 @@ def load_backbone(
     weights over the data axis too, with these DeepSpeed settings. Every rank calls this. Raises :class:`UserError`.
     ``description``: where it is known already.
     """
-    described = description or describe_backbone(section)
+    described = description or describe_backbone(section, writes=language)
     config = copy.deepcopy(described.config)
     set_dropout(config, described.family, dropout, section.path)
     if described.has_encoder and (grid.tensor > 1 or zero is not None or section.quantize is not None):

@@ -29,6 +29,7 @@ from transformers.masking_utils import eager_mask
 from model_parallel.vocabulary import VocabularyParallelOutput
 from prompt_tuning.backbone.attention import attention_name, select_attention
 from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.backbone.swapped import as_stock
 from prompt_tuning.errors import UserError
 
 
@@ -71,20 +72,25 @@ def _both(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
     model, modules = backbone.model, backbone.family.attention_modules(backbone.model)
     with torch.device("meta"):
         shell: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    setattr(shell, shell.base_model_prefix, model)
+    if hasattr(shell, shell.base_model_prefix):
+        setattr(shell, shell.base_model_prefix, model)
+    else:  # T5's has the parts of the model themselves
+        for name, part in model.named_children():
+            setattr(shell, name, part)
     head: Any = backbone.language_head
     (output,) = getattr(head, "head", head).children()
     shell.set_output_embeddings(output)
-    bias = head.own.get_buffer("final_logits_bias") if hasattr(head, "own") else None
-    shell.register_buffer("final_logits_bias", output.weight.new_zeros(1, len(output.weight)) if bias is None else bias)
-    was_training, packed = model.training, model.__class__
-    model.__class__ = packed.__mro__[2]  # transformers' own
+    if hasattr(shell, "final_logits_bias"):
+        bias = head.own.get_buffer("final_logits_bias") if hasattr(head, "own") else None
+        zeros = output.weight.new_zeros(1, len(output.weight))
+        shell.register_buffer("final_logits_bias", zeros if bias is None else bias)
+    was_training = model.training
     shell.eval()
-    select_attention(model, modules, _WRITTEN)
     try:
-        yield shell
+        with as_stock(model):
+            select_attention(model, modules, _WRITTEN)
+            yield shell
     finally:
-        model.__class__ = packed
         select_attention(model, modules, attention_name(attention))
         model.train(was_training)
         for module in modules:
@@ -111,15 +117,27 @@ def put_in_front(backbone: Backbone, tables: list[Tensor | None]) -> None:
 
 
 def _behind_prefix(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    position_bias: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """Stock attention with each row's prompt in front of its keys; a decoder's rows are several beams of each."""
+    """Stock attention with each row's prompt in front of its keys; a decoder's rows are several beams of each.
+
+    ``position_bias``: what is added to scores of keys that have positions [1, heads, L, K], which a prompt has not.
+    """
     front = getattr(module, _FRONT)
     keys, values, seen = (own.repeat_interleave(len(query) // len(own), 0) for own in front)
     if mask is None:
         mask = query.new_zeros(len(query), 1, query.shape[2], key.shape[2])
     seen = seen.expand(-1, -1, query.shape[2], -1)
     whole = torch.cat([seen, mask.to(seen.dtype).expand(len(query), -1, -1, -1)], 3)
+    if position_bias is not None:
+        whole = whole + nn.functional.pad(position_bias, (keys.shape[2], 0))
     found = nn.functional.scaled_dot_product_attention(
         query, torch.cat([keys, key], 2), torch.cat([values, value], 2), whole, scale=scaling
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model_parallel import rng
+from prompt_tuning.backbone.families import find_family
 from prompt_tuning.backbone.find import Description
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
@@ -56,12 +57,22 @@ def check_lengths(config: RunFile, described: Description) -> None:
     if described.has_encoder and not config.is_written:
         raise UserError(
             f"backbone.path={described.path}: {described.config.model_type} is an encoder-decoder, which is for tasks of kind"
-            " 'generation' alone; choose an encoder such as 'roberta' for this task"
+            f" 'generation' alone; {_instead(described)}"
+        )
+    if described.has_encoder and config.data.cache_activations:
+        raise UserError(
+            f"data.cache_activations: of {described.path}, an encoder-decoder, no hidden states are kept; leave it out"
         )
     if config.is_written:
         target = max(config.data.max_target_length, config.decode.max_new_tokens or 0)
         described.check_writes(length + config.data.max_length + target)
     described.check_length(length, config.data.max_length, positions, target)
+
+
+def _instead(described: Description) -> str:
+    if find_family(described.config.model_type).sites:
+        return "choose an encoder such as 'roberta' for this task"
+    return "run this task apart from those of that kind"
 
 
 def _build_head(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Head:

@@ -65,12 +65,13 @@ T5 = {
     "d_kv": 16,
     "d_ff": 48,
     "num_layers": 3,
-    "num_decoder_layers": 1,
+    "num_decoder_layers": 2,
     "num_heads": 4,
     "vocab_size": 80,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 10,
     "pad_token_id": 0,
+    "decoder_start_token_id": 0,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**ENCODER, "pad_token_id": 0},

@@ -1,4 +1,4 @@
-"""Encoder-decoders that write texts: BART with a prefix at all three attentions, against transformers' model row by row."""
+"""Encoder-decoders that write texts, with a prefix at all three attentions, against transformers' models row by row."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.members import load_run
 from prompt_tuning.settings.sections import BackboneSection
+from tests.support.disentangled import in_full_precision
 from tests.support.fleets import open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, three_members
 from tests.support.tiny import make_backbone, make_texts, run_json
@@ -33,11 +34,18 @@ FRONT = {}
 """Keys and values [P, 2, G, D] that stand in front of a module's own."""
 
 
-def concatenated(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
-    """Attention of one row with a prefix, written out; the only mask is the causal one."""
+TYPES = ("bart", "t5", "mt5", "umt5")
+
+
+def concatenated(module, query, key, value, attention_mask, scaling, dropout=0.0, position_bias=None, **_):
+    """Attention of one row with a prefix, written out; the only mask is the causal one, and a prefix has no position."""
     keys, values = (own.transpose(0, 1).expand(len(key), -1, -1, -1) for own in FRONT[module].unbind(1))
     key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
     scores = query @ key.transpose(2, 3) * scaling
+    if position_bias is not None:
+        scores = scores + torch.cat(
+            [position_bias.new_zeros(*position_bias.shape[:3], keys.shape[2]), position_bias], 3
+        )
     if module.is_causal:
         seen = torch.ones(scores.shape[2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
         scores = scores.masked_fill(~seen, -torch.inf)
@@ -55,9 +63,13 @@ def stock(folder):
 def stock_logits(folder, table, source, decoded):
     """Logits [t, vocabulary] of one row, without cache; ``table`` [P, N, 2, G, D]: encoder, decoder, cross."""
     model = stock(folder)
-    encoder, decoder = model.model.encoder.layers, model.model.decoder.layers
-    modules = [layer.self_attn for layer in encoder] + [layer.self_attn for layer in decoder]
-    modules += [layer.encoder_attn for layer in decoder]
+    if model.config.model_type == "bart":
+        encoder, decoder = model.model.encoder.layers, model.model.decoder.layers
+        modules = [layer.self_attn for layer in [*encoder, *decoder]] + [layer.encoder_attn for layer in decoder]
+    else:
+        encoder, decoder = model.encoder.block, model.decoder.block
+        modules = [block.layer[0].SelfAttention for block in [*encoder, *decoder]]
+        modules += [block.layer[1].EncDecAttention for block in decoder]
     FRONT.clear()
     FRONT.update({module: table[:, layer] for layer, module in enumerate(modules)})
     assert len(modules) == table.shape[1]
@@ -83,6 +95,17 @@ def raw(tmp_path, data):
     return three_members(tmp_path / "backbone", data, "bart")
 
 
+@pytest.fixture(params=TYPES)
+def each(tmp_path, data, monkeypatch, request):
+    """A run file for each model type."""
+    in_full_precision(monkeypatch)
+    return three_members(tmp_path / "backbone", data, request.param)
+
+
+def start_of(folder):
+    return stock(folder).config.decoder_start_token_id
+
+
 def test_sources_and_targets_keep_the_tokens_around_a_text(raw):
     features = open_fleet(raw).members[0].splits["dev"]
     tokenizer = AutoTokenizer.from_pretrained(raw["backbone"]["path"])
@@ -92,8 +115,8 @@ def test_sources_and_targets_keep_the_tokens_around_a_text(raw):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_loss_and_gradients_equal_transformers_model_row_by_row(tmp_path, raw, attention):
-    fleet = open_fleet({**raw, "backbone": {**raw["backbone"], "attention": attention}})
+def test_loss_and_gradients_equal_transformers_model_row_by_row(tmp_path, each, attention):
+    fleet = open_fleet({**each, "backbone": {**each["backbone"], "attention": attention}})
     enlarge(fleet)
     found = split_outputs(fleet, [0, 1, 2], "dev")
     prompts = [member.prompt for member in fleet.members]
@@ -104,12 +127,13 @@ def test_loss_and_gradients_equal_transformers_model_row_by_row(tmp_path, raw, a
     ramp = torch.linspace(-1, 1, count, dtype=torch.float64)
     logits = member_logits(fleet.backbone, prompts, batch)
     sum((own[:, 0] * ramp).sum() for own in logits).backward()
+    start = start_of(tmp_path / "backbone")
     for index, member in enumerate(fleet.members):
         prompt = member.prompt
         table = prompt.prefix.table().detach().requires_grad_()
         expected = []
         for _, source, target in rows_of(member.splits["dev"]):
-            rows = stock_logits(tmp_path / "backbone", table, source, [3, *target[:-1]]).log_softmax(-1)
+            rows = stock_logits(tmp_path / "backbone", table, source, [start, *target[:-1]]).log_softmax(-1)
             expected.append(rows[torch.arange(len(target)), torch.tensor(target)].sum())
         (torch.stack(expected) * ramp).sum().backward()
         assert torch.allclose(logits[index][:, 0], torch.stack(expected), rtol=0, atol=1e-9)
@@ -121,7 +145,7 @@ def test_loss_and_gradients_equal_transformers_model_row_by_row(tmp_path, raw, a
 
 
 def greedy(folder, table, source, most):
-    written = [3]
+    written = [start_of(folder)]
     while len(written) <= most:
         written.append(int(stock_logits(folder, table, source, written)[-1].argmax()))
         if written[-1] == 3:
@@ -132,13 +156,13 @@ def greedy(folder, table, source, most):
 def beams(folder, table, source, most, width):
     """transformers' beam search, without cache, of one row."""
     model = stock(folder)
-    stock_logits(folder, table, source, [3])  # puts the prefix in front
+    stock_logits(folder, table, source, [start_of(folder)])  # puts the prefix in front
     found = model.generate(
         input_ids=torch.tensor([source]),
         num_beams=width,
         max_new_tokens=most,
         eos_token_id=3,
-        pad_token_id=1,
+        pad_token_id=model.config.pad_token_id,
         use_cache=False,
     )
     return found[0, 1:].tolist()
@@ -146,8 +170,8 @@ def beams(folder, table, source, most, width):
 
 @pytest.mark.parametrize("width", [1, 3])
 @torch.no_grad()
-def test_texts_of_mixed_prompts_in_a_batch_are_those_of_rows_alone(tmp_path, raw, width):
-    fleet = open_fleet(raw)
+def test_texts_of_mixed_prompts_in_a_batch_are_those_of_rows_alone(tmp_path, each, width):
+    fleet = open_fleet(each)
     enlarge(fleet)
     prompts = [member.prompt for member in fleet.members]
     for prompt in prompts:
@@ -169,10 +193,10 @@ def test_texts_of_mixed_prompts_in_a_batch_are_those_of_rows_alone(tmp_path, raw
     assert len(set(texts)) > 2, "texts follow sources and prompts"
 
 
-def test_checkpointing_gives_the_same_bits(raw):
+def test_checkpointing_gives_the_same_bits(each):
     losses = []
     for checkpointing in (False, True):
-        fleet = open_fleet({**raw, "train": {**raw["train"], "activation_checkpointing": checkpointing}})
+        fleet = open_fleet({**each, "train": {**each["train"], "activation_checkpointing": checkpointing}})
         enlarge(fleet)
         losses.append(one_gradient(fleet))
     assert all(torch.equal(*pair) for pair in zip(*losses, strict=True))
@@ -187,9 +211,9 @@ def one_gradient(fleet):
     return [prompt.prefix.embedding.grad for prompt in prompts]
 
 
-def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, raw, data, capsys):
-    raw["train"] |= {"max_steps": 3}
-    (tmp_path / "run.json").write_text(json.dumps(raw))
+def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, each, data, capsys):
+    each["train"] |= {"max_steps": 3}
+    (tmp_path / "run.json").write_text(json.dumps(each))
     assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
     for member in sorted((tmp_path / "out" / "members").iterdir()):

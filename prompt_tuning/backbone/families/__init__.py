@@ -57,6 +57,10 @@ class Family:
     """Numbers of a word's embedding."""
     language_head: tuple[str, ...] = ()
     """Names of what the language model adds behind the backbone, in the order in which it runs; empty: one module."""
+    logit_factor: Callable[[Any], float] = lambda config: 1.0
+    """By what the language model multiplies its logits, beside what configs of many families say by the same names."""
+    has_own_output: bool = False
+    """Whether an output embedding that files hold counts, though the config ties it to the word embedding."""
     auto: Any = AutoModel
     """Transformers' class that builds the model from its config."""
     open: Callable[[PreTrainedModel], None] = lambda model: None
@@ -64,6 +68,8 @@ class Family:
     sites: tuple[tuple[str, str], ...] = ()
     """Of an encoder-decoder: the list of layers and the module in each that attends, for the encoder's attention to itself, the
     decoder's to itself, and the decoder's to the encoder. A prefix has levels for all, in this order. Empty: one stack of layers."""
+    writing: Family | None = None
+    """The family where texts are to be written, if that needs more of the model; None: this."""
     beyond_tokens: tuple[str, ...] = ()
     """Globs of modules that see more than tokens, such as relative positions: no member can have deltas of their vectors."""
 

@@ -1,15 +1,12 @@
 """BART (Lewis et al. 2020): an encoder and a decoder that looks at it, with prefixes at all three attentions (Li and Liang 2021).
 
-A row is its source, which the encoder reads, and its target without the last token. The decoder begins with its start token, so
-its hidden states stand where the token before each target token does: the first in the place of the source's last token. Each side
-counts positions from 0, and a prefix takes none.
+Each side counts positions from 0, and a prefix takes none.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -17,6 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from model_parallel.plan import Plan, columns, rows, vocabulary, whole
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.rows import PackedRows
+from prompt_tuning.backbone.sides import Sides, start_is_missing
+from prompt_tuning.backbone.swapped import swap
 
 
 class _Model:
@@ -37,43 +36,16 @@ class _Model:
         captured: dict[int, Tensor] | None = None,
     ) -> BaseModelOutput:
         """The decoder's last hidden states [1, T, H] where tokens [1, T] stand of which the next is a target's; else zero."""
-        sides = rows.keep("sides", lambda: _Sides(rows, input_ids.device))
+        sides = Sides.of(rows, input_ids.device)
         words = self.shared(input_ids[:, sides.sources])
         encoded = _begin(self.encoder, words, sides.source_positions)
         for layer in self.encoder.layers:
             encoded = layer(encoded, None, rows=sides.encoder, captured=captured)
-        start = input_ids.new_full((), self.config.decoder_start_token_id)
-        ids = torch.where(sides.target_positions == 0, start, input_ids[:, sides.targets])
-        hidden = _begin(self.decoder, self.shared(ids), sides.target_positions)
+        words = self.shared(sides.target_ids(input_ids, self.config))
+        hidden = _begin(self.decoder, words, sides.target_positions)
         for layer in self.decoder.layers:
             hidden = layer(hidden, None, encoded, rows=sides.decoder, captured=captured)
-        found = hidden.new_zeros(1, input_ids.shape[1], hidden.shape[2])
-        return BaseModelOutput(last_hidden_state=found.index_copy(1, sides.targets, hidden))
-
-
-class _Sides:
-    """Where the tokens of both stacks stand among those of a batch, and the rows that they are of."""
-
-    def __init__(self, rows: PackedRows, device: torch.device) -> None:
-        assert all(group.encoded for group in rows.groups), "rows say what the encoder reads"
-        places = [
-            torch.arange(group.tokens.start, group.tokens.stop).view(group.num_rows, group.length)
-            for group in rows.groups
-        ]
-        encoded = [group.encoded for group in rows.groups]
-        written = [group.length - group.encoded + 1 for group in rows.groups]
-        some = list(zip(places, encoded, strict=True))
-        self.sources = torch.cat([own[:, :count].flatten() for own, count in some]).to(device)
-        self.targets = torch.cat([own[:, count - 1 :].flatten() for own, count in some]).to(device)
-        self.source_positions, self.target_positions = (
-            torch.cat([torch.arange(n).repeat(group.num_rows) for n, group in zip(sizes, rows.groups, strict=True)]).to(
-                device
-            )
-            for sizes in (encoded, written)
-        )
-        self.encoder, self.decoder = rows.over(encoded), rows.over(written)
-        # What the decoder's rows look at beside themselves.
-        self.decoder.encoder = self.encoder
+        return BaseModelOutput(last_hidden_state=sides.spread(hidden, input_ids.shape[1]))
 
 
 def _begin(stack: Any, words: Tensor, positions: Tensor) -> Tensor:
@@ -90,9 +62,7 @@ def _refuse(config: Any) -> str | None:
             f"its encoder has {config.encoder_attention_heads} heads and its decoder {config.decoder_attention_heads},"
             " and one prefix is for both; choose a backbone where they are as many"
         )
-    if config.decoder_start_token_id is None:
-        return "its config.json names no decoder_start_token_id, with which a target begins; add it"
-    return None
+    return start_is_missing(config)
 
 
 def _open(model: PreTrainedModel) -> None:
@@ -104,7 +74,7 @@ def _open(model: PreTrainedModel) -> None:
         stack.__dict__["embed_tokens"] = model.get_input_embeddings()
     model._keys_to_ignore_on_load_unexpected = [r"(^|\.)(en|de)coder\.embed_tokens\.", r"^final_logits_bias$"]
     # A saved config.json names the class.
-    model.__class__ = type(type(model).__name__, (_Model, type(model)), {"stock_forward": type(model).forward})
+    swap(model, type(type(model).__name__, (_Model, type(model)), {}))
 
 
 FAMILY = Family(

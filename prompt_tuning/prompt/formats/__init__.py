@@ -64,7 +64,11 @@ def import_prompt(folder: Path, settings: RunFile, labels: Labels | None, output
     Of ``settings`` task, backbone and data count. ``labels``: names in the order of the head's outputs, where neither task nor
     files have them. Raises :class:`UserError` for whatever would answer otherwise than in its tool.
     """
-    form, described = find_format(folder), describe_backbone(settings.backbone)
+    form, described = find_format(folder), describe_backbone(settings.backbone, settings.is_written)
+    if described.has_encoder:
+        raise UserError(
+            f"{folder}: prompts of encoder-decoders ({described.config.model_type}) are not read from other tools"
+        )
     shape, task = prefix_shape(described.family, described.config), find_task(settings.task)
     found: Found = form.read(folder, settings, described, shape)
     check_prefix(found, folder, described.path, shape)

@@ -27,7 +27,8 @@ def write(folder: Path, exported: ExportedPrompt) -> None:
     if prefix is None:
         method = exported.manifest["method"]
         raise UserError(f"{exported.folder}: method {method!r} has no prefix, which alone is written for PEFT")
-    described = describe_backbone(BackboneSection(path=exported.backbone_path, revision=recorded["revision"]))
+    section = BackboneSection(path=exported.backbone_path, revision=recorded["revision"])
+    described = describe_backbone(section, exported.task.is_written)
     task = next(name for name, kinds in KINDS.items() if exported.task.kind in kinds)
     _check_is_mapped(exported, described, task)
     tensors, modules = _written_head(exported, described, task)
