@@ -88,6 +88,12 @@ class AttachedPrompts:
 
     def add(self, exported: ExportedPrompt) -> None:
         """Attach one more prompt, behind the others. Raises :class:`UserError` if it belongs to another backbone."""
+        described = self.backbone.description
+        if described.has_encoder and not exported.task.is_written:
+            raise UserError(
+                f"{exported.folder}: the prompt writes no texts, and {described.path} ({described.config.model_type}) is opened to"
+                " write them, decoder and all; attach it apart from prompts that do"
+            )
         exported.check_backbone(self.backbone)
         exported.check_task()
         for own in (exported, *self.prompts[:1]):

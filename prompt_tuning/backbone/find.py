@@ -67,11 +67,9 @@ class Description:
     def check_writes(self, length: int) -> None:
         """Raise :class:`UserError` unless the backbone writes texts behind a prompt, ``length`` tokens in all, as it is trained."""
         if self.family.pooling != "last":
-            has_decoder = getattr(self.config, "is_encoder_decoder", False)
-            name = self.config.model_type
-            what = f"of {name} the encoder alone is read" if has_decoder else f"{name} is an encoder"
             raise UserError(
-                f"backbone.path={self.path}: {what}, which writes no texts; choose a decoder such as 'llama' for a generation task"
+                f"backbone.path={self.path}: {self.config.model_type} is an encoder, which writes no texts; choose a decoder such as"
+                " 'llama' for a generation task"
             )
         # Trained, every token sees the whole prompt; written, local layers see it as text, which they lose sight of.
         window = smallest_window(self.config)

@@ -233,6 +233,7 @@ def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path
     [
         ({"backbone": {"quantize": "int8"}}, "is whole on every rank here"),
         ({"data": {"max_length": 65}}, "has 64 positions for each"),
+        ({"data": {"cache_activations": True}}, "no hidden states are kept"),
     ],
 )
 def test_what_is_not_done_is_refused_in_a_sentence(raw, sections, said):
