@@ -100,8 +100,11 @@ def _both(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
 _WRITTEN, _FRONT = "promptfleet_written", "prefix_in_front"
 
 
-def put_in_front(backbone: Backbone, tables: list[Tensor | None]) -> None:
-    """Prompts of the rows that an encoder-decoder writes next: tables [P, N, 2, G, D], one a row, as keys and values."""
+def put_in_front(backbone: Backbone, tables: list[Tensor | None], reached: list[tuple[int, ...] | None]) -> None:
+    """Prompts of the rows that an encoder-decoder writes next: tables [P, N, 2, G, D], one a row, as keys and values.
+
+    ``reached``: levels that see each row's table; None: all. The others see nothing of it.
+    """
     shape, model = backbone.shape, backbone.model
     none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, device=model.device)
     own = [none if table is None else table for table in tables]
@@ -110,9 +113,10 @@ def put_in_front(backbone: Backbone, tables: list[Tensor | None]) -> None:
     whole = torch.stack(pieces).to(model.dtype)  # [B, P, N, 2, G, D]
     counts = torch.tensor([longest - len(table) for table in own], device=model.device)
     is_there = torch.arange(longest, device=model.device) >= counts[:, None]
-    mask = torch.where(is_there, 0.0, -torch.inf).to(model.dtype)[:, None, None]
     for layer, module in enumerate(backbone.family.attention_modules(model)):
         keys, values = whole[:, :, layer].transpose(1, 3).unbind(2)  # [B, G, P, D]
+        sees = torch.tensor([levels is None or layer in levels for levels in reached], device=model.device)
+        mask = torch.where(is_there & sees[:, None], 0.0, -torch.inf).to(model.dtype)[:, None, None]
         setattr(module, _FRONT, (keys, values, mask))
 
 

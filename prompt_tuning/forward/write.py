@@ -153,7 +153,8 @@ def _inputs(
         positions[row, longest - len(tokens) :] = prompts[p].text_start + np.arange(len(tokens))
     whole = [tables[p] for p, _ in sources]
     if backbone.description.has_encoder:
-        put_in_front(backbone, whole)
+        prefixes = [prompts[p].prefix for p, _ in sources]
+        put_in_front(backbone, whole, [None if prefix is None else prefix.layers for prefix in prefixes])
         found = {"input_ids": ids, "attention_mask": mask[:, front:]}
         return {name: torch.from_numpy(value).to(device) for name, value in found.items()}
     cache = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model_parallel import rng
-from prompt_tuning.backbone.families import find_family
+from prompt_tuning.backbone.families import SITES, find_family
 from prompt_tuning.backbone.find import Description
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
@@ -28,7 +28,7 @@ def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kin
         head = LanguageHead(backbone.language_head)
     else:
         head = _build_head(config, backbone, num_labels, kind)
-    layers = None if config.prompt.layers is None else _check_layers(config.prompt.layers, shape.num_layers)
+    layers = _reached(config, backbone)
     prefix = inputs = None
     if config.method == "deep_prompt":
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
@@ -59,6 +59,10 @@ def check_lengths(config: RunFile, described: Description) -> None:
             f"backbone.path={described.path}: {described.config.model_type} is an encoder-decoder, which is for tasks of kind"
             f" 'generation' alone; {_instead(described)}"
         )
+    if config.prompt.sites is not None and not described.has_encoder:
+        raise UserError(
+            f"prompt.sites names attentions of an encoder-decoder that writes texts, and {described.path} is none here; leave it out"
+        )
     if described.has_encoder and config.data.cache_activations:
         raise UserError(
             f"data.cache_activations: of {described.path}, an encoder-decoder, no hidden states are kept; leave it out"
@@ -67,6 +71,17 @@ def check_lengths(config: RunFile, described: Description) -> None:
         target = max(config.data.max_target_length, config.decode.max_new_tokens or 0)
         described.check_writes(length + config.data.max_length + target)
     described.check_length(length, config.data.max_length, positions, target)
+
+
+def _reached(config: RunFile, backbone: Backbone) -> tuple[int, ...] | None:
+    """The layers that get a prefix; None: all."""
+    chosen, sites = config.prompt.layers, config.prompt.sites
+    if sites is not None:
+        sizes = backbone.family.site_sizes(backbone.model)
+        levels = iter(range(sum(sizes)))
+        owned = {site: [next(levels) for _ in range(size)] for site, size in zip(SITES, sizes, strict=True)}
+        return tuple(level for site, own in owned.items() if site in sites for level in own)
+    return None if chosen is None else _check_layers(chosen, backbone.shape.num_layers)
 
 
 def _instead(described: Description) -> str:

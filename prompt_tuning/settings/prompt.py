@@ -22,6 +22,11 @@ class PromptSection(Section):
     layers: list[int] | None = Field(
         None, min_length=1, description='Layers (from 0) that get a prefix, as a list or as "12-23"; None: all.'
     )
+    sites: list[Literal["encoder", "decoder", "cross"]] | None = Field(
+        None,
+        min_length=1,
+        description="Attentions of an encoder-decoder that get a prefix, cross the decoder's to the encoder; None: all.",
+    )
     init: Init = Field(
         "normal",
         description="normal: N(0, 0.02); zero; data: the backbone's own keys and values of training text; or of a text below.",

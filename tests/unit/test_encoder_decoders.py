@@ -60,8 +60,9 @@ def stock(folder):
     return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="concatenated").eval()
 
 
-def stock_logits(folder, table, source, decoded):
+def stock_logits(folder, table, source, decoded, reached=None):
     """Logits [t, vocabulary] of one row, without cache; ``table`` [P, N, 2, G, D]: encoder, decoder, cross."""
+    reached = range(table.shape[1]) if reached is None else reached
     model = stock(folder)
     if model.config.model_type == "bart":
         encoder, decoder = model.model.encoder.layers, model.model.decoder.layers
@@ -71,7 +72,7 @@ def stock_logits(folder, table, source, decoded):
         modules = [block.layer[0].SelfAttention for block in [*encoder, *decoder]]
         modules += [block.layer[1].EncDecAttention for block in decoder]
     FRONT.clear()
-    FRONT.update({module: table[:, layer] for layer, module in enumerate(modules)})
+    FRONT.update({module: table[: len(table) * (layer in reached), layer] for layer, module in enumerate(modules)})
     assert len(modules) == table.shape[1]
     ids = torch.tensor([source]), torch.tensor([decoded])
     return model(input_ids=ids[0], decoder_input_ids=ids[1], use_cache=False).logits[0]
@@ -144,10 +145,10 @@ def test_loss_and_gradients_equal_transformers_model_row_by_row(tmp_path, each, 
             assert (mine[:, level] - theirs[:, level]).norm() / theirs[:, level].norm() < 1e-9
 
 
-def greedy(folder, table, source, most):
+def greedy(folder, table, source, most, reached=None):
     written = [start_of(folder)]
     while len(written) <= most:
-        written.append(int(stock_logits(folder, table, source, written)[-1].argmax()))
+        written.append(int(stock_logits(folder, table, source, written, reached)[-1].argmax()))
         if written[-1] == 3:
             break
     return written[1:]
@@ -193,6 +194,49 @@ def test_texts_of_mixed_prompts_in_a_batch_are_those_of_rows_alone(tmp_path, eac
     assert len(set(texts)) > 2, "texts follow sources and prompts"
 
 
+SITES = {"five": ["encoder"], "two": ["cross", "decoder"], "seven": ["cross"]}
+REACHED = {
+    "bart": {"five": (0, 1, 2), "two": (3, 4, 5, 6), "seven": (5, 6)},
+    "umt5": {"five": (0, 1, 2), "two": (3, 4, 5, 6), "seven": (5, 6)},
+}
+
+
+@pytest.mark.parametrize("model_type", REACHED)
+def test_a_site_without_prefix_gets_nothing_in_front(tmp_path, data, monkeypatch, model_type):
+    """Prompts at different sites share a batch, in training and where they write."""
+    in_full_precision(monkeypatch)
+    raw = three_members(tmp_path / "backbone", data, model_type)
+    for member in raw["fleet"]["members"]:
+        member["prompt"]["sites"] = SITES[member["name"]]
+    fleet = open_fleet(raw)
+    enlarge(fleet)
+    folder, prompts = tmp_path / "backbone", [member.prompt for member in fleet.members]
+    start, reached = start_of(folder), [REACHED[model_type][member.name] for member in fleet.members]
+    assert [prompt.prefix.layers for prompt in prompts] == reached
+    found = split_outputs(fleet, [0, 1, 2], "dev")
+    for index, member in enumerate(fleet.members):
+        table = prompts[index].prefix.table().detach().double()
+        for row, source, target in rows_of(member.splits["dev"]):
+            rows = stock_logits(folder, table, source, [start, *target[:-1]], reached[index]).log_softmax(-1)
+            expected = float(rows[torch.arange(len(target)), torch.tensor(target)].sum().detach())
+            assert float(found[index][row][0]) == pytest.approx(expected, abs=1e-4)
+    with torch.no_grad():
+        sources = [own for place, member in enumerate(fleet.members) for own in sources_of(place, member.splits["dev"])]
+        texts = write(fleet.backbone, prompts, sources, DecodeSection(max_new_tokens=6), 6, 10**6)
+        for text, (place, tokens) in zip(texts, sources, strict=True):
+            table = prompts[place].prefix.table().double()
+            ids = greedy(folder, table, tokens.tolist(), 6, reached[place])
+            ids = ids[: ids.index(3)] if 3 in ids else ids
+            assert text == fleet.backbone.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_sites_of_a_backbone_that_has_none_are_refused(tmp_path, data):
+    raw = three_members(tmp_path / "backbone", data, "llama")
+    raw["prompt"] = {**raw["prompt"], "sites": ["cross"]}
+    with pytest.raises(UserError, match=r"prompt\.sites names attentions of an encoder-decoder"):
+        open_fleet(raw)
+
+
 def test_checkpointing_gives_the_same_bits(each):
     losses = []
     for checkpointing in (False, True):
@@ -213,6 +257,7 @@ def one_gradient(fleet):
 
 def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, each, data, capsys):
     each["train"] |= {"max_steps": 3}
+    each["fleet"]["members"][1]["prompt"]["sites"] = ["cross"]
     (tmp_path / "run.json").write_text(json.dumps(each))
     assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]

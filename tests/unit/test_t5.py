@@ -161,5 +161,8 @@ def test_a_file_of_the_encoder_alone_writes_nothing(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(backbone)
+    file = backbone / "model.safetensors"
+    weights = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("decoder.")}
+    save_file(weights, file, {"format": "pt"})
     with pytest.raises(UserError, match="decoder"):
         open_fleet(writing_run(backbone, make_passages(tmp_path / "passages")))

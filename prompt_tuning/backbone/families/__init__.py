@@ -21,6 +21,9 @@ from model_parallel.plan import Plan
 from prompt_tuning.backbone.families._declined import DECLINED
 from prompt_tuning.errors import UserError
 
+SITES = ("encoder", "decoder", "cross")
+"""Names of an encoder-decoder's attentions: the encoder's to itself, the decoder's to itself, the decoder's to the encoder."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -66,8 +69,8 @@ class Family:
     open: Callable[[PreTrainedModel], None] = lambda model: None
     """What a model on ``meta`` needs before it can be cut and take prefixes."""
     sites: tuple[tuple[str, str], ...] = ()
-    """Of an encoder-decoder: the list of layers and the module in each that attends, for the encoder's attention to itself, the
-    decoder's to itself, and the decoder's to the encoder. A prefix has levels for all, in this order. Empty: one stack of layers."""
+    """Of an encoder-decoder: the list of layers and the module in each that attends, for each of :data:`SITES`. A prefix has
+    levels for all, in this order. Empty: one stack of layers."""
     writing: Family | None = None
     """The family where texts are to be written, if that needs more of the model; None: this."""
     beyond_tokens: tuple[str, ...] = ()
@@ -83,6 +86,10 @@ class Family:
         if self.sites:
             return [layer.get_submodule(name) for layers, name in self.sites for layer in _children(model, layers)]
         return [layer.get_submodule(self.attention) for layer in self._layers(model)]
+
+    def site_sizes(self, model: nn.Module) -> list[int]:
+        """How many levels of a prefix each of :data:`SITES` has."""
+        return [len(_children(model, layers)) for layers, _ in self.sites]
 
     def across_modules(self, model: nn.Module) -> list[nn.Module]:
         """What attends from a decoder's tokens to an encoder's."""

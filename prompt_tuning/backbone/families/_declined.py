@@ -5,8 +5,8 @@ _OWN_ATTENTION = (
 )
 _NO_KEYS = "it has no keys and values, in front of which a prefix would stand"
 _SEQ2SEQ = (
-    "it writes by a decoder that looks at an encoder, into which no prompts are put here; to write texts choose 'bart' or a decoder"
-    " such as 'llama', to read them an encoder such as 't5'"
+    "it writes by a decoder that looks at an encoder, into which no prompts are put here; to write texts choose 'bart', 't5' or a"
+    " decoder such as 'llama', to read them an encoder such as 't5'"
 )
 _EXPERTS = "the weights of its experts stand one by one in files and as one tensor in memory, which is not read here"
 

@@ -1,4 +1,4 @@
-"""T5 (Raffel et al. 2020), mT5, Flan-T5 and umT5: their encoder alone, of files that hold the decoder too; to write texts, both.
+"""T5 (Raffel et al. 2020), mT5, Flan-T5 and umT5: their encoder alone; to write texts, the decoder too, as BART.
 
 The layers are those of :mod:`prompt_tuning.backbone.families._t5_layers`.
 """

@@ -47,7 +47,7 @@ def test_every_encoder_with_a_decoder_that_writes_says_what_to_take_instead():
     text = {name for name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if not _HEARS.search(name)} - set(families())
     assert {"led", "m2m_100", "marian", "mbart", "pegasus", "t5gemma"} < text
     for model_type in text:
-        with pytest.raises(UserError, match="to write texts choose 'bart' or a decoder such as 'llama', to read"):
+        with pytest.raises(UserError, match="to write texts choose 'bart', 't5' or a decoder such as 'llama', to read"):
             find_family(model_type)
 
 
