@@ -310,7 +310,7 @@ def test_a_config_that_prompts_do_not_fit_is_refused(tmp_path, data, changes, sa
         )
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": {"relative": True}}, {"prompt": {"init": "text"}}])
+@pytest.mark.parametrize("changes", [{"optimizer": {"relative": True}}, {"prompt": {"init": "data"}}])
 def test_prompts_start_from_what_each_site_sees(tmp_path, data, changes):
     raw = three_members(tmp_path / "backbone", data, "bart")
     for name, own in changes.items():
