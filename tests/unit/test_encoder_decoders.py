@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from launcher import cli
 from launcher import run as worker
@@ -29,61 +28,9 @@ from tests.support.disentangled import in_full_precision
 from tests.support.fleets import open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, three_members
 from tests.support.tiny import make_backbone, make_texts, run_json
-
-FRONT = {}
-"""Keys and values [P, 2, G, D] that stand in front of a module's own."""
-
+from tests.support.two_sided import beams, greedy, rows_of, start_of, stock_logits
 
 TYPES = ("bart", "t5", "mt5", "umt5")
-
-
-def concatenated(module, query, key, value, attention_mask, scaling, dropout=0.0, position_bias=None, **_):
-    """Attention of one row with a prefix, written out; the only mask is the causal one, and a prefix has no position."""
-    keys, values = (own.transpose(0, 1).expand(len(key), -1, -1, -1) for own in FRONT[module].unbind(1))
-    key, value = torch.cat([keys, key], 2), torch.cat([values, value], 2)
-    scores = query @ key.transpose(2, 3) * scaling
-    if position_bias is not None:
-        scores = scores + torch.cat(
-            [position_bias.new_zeros(*position_bias.shape[:3], keys.shape[2]), position_bias], 3
-        )
-    if module.is_causal:
-        seen = torch.ones(scores.shape[2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
-        scores = scores.masked_fill(~seen, -torch.inf)
-    return (scores.softmax(-1) @ value).transpose(1, 2), None
-
-
-AttentionInterface.register("concatenated", concatenated)
-
-
-@cache
-def stock(folder):
-    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="concatenated").eval()
-
-
-def stock_logits(folder, table, source, decoded, reached=None):
-    """Logits [t, vocabulary] of one row, without cache; ``table`` [P, N, 2, G, D]: encoder, decoder, cross."""
-    reached = range(table.shape[1]) if reached is None else reached
-    model = stock(folder)
-    if model.config.model_type == "bart":
-        encoder, decoder = model.model.encoder.layers, model.model.decoder.layers
-        modules = [layer.self_attn for layer in [*encoder, *decoder]] + [layer.encoder_attn for layer in decoder]
-    else:
-        encoder, decoder = model.encoder.block, model.decoder.block
-        modules = [block.layer[0].SelfAttention for block in [*encoder, *decoder]]
-        modules += [block.layer[1].EncDecAttention for block in decoder]
-    FRONT.clear()
-    FRONT.update({module: table[: len(table) * (layer in reached), layer] for layer, module in enumerate(modules)})
-    assert len(modules) == table.shape[1]
-    ids = torch.tensor([source]), torch.tensor([decoded])
-    return model(input_ids=ids[0], decoder_input_ids=ids[1], use_cache=False).logits[0]
-
-
-def rows_of(features):
-    """Source, target and example of each row."""
-    for row in range(len(features)):
-        part = slice(features.offsets[row], features.offsets[row + 1])
-        tags = features.tags[part]
-        yield row, features.tokens[part][: features.notes.num_source[row]].tolist(), tags[tags >= 0].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +48,6 @@ def each(tmp_path, data, monkeypatch, request):
     """A run file for each model type."""
     in_full_precision(monkeypatch)
     return three_members(tmp_path / "backbone", data, request.param)
-
-
-def start_of(folder):
-    return stock(folder).config.decoder_start_token_id
 
 
 def test_sources_and_targets_keep_the_tokens_around_a_text(raw):
@@ -143,30 +86,6 @@ def test_loss_and_gradients_equal_transformers_model_row_by_row(tmp_path, each, 
         for level in range(table.shape[1]):
             assert theirs[:, level].norm() > 1e-6, "every site matters"
             assert (mine[:, level] - theirs[:, level]).norm() / theirs[:, level].norm() < 1e-9
-
-
-def greedy(folder, table, source, most, reached=None):
-    written = [start_of(folder)]
-    while len(written) <= most:
-        written.append(int(stock_logits(folder, table, source, written, reached)[-1].argmax()))
-        if written[-1] == 3:
-            break
-    return written[1:]
-
-
-def beams(folder, table, source, most, width):
-    """transformers' beam search, without cache, of one row."""
-    model = stock(folder)
-    stock_logits(folder, table, source, [start_of(folder)])  # puts the prefix in front
-    found = model.generate(
-        input_ids=torch.tensor([source]),
-        num_beams=width,
-        max_new_tokens=most,
-        eos_token_id=3,
-        pad_token_id=model.config.pad_token_id,
-        use_cache=False,
-    )
-    return found[0, 1:].tolist()
 
 
 @pytest.mark.parametrize("width", [1, 3])
