@@ -90,7 +90,7 @@ def shared_output(head: nn.Module) -> VocabularyParallelOutput | None:
 class _Scaled(nn.Module):
     """A head whose logits are multiplied (Cohere, Granite, T5), then bent so that none is as large as a cap (Gemma 2)."""
 
-    def __init__(self, head: nn.Module, config: Any, factor: float) -> None:
+    def __init__(self, head: nn.Module, config: Any, factor: float = 1.0) -> None:
         super().__init__()
         self.head, self.cap = head, getattr(config, "final_logit_softcapping", None)
         own = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)

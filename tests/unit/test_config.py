@@ -6,8 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from prompt_tuning.section import Section
+from prompt_tuning.settings.prompt import PromptSection
 from prompt_tuning.settings.schema import RunFile
-from prompt_tuning.settings.sections import BackboneSection, FleetSection, PromptSection, TrainSection
+from prompt_tuning.settings.sections import BackboneSection, FleetSection, TrainSection
 from prompt_tuning.tasks.find import find_task, own_kinds
 from prompt_tuning.tasks.own.classification import Options
 
