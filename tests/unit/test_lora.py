@@ -216,7 +216,7 @@ def test_without_peft_the_extra_is_named(tmp_path, monkeypatch):
         open_lora(tmp_path)
 
 
-@pytest.mark.parametrize("family", sorted(families()))
+@pytest.mark.parametrize("family", sorted(name for name, family in families().items() if not family.sites))
 def test_every_familys_queries_and_values_learn(tmp_path, family):
     fleet = open_lora(tmp_path, family)
     (member,) = fleet.members
