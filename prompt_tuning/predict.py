@@ -145,7 +145,7 @@ class AttachedPrompts:
             raise UserError(
                 f"a streamer takes tokens as they come, which {decode.num_beams} beams settle last; set num_beams=1"
             )
-        return [own.text for own in self.written(sources, decode, first.encoding.max_target_length, streamer)]
+        return [own.text for own in self.written(sources, decode, first.encoding.max_target_length, streamer=streamer)]
 
     def sources(self, prompt: int, texts: Sequence[str]) -> list[Source]:
         """Texts, tokenised, behind which a prompt is to write. Raises :class:`UserError`."""
@@ -155,17 +155,10 @@ class AttachedPrompts:
         rows, _ = source_tokens(self.backbone.tokenizer, self.tasks[prompt].separator, most, texts, has_encoder)
         return [(prompt, np.asarray(row)) for row in rows]
 
-    def written(
-        self,
-        sources: Sequence[Source],
-        decode: DecodeSection,
-        max_new_tokens: int,
-        streamer: Any = None,
-        seed: int = 0,
-    ) -> list[Text]:
-        """What is written behind each source; ``max_new_tokens`` counts where ``decode`` names none, ``seed`` where it draws."""
+    def written(self, sources: Sequence[Source], decode: DecodeSection, most: int, **how: Any) -> list[Text]:
+        """What is written behind each source, at most ``most`` tokens if ``decode`` names no number; ``how``: streamer, seed."""
         modules = [exported.prompt for exported in self.prompts]
-        return write_texts(self.backbone, modules, sources, decode, max_new_tokens, self.budget, seed, streamer)
+        return write_texts(self.backbone, modules, sources, decode, most, self.budget, **how)
 
     def _check_writes(self, prompt: int) -> None:
         task = self.tasks[prompt]

@@ -89,7 +89,7 @@ def prefix_attention(
     if captured is not None:
         captured[layer] = torch.stack([key, value])
     assert rows is not None and attention_mask is None, "tokens come packed, and rows say which belong together"
-    if getattr(module, ACROSS):
+    if getattr(module, ACROSS, False):
         rows = rows.across
     causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
     look = Look(bool(causal), sliding_window, layer == getattr(module, LAST))

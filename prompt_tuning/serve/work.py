@@ -106,7 +106,7 @@ class Work:
                     partial(text_of, self.model.backbone.tokenizer, stop=decode.stop), decode.stop, pieces
                 )
             every = [source for sources in several for source in sources]
-            written = iter(self.model.written(every, decode, length, streamer, seed))
+            written = iter(self.model.written(every, decode, length, streamer=streamer, seed=seed))
             return [[(len(tokens), next(written)) for _, tokens in sources] for sources in several]
 
         is_alone = decode.sample or pieces is not None

@@ -47,8 +47,8 @@ def raw_of(places, keep, model_type="bert", dtype="float64"):
     return raw
 
 
-# Qwen 2's own tokenizer knows none of the tiny words, so that all choices would be equal.
-@pytest.mark.parametrize("model_type", sorted(set(CONFIGS) - {"qwen2"}))
+# Qwen 2's own tokenizer knows none of the tiny words, so that all choices would be equal; BART keeps no states.
+@pytest.mark.parametrize("model_type", sorted(set(CONFIGS) - {"qwen2", "bart"}))
 def test_steps_from_kept_states_are_whole_ones(places, model_type, tmp_path):
     whole = follow(open_fleet(raw_of(places, False, model_type)), 4)
     for keep in (True, str(tmp_path / "kept")):
