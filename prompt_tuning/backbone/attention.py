@@ -44,7 +44,7 @@ INDEX = "prefix_layer_index"
 """Attribute of an attention module: which layer of the prefix is its own; none's where the forward says a depth."""
 
 ACROSS = "prefix_looks_across"
-"""Attribute of an attention module: whether it attends from a decoder's tokens to an encoder's."""
+"""Attribute of an attention module that attends from a decoder's tokens to an encoder's; others have none."""
 
 LAST = "prefix_last_layer"
 """Attribute of an attention module: the last layer, of which only what is read counts."""
@@ -142,7 +142,6 @@ def open_door(
         setattr(module, INDEX, index)
         setattr(module, LAST, len(modules) - 1)
         setattr(module, TENSOR_RANK, tensor_rank)
-        setattr(module, ACROSS, False)
     for module in across:
         setattr(module, ACROSS, True)
     select_attention(model, modules, attention_name(kernel))

@@ -10,9 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
+from model_parallel.plan import Plan
 from prompt_tuning.backbone.rows import PackedRows
+
+WHOLE = Plan(rules=())
+"""Encoder-decoders are whole on every rank: :func:`prompt_tuning.backbone.load.load_backbone` refuses to share them."""
 
 
 class Sides:
@@ -54,6 +59,39 @@ class Sides:
         """The decoder's hidden states [1, t, H] in their places among all tokens, [1, T, H]; zero elsewhere."""
         found = hidden.new_zeros(1, num_tokens, hidden.shape[2])
         return found.index_copy(1, self.targets, hidden)
+
+
+class TwoSided:
+    """The forward of both stacks over packed tokens; what mixes it in says how each stack runs."""
+
+    shared: nn.Module
+    encoder: Any
+    decoder: Any
+    config: Any
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        rows: PackedRows,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        use_cache: bool = False,
+        captured: dict[int, Tensor] | None = None,
+    ) -> BaseModelOutput:
+        """The decoder's last hidden states [1, T, H] where tokens [1, T] stand of which the next is a target's; else zero."""
+        sides = Sides.of(rows, input_ids.device)
+        encoded = self.encode(self.shared(input_ids[:, sides.sources]), sides, captured)
+        words = self.shared(sides.target_ids(input_ids, self.config))
+        hidden = self.decode(words, encoded, sides, captured)
+        return BaseModelOutput(last_hidden_state=sides.spread(hidden, input_ids.shape[1]))
+
+    def encode(self, words: Tensor, sides: Sides, captured: dict[int, Tensor] | None) -> Tensor:
+        """The encoder's last hidden states [1, s, H] of the words of all sources."""
+        raise NotImplementedError
+
+    def decode(self, words: Tensor, encoded: Tensor, sides: Sides, captured: dict[int, Tensor] | None) -> Tensor:
+        """The decoder's [1, t, H] of the words of all targets."""
+        raise NotImplementedError
 
 
 def start_is_missing(config: Any) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from transformers import PreTrainedModel
 
 _STOCK = "transformers_class"
 
@@ -14,6 +15,18 @@ def swap(module: nn.Module, kind: type[nn.Module]) -> None:
     """Give a module another class, until :func:`as_stock`."""
     module.__dict__[_STOCK] = type(module)
     module.__class__ = kind
+
+
+def mix_in(model: PreTrainedModel, kind: type) -> None:
+    """Swap a class of ours in before a model's own, under the same name: a saved config.json names the class."""
+    swap(model, type(type(model).__name__, (kind, type(model)), {}))
+
+
+def read_words_once(model: PreTrainedModel, *stacks: nn.Module) -> None:
+    """Files hold the word embedding of these stacks once, by the model's own name; transformers' forward finds it in each."""
+    for stack in stacks:
+        del stack.embed_tokens
+        stack.__dict__["embed_tokens"] = model.get_input_embeddings()  # unregistered
 
 
 @contextmanager

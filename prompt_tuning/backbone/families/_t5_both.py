@@ -4,53 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
-from model_parallel.plan import Plan, columns, rows, vocabulary, whole
 from prompt_tuning.backbone.families import Family
-from prompt_tuning.backbone.families._t5_layers import Packed, mix_in, open_stack, self_attention, through
-from prompt_tuning.backbone.rows import PackedRows
-from prompt_tuning.backbone.sides import Sides, start_is_missing
+from prompt_tuning.backbone.families._t5_layers import Packed, open_stack, self_attention, through
+from prompt_tuning.backbone.sides import WHOLE, Sides, TwoSided, start_is_missing
+from prompt_tuning.backbone.swapped import mix_in, read_words_once
 
 
-class _Model(Packed):
+class _Model(TwoSided, Packed):
     """Both stacks over packed tokens."""
 
-    shared: nn.Module
-    encoder: Any
-    decoder: Any
-    config: Any
+    def encode(self, words: Tensor, sides: Sides, captured: dict[int, Tensor] | None) -> Tensor:
+        return through(self.encoder, self_attention(self.encoder), words, sides.encoder, captured=captured)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        rows: PackedRows,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        use_cache: bool = False,
-        captured: dict[int, Tensor] | None = None,
-    ) -> BaseModelOutput:
-        """The decoder's last hidden states [1, T, H] where tokens [1, T] stand of which the next is a target's; else zero."""
-        sides = Sides.of(rows, input_ids.device)
-        words, ids = self.shared(input_ids[:, sides.sources]), sides.target_ids(input_ids, self.config)
-        encoded = through(self.encoder, self_attention(self.encoder), words, sides.encoder, captured=captured)
-        hidden = through(
-            self.decoder,
-            self_attention(self.decoder),
-            self.shared(ids),
-            sides.decoder,
-            captured=captured,
-            encoded=encoded,
-        )
-        return BaseModelOutput(last_hidden_state=sides.spread(hidden, input_ids.shape[1]))
+    def decode(self, words: Tensor, encoded: Tensor, sides: Sides, captured: dict[int, Tensor] | None) -> Tensor:
+        attention = self_attention(self.decoder)
+        return through(self.decoder, attention, words, sides.decoder, captured=captured, encoded=encoded)
 
 
 def _open(model: PreTrainedModel) -> None:
     stacks: list[Any] = [model.get_submodule(name) for name in ("encoder", "decoder")]
+    read_words_once(model, *stacks)
     for stack in stacks:
-        open_stack(stack, model.get_input_embeddings())
+        open_stack(stack)
     across = [block.layer[1].EncDecAttention for block in stacks[1].block]
     setattr(model, "_attention", tuple(own for stack in stacks for own in self_attention(stack)) + tuple(across))  # noqa: B010  mypy
     model._keys_to_ignore_on_load_unexpected = [
@@ -72,16 +50,7 @@ FAMILY = Family(
     layers="decoder.block",
     attention="layer.0.SelfAttention",
     by_token=("layer.2", "layer.2"),
-    plan=Plan(
-        rules=(
-            vocabulary("shared"),
-            whole("*.relative_attention_bias"),
-            columns("*Attention.[qkv]", "heads"),
-            rows("*Attention.o", "heads"),
-            columns("*.DenseReluDense.wi*"),
-            rows("*.DenseReluDense.wo"),
-        ),
-    ),
+    plan=WHOLE,
     pooling="last",
     hidden_dropout=("dropout_rate",),
     attention_dropout=(),

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -152,14 +151,8 @@ def self_attention(stack: Any) -> tuple[Any, ...]:
     return tuple(block.layer[0].SelfAttention for block in stack.block)
 
 
-def open_stack(stack: Any, words: nn.Module | None = None) -> None:
-    """Swap in our classes for transformers', and read the word embedding once, by its own name.
-
-    ``words``: the word embedding, where transformers' own forward, which writes texts, looks them up by it.
-    """
-    del stack.embed_tokens
-    if words is not None:
-        stack.__dict__["embed_tokens"] = words  # unregistered
+def open_stack(stack: Any) -> None:
+    """Swap in our classes for transformers'."""
     for block in stack.block:
         swap(block, _Block)
         for layer in block.layer:
@@ -169,8 +162,3 @@ def open_stack(stack: Any, words: nn.Module | None = None) -> None:
                 if hasattr(layer, name):
                     swap(getattr(layer, name), _Attention)
     stack.final_layer_norm.__class__ = _Norm
-
-
-def mix_in(model: PreTrainedModel, kind: type) -> None:
-    """Swap our class of a model in before transformers' own, under the same name: a saved config.json names the class."""
-    swap(model, type(type(model).__name__, (kind, type(model)), {}))

@@ -9,43 +9,26 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
-from model_parallel.plan import Plan, columns, rows, vocabulary, whole
 from prompt_tuning.backbone.families import Family
-from prompt_tuning.backbone.rows import PackedRows
-from prompt_tuning.backbone.sides import Sides, start_is_missing
-from prompt_tuning.backbone.swapped import swap
+from prompt_tuning.backbone.sides import WHOLE, Sides, TwoSided, start_is_missing
+from prompt_tuning.backbone.swapped import mix_in, read_words_once
 
 
-class _Model:
+class _Model(TwoSided):
     """Both stacks over packed tokens; mixed into transformers' own class."""
 
-    shared: nn.Module
-    encoder: Any
-    decoder: Any
-    config: Any
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        rows: PackedRows,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        use_cache: bool = False,
-        captured: dict[int, Tensor] | None = None,
-    ) -> BaseModelOutput:
-        """The decoder's last hidden states [1, T, H] where tokens [1, T] stand of which the next is a target's; else zero."""
-        sides = Sides.of(rows, input_ids.device)
-        words = self.shared(input_ids[:, sides.sources])
-        encoded = _begin(self.encoder, words, sides.source_positions)
+    def encode(self, words: Tensor, sides: Sides, captured: dict[int, Tensor] | None) -> Tensor:
+        hidden = _begin(self.encoder, words, sides.source_positions)
         for layer in self.encoder.layers:
-            encoded = layer(encoded, None, rows=sides.encoder, captured=captured)
-        words = self.shared(sides.target_ids(input_ids, self.config))
+            hidden = layer(hidden, None, rows=sides.encoder, captured=captured)
+        return hidden
+
+    def decode(self, words: Tensor, encoded: Tensor, sides: Sides, captured: dict[int, Tensor] | None) -> Tensor:
         hidden = _begin(self.decoder, words, sides.target_positions)
         for layer in self.decoder.layers:
             hidden = layer(hidden, None, encoded, rows=sides.decoder, captured=captured)
-        return BaseModelOutput(last_hidden_state=sides.spread(hidden, input_ids.shape[1]))
+        return hidden
 
 
 def _begin(stack: Any, words: Tensor, positions: Tensor) -> Tensor:
@@ -66,15 +49,9 @@ def _refuse(config: Any) -> str | None:
 
 
 def _open(model: PreTrainedModel) -> None:
-    """Swap in our class for transformers', and read the word embedding once, by its own name."""
-    for name in ("encoder", "decoder"):
-        stack = model.get_submodule(name)
-        del stack.embed_tokens
-        # Unregistered: transformers' own forward, which writes texts, looks words up by it.
-        stack.__dict__["embed_tokens"] = model.get_input_embeddings()
+    read_words_once(model, model.get_submodule("encoder"), model.get_submodule("decoder"))
     model._keys_to_ignore_on_load_unexpected = [r"(^|\.)(en|de)coder\.embed_tokens\.", r"^final_logits_bias$"]
-    # A saved config.json names the class.
-    swap(model, type(type(model).__name__, (_Model, type(model)), {}))
+    mix_in(model, _Model)
 
 
 FAMILY = Family(
@@ -82,16 +59,7 @@ FAMILY = Family(
     layers="decoder.layers",
     attention="self_attn",
     by_token=("fc1", "fc2"),
-    plan=Plan(
-        rules=(
-            vocabulary("shared"),
-            whole("*.embed_positions"),
-            columns("*.layers.*.[qkv]_proj", "heads"),
-            rows("*.layers.*.out_proj", "heads"),
-            columns("*.layers.*.fc1", alone=True),
-            rows("*.layers.*.fc2"),
-        ),
-    ),
+    plan=WHOLE,
     pooling="last",
     hidden_dropout=("dropout", "activation_dropout"),
     attention_dropout=("attention_dropout",),

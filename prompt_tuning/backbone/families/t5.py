@@ -13,8 +13,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from model_parallel.plan import Plan, columns, rows, vocabulary, whole
 from prompt_tuning.backbone.families import Family, _t5_both
-from prompt_tuning.backbone.families._t5_layers import Packed, mix_in, open_stack, self_attention, through
+from prompt_tuning.backbone.families._t5_layers import Packed, open_stack, self_attention, through
 from prompt_tuning.backbone.rows import PackedRows
+from prompt_tuning.backbone.swapped import mix_in, read_words_once
 
 _BESIDE = [r"(^|\.)decoder\.", r"(^|\.)encoder\.embed_tokens\."]
 """Patterns of what files hold beside the encoder: the decoder, and the word embedding once more."""
@@ -42,6 +43,7 @@ class _Model(Packed):
 
 def _open(model: PreTrainedModel) -> None:
     encoder: Any = model.get_submodule("encoder")
+    read_words_once(model, encoder)
     open_stack(encoder)
     # By themselves: a forward may begin above the first layer, whose table it needs all the same.
     setattr(model, "_attention", self_attention(encoder))  # noqa: B010  mypy
