@@ -102,9 +102,8 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
 def build_fleet(run: Run, grid: Grid) -> Fleet:
     """Read every member's data, then load the backbone once and build the untrained prompts."""
     shared = run.shared
-    described = describe_backbone(shared.backbone, any(spec.config.is_written for spec in run.members))
+    described = describe_backbone(shared.backbone, run.writes)
     data: dict[str, TaskData] = {}
-    starts: list[np.ndarray | None] = []
     for spec in run.members:
         identity = _data_of(spec)
         if identity not in data:
@@ -112,9 +111,7 @@ def build_fleet(run: Run, grid: Grid) -> Fleet:
             for features in data[identity].splits.values():
                 described.check_tokens(features.largest_token)
         check_lengths(spec.config, described)
-        starts.append(start_ids(spec.config, described.tokenizer))
-        if starts[-1] is not None:
-            described.check_tokens(int(starts[-1].max()))
+    starts = start_ids([spec.config for spec in run.members], described)
     wait_long(grid)  # hosts differ in what they have kept of large data
     _check_same_data(data, grid)
     if grid.is_first:

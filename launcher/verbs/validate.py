@@ -57,8 +57,7 @@ def _look(run: Run) -> list[str]:
     problems: list[str] = []
     described = None
     try:
-        writes = any(member.config.is_written for member in run.members)
-        described = describe_backbone(run.shared.backbone, writes)
+        described = describe_backbone(run.shared.backbone, run.writes)
     except UserError as error:
         problems.append(str(error))
     for member in run.members:

@@ -86,7 +86,7 @@ def write_texts(
                 # Under ZeRO-3 no rank can go through the layers by itself.
                 is_together = backbone.zero is not None and backbone.grid.size > 1
                 ids = _generate(model, inputs, config, stops, streamer=streamer, synced_gpus=is_together)
-            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop, most), strict=True)
+            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
     found = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
     return [found[i] for i in range(len(sources))]
 
@@ -138,25 +138,19 @@ def _inputs(
     backbone: Backbone, prompts: Sequence[Prompt], tables: dict[int, Tensor | None], sources: list[Source], beams: int
 ) -> dict[str, Any]:
     """What `generate` takes: sources padded in front, a mask over prompts and sources, positions, and the prompts as a cache."""
+    if backbone.description.has_encoder:
+        return _encoder_inputs(backbone, prompts, tables, sources)
     device = backbone.grid.device
     longest, front = max(len(tokens) for _, tokens in sources), max(prompts[p].length for p, _ in sources)
     ids = np.full((len(sources), longest), backbone.description.pad_token, np.int64)
     mask = np.zeros((len(sources), front + longest), np.int64)
     positions = np.zeros((len(sources), longest), np.int64)
     for row, (p, tokens) in enumerate(sources):
-        if backbone.description.has_encoder:  # whose positions begin with the row
-            ids[row, : len(tokens)], mask[row, front : front + len(tokens)] = tokens, 1
-            continue
         ids[row, longest - len(tokens) :] = tokens
         mask[row, front - prompts[p].length : front] = 1
         mask[row, front + longest - len(tokens) :] = 1
         positions[row, longest - len(tokens) :] = prompts[p].text_start + np.arange(len(tokens))
     whole = [tables[p] for p, _ in sources]
-    if backbone.description.has_encoder:
-        prefixes = [prompts[p].prefix for p, _ in sources]
-        put_in_front(backbone, whole, [None if prefix is None else prefix.layers for prefix in prefixes])
-        found = {"input_ids": ids, "attention_mask": mask[:, front:]}
-        return {name: torch.from_numpy(value).to(device) for name, value in found.items()}
     cache = None
     if front:
         shape = backbone.shape
@@ -165,6 +159,21 @@ def _inputs(
         cache = cache_of([none if table is None else table for table in whole], beams, backbone.model.dtype)
     found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {name: torch.from_numpy(value).to(device) for name, value in found.items()} | {"past_key_values": cache}
+
+
+def _encoder_inputs(
+    backbone: Backbone, prompts: Sequence[Prompt], tables: dict[int, Tensor | None], sources: list[Source]
+) -> dict[str, Any]:
+    """The same for an encoder, whose positions begin with a row: padded behind, prompts in front of each attention's keys."""
+    ids = np.full((len(sources), max(len(tokens) for _, tokens in sources)), backbone.description.pad_token, np.int64)
+    for row, (_, tokens) in enumerate(sources):
+        ids[row, : len(tokens)] = tokens
+    mask = np.arange(ids.shape[1]) < np.array([[len(tokens)] for _, tokens in sources])
+    prefixes = [prompts[p].prefix for p, _ in sources]
+    reached = [None if prefix is None else prefix.layers for prefix in prefixes]
+    put_in_front(backbone, [tables[p] for p, _ in sources], reached)
+    found = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+    return {name: torch.from_numpy(value).to(backbone.grid.device) for name, value in found.items()}
 
 
 class _Stops:
@@ -190,22 +199,32 @@ def _generate(
     return found[:, stops.start :].cpu().numpy()
 
 
-def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str], most: int) -> list[Text]:
-    """Texts of rows [B, at most ``most``], which are filled behind their ends."""
+def _texts(backbone: Backbone, ids: np.ndarray, stop: Sequence[str]) -> list[Text]:
+    """Texts of rows [B, tokens written], which are filled behind their ends."""
     found = []
     for row in ids:
-        ends = np.flatnonzero(row == end_token(backbone.tokenizer))
-        count = ends[0] if len(ends) else len(np.trim_zeros(row != backbone.description.pad_token, "b"))
-        whole = str(backbone.tokenizer.decode(row[:count], skip_special_tokens=True))
-        has_ended = count < most or any(piece in whole for piece in stop)
-        found.append(Text(text_of(backbone.tokenizer, row, stop), int(count), has_ended))
+        tokens, has_ended = _up_to_end(backbone.tokenizer, row)
+        whole = str(backbone.tokenizer.decode(tokens, skip_special_tokens=True))
+        count = len(tokens)
+        if not has_ended and any(piece in whole for piece in stop):
+            # Padding stands behind such a text.
+            has_ended, count = True, len(np.trim_zeros(tokens != backbone.description.pad_token, "b"))
+        found.append(Text(_cut(whole, stop), count, has_ended))
     return found
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray, stop: Sequence[str]) -> str:
     """Written tokens as a text, up to the end token and to the first of the texts at which writing ends."""
+    return _cut(str(tokenizer.decode(_up_to_end(tokenizer, tokens)[0], skip_special_tokens=True)), stop)
+
+
+def _up_to_end(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> tuple[np.ndarray, bool]:
+    """What stands in front of the end token, and whether there is one."""
     ends = np.flatnonzero(tokens == end_token(tokenizer))
-    text = str(tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens, skip_special_tokens=True))
+    return (tokens[: ends[0]], True) if len(ends) else (tokens, False)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
     for piece in stop:
         text = text.partition(piece)[0]
     return text.strip()

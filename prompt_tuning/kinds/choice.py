@@ -26,7 +26,7 @@ ABSENT = 1
 
 def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """As classification's; the tokens of stand-ins are tagged :data:`ABSENT` where any row has fewer choices."""
-    task, _, encoding, labels = recipe[:4]
+    task, encoding, labels = recipe.task, recipe.encoding, recipe.labels
     if encoding.template in task.cloze:
         return classification.encode(recipe, rows)
     build, most = template_of(task, encoding.template), len(labels)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Texts or pairs; ``notes`` holds what the task remembers of each row."""
-    task, _, encoding, labels = recipe[:4]
+    task, encoding, labels = recipe.task, recipe.encoding, recipe.labels
     notes = Values.of(task.remember(row) for _, row in rows) if task.remember else None
     indices = class_labels(task, rows, labels)
     if encoding.template in task.cloze:

@@ -47,7 +47,7 @@ class Questions:
 
 def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Windows over the context, ``stride`` tokens shared by neighbours; an example is a window."""
-    task, tokenizer, encoding, _ = recipe[:4]
+    task, tokenizer, encoding = recipe.task, recipe.tokenizer, recipe.encoding
     check_offsets(tokenizer, "span tasks")
     build = template_of(task, encoding.template)
     questions: list[str] = []

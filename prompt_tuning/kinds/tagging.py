@@ -43,7 +43,7 @@ class Sentences:
 
 def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Word lists (and a second list behind them, which is not asked), the words cut to what fits."""
-    task, tokenizer, encoding, labels = recipe[:4]
+    task, tokenizer, encoding, labels, _ = recipe
     check_offsets(tokenizer, "tagging tasks")
     build = template_of(task, encoding.template)
     firsts: list[list[str]] = []

@@ -93,8 +93,7 @@ class Outline:
             raise UserError(
                 f"backbone.path={section.path}: plan reads config.json, which a .gguf file has not; give a folder"
             )
-        writes = any(spec.config.is_written for spec in run.members)
-        raw, self.family = checked_config(place.folder, section, writes)
+        raw, self.family = checked_config(place.folder, section, run.writes)
         if self.family.sites:
             raise UserError(
                 f"backbone.path={section.path}: {raw.model_type} is an encoder-decoder, whose steps plan does not count; run it"

@@ -54,6 +54,15 @@ def check_lengths(config: RunFile, described: Description) -> None:
     positions = config.prompt.positions if has_prompt else "from_zero"
     length = config.prompt.length if has_prompt else 0
     target = 0
+    _check_sides(config, described)
+    if config.is_written:
+        target = max(config.data.max_target_length, config.decode.max_new_tokens or 0)
+        described.check_writes(length + config.data.max_length + target)
+    described.check_length(length, config.data.max_length, positions, target)
+
+
+def _check_sides(config: RunFile, described: Description) -> None:
+    """Raise :class:`UserError` for what an encoder-decoder does not do, or it alone."""
     if described.has_encoder and not config.is_written:
         raise UserError(
             f"backbone.path={described.path}: {described.config.model_type} is an encoder-decoder, which is for tasks of kind"
@@ -67,10 +76,6 @@ def check_lengths(config: RunFile, described: Description) -> None:
         raise UserError(
             f"data.cache_activations: of {described.path}, an encoder-decoder, no hidden states are kept; leave it out"
         )
-    if config.is_written:
-        target = max(config.data.max_target_length, config.decode.max_new_tokens or 0)
-        described.check_writes(length + config.data.max_length + target)
-    described.check_length(length, config.data.max_length, positions, target)
 
 
 def _reached(config: RunFile, backbone: Backbone) -> tuple[int, ...] | None:

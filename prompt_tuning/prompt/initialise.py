@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model_parallel import rng
 from model_parallel.collectives import gather_over_tensor_ranks
+from prompt_tuning.backbone.find import Description
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.backbone.rows import Group, PackedRows
 from prompt_tuning.errors import UserError
@@ -99,15 +101,29 @@ def text_table(backbone: Backbone, ids: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat(pieces[::shared], dim=2).permute(3, 0, 1, 2, 4)
 
 
-def start_ids(config: RunFile, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """The first P token ids of the text that ``prompt.init`` names, behind what the tokenizer puts in front of a text; None: it
-    names none, or there is no prompt.
+def start_ids(configs: Sequence[RunFile], described: Description) -> list[np.ndarray | None]:
+    """For each of some members the first P token ids of the text that its ``prompt.init`` names; None: it names none, or there
+    is no prompt. A text that many name is read and said once.
 
-    Raises :class:`UserError` where the text has fewer.
+    Raises :class:`UserError` where a text has fewer, or other tokens than the backbone.
     """
-    init, length = config.prompt.init, config.prompt.length
-    if not isinstance(init, StartText) or config.method not in ("deep_prompt", "shallow_prompt"):
-        return None
+    found: dict[tuple[str, int], np.ndarray] = {}
+    starts: list[np.ndarray | None] = []
+    for config in configs:
+        init, length = config.prompt.init, config.prompt.length
+        if not isinstance(init, StartText) or config.method not in ("deep_prompt", "shallow_prompt"):
+            starts.append(None)
+            continue
+        key = init.model_dump_json(), length
+        if key not in found:
+            found[key] = _first_ids(init, length, described.tokenizer)
+            described.check_tokens(int(found[key].max()))
+        starts.append(found[key])
+    return starts
+
+
+def _first_ids(init: StartText, length: int, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The first token ids of a text, behind what the tokenizer puts in front of one."""
     ids = [*leading_tokens(tokenizer), *tokenizer(init.read(), add_special_tokens=False)["input_ids"]]
     if len(ids) < length:
         raise UserError(

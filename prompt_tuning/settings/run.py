@@ -40,6 +40,11 @@ class Run:
         """Settings that are the same for all members (backbone, parallel, bookkeeping)."""
         return self.members[0].config
 
+    @property
+    def writes(self) -> bool:
+        """Whether any member's answers are texts, for which an encoder-decoder is loaded whole."""
+        return any(member.config.is_written for member in self.members)
+
     def to_json(self) -> RunRecord:
         """What run.json records: every member's settings, resolved."""
         return {

@@ -155,6 +155,8 @@ class RunFile(Section):
         if prompt.reparameterisation == "mlp" and prompt.init != "normal":
             how = repr(prompt.init) if isinstance(prompt.init, str) else "a text"
             problems.append(f"prompt.init={how} fills the table itself and needs prompt.reparameterisation 'none'")
+        if not isinstance(prompt.init, str) and prompt.init_from is not None:
+            problems.append("prompt.init names a text and prompt.init_from a prompt to start from; keep one of them")
         if self.method == "full" and self.backbone.dtype == "bfloat16":
             problems.append(
                 "method 'full' updates the weights themselves and needs backbone.dtype 'float32' or 'float64', not 'bfloat16'"

@@ -224,7 +224,7 @@ def test_a_task_without_texts_is_refused(tmp_path):
 def test_a_config_that_prompts_do_not_fit_is_refused(tmp_path, data, changes, said):
     with pytest.raises(UserError, match=said):
         open_fleet(
-            three_members(tmp_path / "backbone", data, "bart", **{})
+            three_members(tmp_path / "backbone", data, "bart")
             | {"backbone": {"path": str(make_writer(tmp_path / "other", "bart", **changes))}}
         )
 

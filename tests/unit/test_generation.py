@@ -282,4 +282,4 @@ def test_what_stands_behind_the_end_is_no_text(tmp_path, data):
     """A row that has ended is filled with padding, for which some tokenizers have a plain word."""
     fleet = open_fleet(writing_run(make_writer(tmp_path, "llama"), data))
     ids = np.array([fleet.backbone.tokenizer.convert_tokens_to_ids(["w1", "[SEP]", "w2"])])
-    assert [text.text for text in _texts(fleet.backbone, ids, (), 8)] == ["w1"]
+    assert [text.text for text in _texts(fleet.backbone, ids, ())] == ["w1"]
