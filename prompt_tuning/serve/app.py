@@ -116,15 +116,14 @@ class Service:
     async def completions(self, request: Request) -> Response:
         """A text by OpenAI's protocol for completions."""
         asked = read_completion(await read_json(request, self.limits))
-        texts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        check_count(len(texts), self.limits.rows, "texts")
+        check_count(len(asked.prompt), self.limits.rows, "texts")
         exported = self.store.find(asked.model)
         seed = secrets.randbits(31) if asked.seed is None else asked.seed
-        job = partial(self.work.generate, asked.model, texts, asked.settings(exported.decode), seed=seed)
+        job = partial(self.work.generate, asked.model, asked.prompt, asked.settings(exported.decode), seed=seed)
         if asked.stream:
-            return await self._stream(request, job, len(texts), asked.events())
+            return await self._stream(request, job, len(asked.prompt), asked.events())
         written = await self._done(job(), request)
-        self.meters.rows.inc(len(texts))
+        self.meters.rows.inc(len(asked.prompt))
         return reply(asked.answer(written))
 
     async def list_models(self, request: Request) -> Response:

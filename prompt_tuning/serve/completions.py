@@ -8,15 +8,25 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from prompt_tuning.forward.write import Text
 from prompt_tuning.messages import show
 from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.serve.stream import Events, event
 from prompt_tuning.settings.decode import DecodeSection
+
+
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("input should be false")
+    return value
+
+
+_several = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+"""One text stands for a list of it."""
 
 
 class _Strict(BaseModel):
@@ -33,20 +43,21 @@ class Completion(_Strict):
     """A request. Settings that are not given are those that the prompt was trained with."""
 
     model: str
-    prompt: str | Annotated[list[str], Field(min_length=1)]
+    prompt: Annotated[list[str], Field(min_length=1), _several]
     max_tokens: int | None = Field(None, gt=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    stop: str | list[str] | None = None
+    stop: Annotated[list[str], _several] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     user: str | None = None
-    n: Literal[1] = 1
-    best_of: Literal[1] = 1
-    echo: Literal[False] = False
-    presence_penalty: Literal[0] = 0
-    frequency_penalty: Literal[0] = 0
+    n: int = Field(1, ge=1, le=1)
+    best_of: int = Field(1, ge=1, le=1)
+    echo: Annotated[bool, AfterValidator(_no)] = False
+    presence_penalty: float = Field(0, ge=0, le=0)
+    frequency_penalty: float = Field(0, ge=0, le=0)
+    logit_bias: dict[str, float] = Field({}, max_length=0)
 
     def settings(self, decode: DecodeSection) -> dict[str, Any]:
         """What it changes of a prompt's own ``decode``. Temperature 0 takes the likeliest token."""
@@ -54,9 +65,9 @@ class Completion(_Strict):
         if self.max_tokens is not None:
             changes["max_new_tokens"] = self.max_tokens
         if self.stop is not None:
-            changes["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
+            changes["stop"] = self.stop
         if self.temperature == 0:
-            changes |= {"sample": False, "temperature": 1.0, "top_p": 1.0}
+            changes |= {"sample": False, "num_beams": 1, "temperature": 1.0, "top_p": 1.0}
         elif self.temperature is not None or self.top_p is not None:
             temperature = decode.temperature if self.temperature is None else self.temperature
             top_p = decode.top_p if self.top_p is None else self.top_p
@@ -79,12 +90,13 @@ def read_completion(body: dict[str, Any]) -> Completion:
         return Completion.model_validate({key: value for key, value in body.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        key, value = str(first["loc"][0]), first["input"]
+        key, value = ".".join(map(str, first["loc"])), first["input"]
         if first["type"] == "missing":
             raise Refusal(400, f"no `{key}` in the body") from None
         if first["type"] == "extra_forbidden":
             raise Refusal(400, f"`{key[:100]}` is not done here; leave it out") from None
-        raise Refusal(400, f"`{key}` is {show(value)}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        why = first["msg"].removeprefix("Value error, ")
+        raise Refusal(400, f"`{key}` is {show(value)}: {why[0].lower()}{why[1:]}") from None
 
 
 def model_card(name: str) -> dict[str, Any]:

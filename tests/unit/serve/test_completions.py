@@ -96,10 +96,16 @@ def test_a_stream_adds_up_and_ends(writers, decoder):
         ({"max_tokens": 0}, "`max_tokens` is 0"),
         ({"max_tokens": True}, "`max_tokens` is true"),
         ({"max_tokens": 10**6}, "at most"),
-        ({"prompt": [1, 2]}, "`prompt` is [1, 2]"),
+        ({"prompt": [1, 2]}, "`prompt.0` is 1: input should be a valid string"),
         ({"prompt": []}, "`prompt` is []"),
         ({"prompt": ["a", "b"], "stream": True}, "a stream is of one"),
+        ({"prompt": 3}, "`prompt` is 3: input should be a valid list"),
         ({"stop": [""]}, "empty text"),
+        ({"stop": ["a", 1]}, "`stop.1` is 1"),
+        ({"n": True}, "`n` is true"),
+        ({"echo": 0}, "`echo` is 0"),
+        ({"logit_bias": {"5": 1}}, "`logit_bias` is"),
+        ({"stream_options": {"include_obfuscation": False}}, "`stream_options.include_obfuscation` is not done here"),
         ({"model": None}, "no `model` in the body"),
     ],
 )
@@ -118,5 +124,6 @@ def test_settings_that_change_nothing_are_taken(writers, decoder):
     model, names = writers
     with served(model, names, decoder) as service:
         plain = complete(service).json()
-        same = complete(service, n=1, best_of=1, echo=False, frequency_penalty=0, user="me", logprobs=None, stop=None)
+        nothing = {"n": 1, "best_of": 1, "echo": False, "frequency_penalty": 0, "logit_bias": {}, "user": "me"}
+        same = complete(service, **nothing, logprobs=None, stop=None)
     assert same.json()["choices"] == plain["choices"]
