@@ -283,3 +283,19 @@ def test_what_stands_behind_the_end_is_no_text(tmp_path, data):
     fleet = open_fleet(writing_run(make_writer(tmp_path, "llama"), data))
     ids = np.array([fleet.backbone.tokenizer.convert_tokens_to_ids(["w1", "[SEP]", "w2"])])
     assert [text.text for text in _texts(fleet.backbone, ids, ())] == ["w1"]
+
+
+def test_texts_know_how_many_tokens_they_have_and_whether_they_ended(tmp_path, data):
+    """Padding is no token of a text that ended, and its word is one of a text that did not."""
+    fleet = open_fleet(writing_run(make_writer(tmp_path, "llama"), data))
+    pad = fleet.backbone.description.pad_token
+    w1, end, w2 = fleet.backbone.tokenizer.convert_tokens_to_ids(["w1", "[SEP]", "w2"])
+    for row, stop, expected in (
+        ([w1, w2, end, pad], (), (2, True)),
+        ([w1, w2, w1, w2], (), (4, False)),
+        ([w1, w2, w1, pad], (), (4, False)),
+        ([w1, w2, pad, pad], ("w2",), (2, True)),
+        ([w1, w2, w1, w2], ("w2",), (4, True)),
+    ):
+        (found,) = _texts(fleet.backbone, np.array([row]), stop)
+        assert (found.num_tokens, found.has_ended) == expected, row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from model_parallel.grid import Grid
 from prompt_tuning.errors import UserError
@@ -13,6 +14,7 @@ from prompt_tuning.settings.identity import compare, experiment
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.tokens.continuation import leading_tokens
 from prompt_tuning.trainer import build_fleet
+from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.tiny import make_backbone, make_texts, run_json
 
 TEXT = "the quick brown fox jumps over the lazy dog and then the dog sleeps"
@@ -52,14 +54,19 @@ def test_a_text_gives_the_words_of_its_first_tokens_at_the_input(places):
 
 
 def test_a_text_gives_the_keys_and_values_of_its_first_tokens(places):
-    from transformers import AutoModelForCausalLM
-
     member = start(places, prompt={"init": {"text": TEXT}, "length": 4})
-    if member.backbone.model.config.model_type != "llama":
-        pytest.skip("encoders have no cache to compare with")
-    model = AutoModelForCausalLM.from_pretrained(places[0], dtype=torch.float64).eval()
-    cache = model(first_ids(member, 4), use_cache=True).past_key_values
-    own = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+    model, shape = AutoModel.from_pretrained(places[0], dtype=torch.float64).eval(), member.prompt.prefix.shape
+    if model.config.model_type == "llama":
+        cache = model(first_ids(member, 4), use_cache=True).past_key_values
+        own = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+    else:  # an encoder has no cache, and its keys and values are what its projections give
+        seen = []
+        for layer in model.encoder.layer:
+            for projection in (layer.attention.self.key, layer.attention.self.value):
+                projection.register_forward_hook(lambda _, __, found: seen.append(found[0]))
+        model(first_ids(member, 4))
+        heads = [found.view(4, shape.key_value_heads, shape.head_size).transpose(0, 1) for found in seen]
+        own = [torch.stack(pair) for pair in zip(heads[::2], heads[1::2], strict=True)]
     expected = torch.stack(own).permute(3, 0, 1, 2, 4)  # [N, 2, G, P, D] as [P, N, 2, G, D]
     torch.testing.assert_close(table(member).double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -94,6 +101,7 @@ def test_an_older_name_of_training_rows_is_the_same_experiment(places):
         ({"init": "words"}, "is unknown; choose"),
         ({"init": {"file": "/nowhere/at/all"}}, "cannot be read"),
         ({"init": {"text": TEXT}, "reparameterisation": "mlp"}, "prompt.init=a text fills the table"),
+        ({"init": {"text": TEXT}, "init_from": "runs/other"}, "keep one of them"),
         ({"frozen_tokens": 1}, "would freeze numbers that mean nothing"),
         ({"init": "data", "length": 3, "frozen_tokens": 3}, "leaves nothing"),
     ],
@@ -136,3 +144,24 @@ def test_frozen_tokens_keep_their_bits_in_a_fleet_and_in_the_export(places, tmp_
         assert torch.equal(rebuilt.prefix.table(), table(member))
         export_member(tmp_path / str(number), member)
         assert torch.equal(load_prompt(tmp_path / str(number)).prompt.prefix.table(), table(member))
+
+
+def test_a_member_with_frozen_tokens_is_itself_beside_others(places):
+    """DESIGN, section 6: with others that freeze fewer or none, and alone."""
+    backbone, data, _ = places
+    raw = run_json(backbone, data, backbone={"path": str(backbone), "dtype": "float64"}, train={"eval_steps": 50})
+    members = [
+        {"name": f"k{k}", "prompt": {"length": 5, "frozen_tokens": k, "init": {"text": TEXT}}} for k in (0, 1, 3)
+    ]
+    raw["fleet"] = {"members": members}
+    together = follow(open_fleet(raw), 4)
+    for name in ("k0", "k1", "k3"):
+        assert_same_course(together, follow(open_fleet(raw, only=name), 4), "float64")
+
+
+def test_a_text_that_many_start_from_is_said_once(places, caplog):
+    members = [{"prompt": {"length": 4, "init": {"text": TEXT}}, "train": {"seed": seed}} for seed in (1, 2, 3)]
+    with caplog.at_level("INFO"):
+        fleet = build_fleet(run(places, {"members": members}), Grid())
+    assert sum("starts from the first 4" in line for line in caplog.messages) == 1
+    assert all(torch.equal(table(member), table(fleet.members[0])) for member in fleet.members)

@@ -8,6 +8,8 @@ import json
 import pytest
 
 from prompt_tuning.forward.write import write_texts
+from prompt_tuning.serve.completions import Completion
+from prompt_tuning.settings.decode import DecodeSection
 from tests.support.served import ask, served
 
 TEXT = "w1 w2 w3"
@@ -127,3 +129,15 @@ def test_settings_that_change_nothing_are_taken(writers, decoder):
         nothing = {"n": 1, "best_of": 1, "echo": False, "frequency_penalty": 0, "logit_bias": {}, "user": "me"}
         same = complete(service, **nothing, logprobs=None, stop=None)
     assert same.json()["choices"] == plain["choices"]
+
+
+def test_temperature_0_is_without_beams_and_drawing_whatever_the_prompt_was_trained_with():
+    asked = Completion(model="five", prompt="w1", temperature=0)
+    for trained in (DecodeSection(num_beams=3), DecodeSection(sample=True, temperature=2.0, top_p=0.5)):
+        found = DecodeSection(**{**trained.model_dump(), **asked.settings(trained)})
+        assert (found.num_beams, found.sample) == (1, False)
+    drawn = Completion(model="five", prompt="w1", top_p=0.5)
+    assert (
+        drawn.settings(DecodeSection(num_beams=3))["sample"]
+        and Completion(model="five", prompt="w1").settings(DecodeSection()) == {}
+    )
