@@ -152,7 +152,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "pad_token_id": 1,
         "bos_token_id": 2,
         "eos_token_id": 3,
-        "decoder_start_token_id": 3,
+        "decoder_start_token_id": 2,
         "forced_eos_token_id": None,
     },
     "llama": {**DECODER, "attention_bias": True},

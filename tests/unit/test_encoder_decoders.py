@@ -240,6 +240,11 @@ def test_prompts_start_from_what_each_site_sees(tmp_path, data, changes):
     assert values.shape[:2] == (7, 2) and values.isfinite().all() and values.unique().numel() == 14
 
 
+def test_validate_says_what_would_be_trained(tmp_path, each, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(each))
+    assert cli.main(["validate", str(tmp_path / "run.json")]) == 0, capsys.readouterr()
+
+
 def test_plan_says_that_it_does_not_count_it(tmp_path, raw):
     (tmp_path / "run.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="whose steps plan does not count"):

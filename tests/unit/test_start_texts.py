@@ -85,6 +85,16 @@ def test_a_file_is_its_text_and_a_changed_one_another_experiment(places, tmp_pat
         build_fleet(before, Grid())
 
 
+def test_a_members_start_takes_the_place_of_the_run_files(places, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    inits = [{"file": str(tmp_path / "text.txt")}, {"text": "the dog sleeps"}, "normal"]
+    members = [{"prompt": {"init": init}} for init in inits]
+    found = run(places, {"members": members}, prompt={"init": {"text": TEXT}, "length": 3}).members
+    first, second = (spec.config.prompt.init for spec in found[:2])
+    assert (first.text, first.file) == (None, inits[0]["file"]) and second.text == "the dog sleeps"
+    assert found[2].config.prompt.init == "normal"
+
+
 def test_an_older_name_of_training_rows_is_the_same_experiment(places):
     old, new = (run(places, prompt={"init": name, "length": 3}) for name in ("text", "data"))
     assert experiment(old) == experiment(new)
@@ -132,6 +142,9 @@ def test_frozen_tokens_keep_their_bits_in_a_fleet_and_in_the_export(places, tmp_
     optimizer = {"weight_decay": 0.1, "relative": relative, "lr": 0.01}
     fleet = build_fleet(run(places, {"members": members}, optimizer=optimizer), Grid())
     before = [table(member) for member in fleet.members]
+    for member, old, text in zip(fleet.members, before, (TEXT, TEXT, f"then {TEXT}"), strict=True):
+        free = start(places, prompt={"length": 5, "init": {"text": text}}, optimizer=optimizer)
+        assert torch.equal(old, table(free)), f"{member.name} starts from its text, frozen tokens too"
     for _ in range(3):
         fleet.train_step([0, 1, 2])
         for member in fleet.members:
