@@ -50,7 +50,13 @@ from prompt_tuning.tokens.rows import sequences, template_of
 def read(config: RunFile, task: Task) -> dict[str, list[tuple[str, list[str]]]]:
     """Sources and their targets, by split."""
     source = source_of(config)
-    rows = choose_rows(task, source, open_splits(task, source), limits_of(config.data), config.data.held_out)
+    rows = choose_rows(
+        task,
+        source,
+        open_splits(task, source, held_out=config.data.held_out),
+        limits_of(config.data),
+        config.data.held_out,
+    )
     build = template_of(task, config.data.template)
 
     def pair(located: LocatedRow) -> tuple[str, list[str]]:

@@ -271,6 +271,10 @@ def tested_split(plan: Plan) -> str:
     """
     (result,) = read_json(plan.output / f"measure-{plan.methods[0]}" / "result.json")["members"]
     found = next((split for split in ("test", "test/dev") if result.get(split)), None)
+    if found is None and plan.held_out:
+        raise UserError(
+            "the task has neither a labelled test split nor a dev split, on which methods are compared; give one of them"
+        )
     if found is None:
         raise UserError(
             f"data.held_out={show(plan.held_out)}: the task has no labelled test split, and its dev"

@@ -73,7 +73,14 @@ def _look(run: Run) -> list[str]:
                     from prompt_tuning.data.splits import choose_rows, open_splits
 
                     task, source = find_task(config.task), source_of(config)
-                    choose_rows(task, source, open_splits(task, source), limits_of(config.data))
+                    held_out = config.data.held_out
+                    choose_rows(
+                        task,
+                        source,
+                        open_splits(task, source, held_out=held_out),
+                        limits_of(config.data),
+                        held_out,
+                    )
                 else:
                     lines[key] = (
                         f"{find_task(config.task).name}: {check_data(config, described.tokenizer, described.has_encoder)}"

@@ -51,7 +51,7 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder: 
     """
     task, data, limits = find_task(config.task), config.data, limits_of(config.data)
     source = source_of(config)
-    splits = open_splits(task, source)
+    splits = open_splits(task, source, held_out=data.held_out)
     if _are_small(task, splits, limits):
         rows = choose_rows(task, source, splits, limits, data.held_out)
         return _tokenise(Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder), rows)
@@ -78,7 +78,12 @@ def _keep(
                 recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder)
                 with new_folder(cache.path) as folder:
                     _write(folder, recipe, rows)
-                    if cache.path != _cache(config, tokenizer, has_encoder, open_splits(task, source)).path:
+                    if (
+                        cache.path
+                        != _cache(
+                            config, tokenizer, has_encoder, open_splits(task, source, held_out=data.held_out)
+                        ).path
+                    ):
                         raise UserError(f"{source.name}: data have changed while they were tokenised; start again")
                 found = cache.find(find_kind(task.kind))
     except OSError as error:
@@ -123,10 +128,10 @@ def load_task_data(
         limits: most examples of a split, as the task counts them; that of ``test`` holds for extra test splits too.
         splits: None: all there are. ``test`` and extra ones may be missing or unlabelled; they are then left out.
         labels: names in the order of the logits, where they are known already.
-        held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
+        held_out: share of the training rows that becomes the dev split; the task's own dev split, if there is one, is then ``test/dev``.
         has_encoder: whether the backbone's encoder reads sources and its decoder targets.
     """
-    rows = choose_rows(task, source, open_splits(task, source, splits), limits or {}, held_out)
+    rows = choose_rows(task, source, open_splits(task, source, splits, held_out), limits or {}, held_out)
     return _tokenise(Recipe(task, tokenizer, encoding, labels or _labels(task, rows), has_encoder), rows)
 
 
@@ -226,7 +231,7 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder:
     """
     task, data = find_task(config.task), config.data
     source = source_of(config)
-    rows = choose_rows(task, source, open_splits(task, source), limits_of(data), data.held_out)
+    rows = choose_rows(task, source, open_splits(task, source, held_out=data.held_out), limits_of(data), data.held_out)
     recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder)
     counts = ", ".join(f"{split} {_check_split(recipe, split, found)} rows" for split, found in rows.items())
     labels = recipe.labels

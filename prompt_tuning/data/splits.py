@@ -25,17 +25,20 @@ Limits = Mapping[str, int | None]
 """Most examples of a split, as the task counts them; that of ``test`` holds for extra test splits too."""
 
 
-def open_splits(task: Task, source: Source, splits: tuple[str, ...] | None = None) -> dict[str, Rows]:
+def open_splits(
+    task: Task, source: Source, splits: tuple[str, ...] | None = None, held_out: float = 0.0
+) -> dict[str, Rows]:
     """The rows of each split of a task's source; ``splits`` None: all there are. None is read yet.
 
-    Raises :class:`UserError` where a split that is needed is missing; test splits may be.
+    Raises :class:`UserError` where a split that is needed is missing; test splits may be, and dev where training rows are
+    ``held_out`` to select on.
     """
     found = {}
     for split in splits or (*SPLITS, *extra_splits(task, source)):
         rows = read_split(task, source, split)
         if rows is not None:
             found[split] = rows
-        elif not split.startswith("test"):
+        elif not split.startswith("test") and not (split == "dev" and held_out):
             raise _missing(task, source, split)
     return found
 
@@ -51,7 +54,7 @@ def choose_rows(
     """The rows of :func:`open_splits` that are used. Raises :class:`UserError` where a split is empty.
 
     Args:
-        held_out: share of the training rows that becomes the dev split; the task's own dev split is then ``test/dev``.
+        held_out: share of the training rows that becomes the dev split; the task's own dev split, if there is one, is then ``test/dev``.
     """
     found = {}
     for split, own in splits.items():
@@ -64,8 +67,9 @@ def choose_rows(
             logger.info("task %r: the %s split has no labels and is not used", task.name, split)
             continue
         found[split] = rows
-    if held_out and "train" in found and "dev" in found:
-        found["test/dev"] = found["dev"]
+    if held_out and "train" in found:
+        if "dev" in found:
+            found["test/dev"] = found["dev"]
         found["train"], found["dev"] = _hold_out(task, found["train"], held_out)
     return found
 
@@ -96,8 +100,9 @@ def _place(task: Task, source: Source) -> str:
 def _missing(task: Task, source: Source, split: str) -> UserError:
     """What to do about a split that is not there."""
     origin = f" ({task.origin})" if task.origin is not None else ""
+    hold_out = "; or set data.held_out, to 0.2, say, to select on training rows" if split == "dev" else ""
     return UserError(
-        f"task {task.name!r}: the {split} split of {_place(task, source)} is missing; {_wanted(task, source, split)}{origin}"
+        f"task {task.name!r}: the {split} split of {_place(task, source)} is missing; {_wanted(task, source, split)}{origin}{hold_out}"
     )
 
 
@@ -136,7 +141,10 @@ def _hold_out(task: Task, rows: Rows, share: float) -> tuple[Rows, Rows]:
     is_held = np.zeros(total, bool)
     is_held[rng.permutation(rng.key(0, "held out"), total)[:count].numpy()] = True
     logger.info(
-        "task %r: %d of %d training rows are held out to select on; dev is only reported", task.name, count, total
+        "task %r: %d of %d training rows are held out to select on; a dev split is only reported",
+        task.name,
+        count,
+        total,
     )
     return rows.where(~is_held), rows.where(is_held)
 

@@ -53,7 +53,7 @@ class DataSection(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Share of the training rows held out to select on, so that dev is only reported, as test/dev.",
+        description="Share of the training rows held out to select on; a dev split, if there is one, is only reported, as test/dev.",
     )
     cache: str | None = Field(
         None,

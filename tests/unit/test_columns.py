@@ -235,6 +235,14 @@ def test_held_out_rows_select_and_dev_is_only_reported(tmp_path):
         load_tags(tmp_path, text, held_out=0.01)
 
 
+def test_held_out_rows_select_where_there_is_no_dev_split(tmp_path):
+    write(tmp_path, "\n".join(f"w{i}\tB-PER\nw2\tO\n" for i in range(10)))
+    data = load_task_data(TAGS, make_tokenizer(), Source(str(tmp_path)), Encoding(24), held_out=0.3)
+    assert {split: len(features) for split, features in data.splits.items()} == {"train": 7, "dev": 3}
+    with pytest.raises(UserError, match=r"dev split of .* is missing; .*or set data\.held_out"):
+        load_task_data(TAGS, make_tokenizer(), Source(str(tmp_path)), Encoding(24))
+
+
 def test_official_files_of_glue_are_read(tmp_path):
     """Tables write labels as text; CoLA's has no names of columns, MRPC's has names of its own."""
     cola, sst2, mrpc = (find_task(name) for name in ("cola", "sst2", "mrpc"))
