@@ -25,6 +25,7 @@ What comes before and after it:"""
 
 EXAMPLES = """\
 examples:
+  promptfleet new reviews --data reviews/
   promptfleet validate my.json
   promptfleet validate --no-data configs/*.json
   promptfleet submit configs/boolq.json --backend slurm --nodes 2 --ranks 16 --gpus --time 4:00:00 --dry-run
@@ -45,6 +46,7 @@ examples:
 
 
 VERBS = (
+    "new",
     "validate",
     "submit",
     "suite",
