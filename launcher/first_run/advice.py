@@ -27,7 +27,7 @@ def advise(
     advice: Advice, task: Task, splits: Mapping[str, Split], described: Description | None, base: RunFile
 ) -> None:
     """Add what follows from the data and the backbone; ``base``: what the recipe and ``--set`` say by themselves."""
-    _labels(advice, task, splits)
+    _selection(advice, task, splits)
     _overlaps(advice, task, splits)
     prompt = base.prompt.length
     if task.is_written:
@@ -54,11 +54,16 @@ def advise(
         advice.say("fleet.members", members, "a head alone beside the prompt shows what the prompt brings")
 
 
-def _labels(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
-    """The metric, labels that dev alone has, and which splits select."""
-    advice_of_kind = {"classification": _classes, "tagging": _tags, "span": _answers, "generation": _targets}
-    if task.kind in advice_of_kind:
-        advice_of_kind[task.kind](advice, task, splits)
+def _selection(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
+    """What the best prompt is selected by: the metric, and the rows."""
+    by_kind = {"classification": _classes, "tagging": _tags, "span": _answers, "generation": _targets}
+    if task.kind in by_kind:
+        by_kind[task.kind](advice, task, splits)
+    elif task.kind == "regression":
+        advice.say("task.metric", "pearson", "how well the numbers lie on a line; spearman asks for their order alone")
+    for name, split in splits.items():
+        if not split.is_whole:
+            advice.notes.append(f"{name}: the first {len(split.rows):,} of {split.total:,} rows were looked at")
     total = splits["train"].total
     if "dev" in splits:
         return
@@ -81,14 +86,14 @@ def _classes(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
     names = find_kind(task.kind).collect_labels(task, splits["train"].rows) if task.labels is None else task.labels
     known = {label_name(name) for name in names}
     for split in ("dev", "test"):
-        if split not in splits or task.labels is not None:
+        if split not in splits or task.labels is not None or not splits["train"].is_whole:
             continue
         unseen = {name: n for name, n in _counts(task, splits[split]).items() if name not in known and name != "-1"}
         if unseen:
             said = ", ".join(f"{name!r} ({n} rows)" for name, n in unseen.items())
             listed = ", ".join(f'"{name}"' for name in (*names, *unseen))
             raise UserError(
-                f"{splits[split].file}: labels {said} stand in {split} and not in train, so that nothing can be learnt of them;"
+                f"{splits[split].file}: {split} has labels that train has not, of which nothing can be learnt: {said};"
                 f" correct the data, or count such rows as wrong answers with --set 'task.labels=[{listed}]'"
             )
     most, least = train.most_common()[0], train.most_common()[-1]
@@ -99,7 +104,7 @@ def _classes(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
         )
     else:
         advice.say("task.metric", "accuracy", f"no class is rare ({said})")
-    if "dev" not in splits and least[1] < 20 and task.labels is None:
+    if "dev" not in splits and least[1] < 20 and task.labels is None and splits["train"].is_whole:
         advice.say(
             "task.labels",
             list(names),
@@ -109,13 +114,21 @@ def _classes(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
 
 def _tags(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
     labels = task.labels or find_kind(task.kind).collect_labels(task, splits["train"].rows)
+    odd = next((label for label in labels if "*" in label), None)
+    if odd is not None:
+        raise UserError(
+            f"{splits['train'].file}: {odd!r} is a bracket of the CoNLL shared tasks and no tag of one word; name the column of"
+            " the tags with --set task.tag_column=N (from 0), or write B-, I- and O; roles have tasks of their own"
+            " (conll05, conll12, propbank)"
+        )
     own = task.for_labels(labels)
+    shown = ", ".join(labels[:6]) + (", ..." if len(labels) > 6 else "")
     why = "tags name spans (B-, I-, O)" if own.selects_by != "accuracy" else "tags name no spans"
-    advice.say("task.metric", own.selects_by, f"{why}; {len(labels)} of them")
+    advice.say("task.metric", own.selects_by, f"{why}; {len(labels)} of them: {shown}")
     rows = own_rows(task, splits["dev"].rows) if "dev" in splits else ()
     tags = {tag for _, row in rows for tag in to_iob2(row.get(task.label_column) or [])}
     unseen = sorted(tags - {*labels, OUTSIDE})
-    if unseen and task.labels is None:
+    if unseen and task.labels is None and splits["train"].is_whole:
         advice.notes.append(
             f"tags {', '.join(unseen[:8])} stand in dev and not in train: they cannot be learnt, and count as missed"
         )

@@ -42,6 +42,11 @@ class Split:
     rows: list[LocatedRow]
     total: int
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows were looked at."""
+        return len(self.rows) == self.total
+
 
 def find_files(data: str, named: Mapping[str, str] | None = None) -> Files:
     """The files below a folder, or one file as the training split; ``named``: as data.files would have them.
@@ -91,7 +96,7 @@ def _by_other_names(data: str, folder: Path) -> Files:
             f"--data {data}: no file there is called train.jsonl, train.csv or the like (it holds {names or 'no file'});"
             ' rename them to train, dev and test, or name them with --set \'data.files={"train": "...", "dev": "..."}\''
         )
-    by_split = {split: own[0] for split, own in meant.items()}
+    by_split = {split: meant[split][0] for split in STEMS if split in meant}
     given = {split: file.name for split, file in by_split.items()}
     said = ", ".join(f"{name} for {split}" for split, name in given.items())
     return Files(by_split, {"path": data, "files": given}, f"by their names, {said}")
@@ -118,6 +123,8 @@ def layout_of(file: Path, kind: str | None) -> str:
         _, first = next(iter(_guarded(file, stream_rows(file))), ("", {}))
         return "questions" if "paragraphs" in first else "table"
     if file.suffix in TABLES and file.suffix != ".tsv":
+        if file.suffix == ".csv":
+            _check_commas(file)
         return "table"
     first_line, has_gaps = _lines_of(file)
     is_table = first_line.startswith(("{", "[")) or "\t" in first_line
@@ -139,8 +146,20 @@ def layout_of(file: Path, kind: str | None) -> str:
     return "columns"
 
 
+def _check_commas(file: Path) -> None:
+    """Raise :class:`UserError` for a table that parts its columns otherwise than by commas, as some programs save CSV."""
+    first, _ = _lines_of(file)
+    other = next(
+        (name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in first and "," not in first), None
+    )
+    if other is not None:
+        raise UserError(
+            f"{file}: its columns are parted by {other}; save it with commas, or with tabs as {file.stem}.tsv"
+        )
+
+
 def _lines_of(file: Path) -> tuple[str, bool]:
-    """The first line that is not empty, and whether an empty one stands between two that are not."""
+    """The first line that is not empty ("" where there is none), and whether an empty one stands between two that are not."""
     first, is_gap, has_gaps = "", False, False
     try:
         with file.open(encoding="utf-8-sig") as lines:

@@ -6,7 +6,7 @@ from typing import Any
 
 from launcher.first_run.columns import Column
 from launcher.first_run.files import SHOWN
-from launcher.first_run.names import AMOUNTS, LABELS, PAIRS, TEXTS, Columns, has, named
+from launcher.first_run.names import AMOUNTS, LABELS, PAIRS, TEXTS, Columns, columns_there, named
 from launcher.first_run.reasons import Recognised
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
@@ -51,7 +51,7 @@ def _label_of(columns: Columns, given: Json, where: str) -> str:
             f"{where}: columns {', '.join(map(show, likely[:SHOWN]))} could each be the label; say which with --set task.label=COLUMN"
         )
     raise UserError(
-        f"{where}: no column looks like labels (a few names or numbers that repeat); {has(columns)}; name it with --set"
+        f"{where}: no column looks like labels (a few names or numbers that repeat); {columns_there(columns)}; name it with --set"
         " task.label=COLUMN, or the kind with --kind (generation: texts to be written)"
     )
 
@@ -73,7 +73,9 @@ def _texts_of(columns: Columns, given: Json, where: str) -> Json:
                 " task.text=COLUMN, and --set task.text_pair=COLUMN where texts come in pairs"
             )
     if not found:
-        raise UserError(f"{where}: no column looks like texts; {has(columns)}; name it with --set task.text=COLUMN")
+        raise UserError(
+            f"{where}: no column looks like texts; {columns_there(columns)}; name it with --set task.text=COLUMN"
+        )
     for name in found:
         if not columns[name].filled:
             raise UserError(

@@ -14,8 +14,10 @@ from prompt_tuning.backbone.load import model_on_meta
 from prompt_tuning.data.encode import encode
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.tasks.labels import label_name
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.recipe import Encoding, Recipe
+from prompt_tuning.tokens.rows import own_rows
 
 MEASURED = 4000
 """Rows of a split whose texts are tokenised, evenly spaced."""
@@ -39,7 +41,7 @@ def choose_lengths(
     advice: Advice, task: Task, splits: Mapping[str, Split], described: Description, base: RunFile, prompt: int
 ) -> None:
     """Tokens that are kept of texts, and how many rows are cut; ``prompt``: tokens of the prompt."""
-    labels = task.labels or find_kind(task.kind).collect_labels(task, splits["train"].rows)
+    labels = _labels(task, splits)
     sizes = {name: _sizes(task, split, described, labels) for name, split in splits.items()}
     room, limit = _room(described, prompt, base.prompt.positions, task)
     if task.is_written:
@@ -63,14 +65,24 @@ def choose_lengths(
     advice.say("data.stride", length // 4, why)
 
 
+def _labels(task: Task, splits: Mapping[str, Split]) -> tuple[str, ...]:
+    """Names enough for all rows that are measured."""
+    if task.labels is not None or not find_kind(task.kind).asks_classes:
+        return task.labels or find_kind(task.kind).collect_labels(task, splits["train"].rows)
+    names = {
+        label_name(row.get(task.label_column)) for split in splits.values() for _, row in own_rows(task, split.rows)
+    }
+    return tuple(sorted(name for name in names if name is not None))
+
+
 def _sizes(task: Task, split: Split, described: Description, labels: tuple[str, ...]) -> Sizes:
     """Tokenise the texts of a split, nothing cut."""
     step = max(1, -(-len(split.rows) // MEASURED))
     recipe = Recipe(task, described.tokenizer, Encoding(WHOLE, None, 0, WHOLE), labels, described.has_encoder)
     features = encode(recipe, split.rows[::step])
-    are_all = step == 1 and len(split.rows) == split.total
+    are_all = step == 1 and split.is_whole
     if task.is_written:
-        return Sizes(features.notes.num_source, features.notes.num_target, are_all)
+        return Sizes(features.notes.num_source, features.notes.num_labels, are_all)
     return Sizes(np.diff(features.offsets), np.zeros(1, np.int64), are_all)
 
 

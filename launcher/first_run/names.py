@@ -42,7 +42,8 @@ OF_COLUMNS = (
 """Settings of tasks that name columns."""
 
 
-def has(columns: Columns) -> str:
+def columns_there(columns: Columns) -> str:
+    """For messages: the columns that a table has."""
     names = [show(name) for name in columns]
     return f"there are columns {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 

@@ -6,7 +6,17 @@ from typing import Any
 
 from launcher.first_run.columns import Column
 from launcher.first_run.labelled import labelled
-from launcher.first_run.names import CHOICES, LABELS, NUMBERED, OF_COLUMNS, TEXTS, WRITTEN, Columns, has, named
+from launcher.first_run.names import (
+    CHOICES,
+    LABELS,
+    NUMBERED,
+    OF_COLUMNS,
+    TEXTS,
+    WRITTEN,
+    Columns,
+    columns_there,
+    named,
+)
 from launcher.first_run.reasons import Recognised
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
@@ -22,13 +32,13 @@ def recognise(columns: Columns, given: Json, where: str) -> Recognised:
     for key, value in given.items():
         for name in (value if isinstance(value, list) else [value]) if key in OF_COLUMNS else ():
             if name not in columns:
-                raise UserError(f"{where}: no column {show(name)}, as task.{key} names it; {has(columns)}")
+                raise UserError(f"{where}: no column {show(name)}, as task.{key} names it; {columns_there(columns)}")
     readers = {"tagging": _tagging, "span": _span, "choice": _choice, "generation": _generation}
     kind = given.get("kind")
     if kind is not None:
         found = readers[kind](columns, given) if kind in readers else labelled(columns, given, where)
         if found is None:
-            raise UserError(f"{where}: {_WANTED[kind]}; {has(columns)}")
+            raise UserError(f"{where}: {_WANTED[kind]}; {columns_there(columns)}")
         return _with_unused(found, columns)
     for name in ("tagging", "span", "choice"):  # their columns look like no other kind's
         found = readers[name](columns, given)

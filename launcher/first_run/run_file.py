@@ -18,6 +18,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.build import check_lengths
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.settings.merge import put
+from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import expand, write_text
 from prompt_tuning.tasks.find import find_task
@@ -64,15 +65,22 @@ def choose_backbone(given: str | None, kind: str) -> tuple[str, str]:
     return path, f"a small one that a package carries (extra {extra}); --backbone names a better one"
 
 
-def find_description(path: str, writes: bool) -> Description | None:
+def find_description(section: BackboneSection, writes: bool) -> Description | None:
     """The backbone without its weights; None: a hub id that is not on this machine."""
+    path = section.path
     is_here = path.startswith(("package://", "/", ".", "~")) or expand(path).exists()
     if not is_here:
         owner, _, rest = path.partition("/")
         repository = f"{owner}/{rest.partition('/')[0]}" if rest else owner
         if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
             return None
-    return describe_backbone(BackboneSection(path=path), writes)
+    return describe_backbone(section, writes)
+
+
+def recipe_of(base: Path, output: Path, task: Json, backbone: str, given: Json) -> RunFile:
+    """What the recipe and ``--set`` say by themselves. Raises :class:`UserError` for a setting that is none."""
+    alone = {"extends": str(base.resolve()), "task": task, "backbone": {"path": backbone}}
+    return resolve(alone, output, list(given.items())).shared
 
 
 def make_run_file(name: str, output: Path, base: Path, backbone: str, task: Json, advice: Advice) -> Json:

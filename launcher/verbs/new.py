@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from launcher.first_run.files import Files, Split
     from launcher.first_run.reasons import Advice
     from prompt_tuning.backbone.find import Description
+    from prompt_tuning.settings.schema import RunFile
 
 Json = dict[str, Any]
 
@@ -88,8 +89,9 @@ def run(options: argparse.Namespace) -> int:
     kind = task["kind"]
     base = run_file.base_recipe(output, kind)
     backbone, why_backbone = run_file.choose_backbone(options.backbone or given.pop("backbone.path", None), kind)
-    described = run_file.find_description(backbone, kind == "generation")
-    advice, splits = _advised(files, task, given, described, base, output)
+    recipe = run_file.recipe_of(base, output, task, backbone, given)
+    described = run_file.find_description(recipe.backbone, kind == "generation")
+    advice, splits = _advised(files, task, given, described, recipe)
     raw = run_file.make_run_file(options.name, output, base, backbone, task, advice)
     run_file.try_run_file(raw, output, base, described)
     run_file.write_run_file(raw, output)
@@ -117,6 +119,9 @@ def _given(options: argparse.Namespace) -> tuple[Json, Json]:
         given |= {f"{key}.{inner}": own for inner, own in value.items()} if is_section else {key: value}
     if "task" in given:
         raise UserError("--set task: this verb is for data of your own; give its settings, as --set task.label=COLUMN")
+    for key, option in (("data.path", "--data"), *([("backbone.path", "--backbone")] if options.backbone else [])):
+        if key in given:
+            raise UserError(f"--set {key}: {option} says it already; leave one of them out")
     own = {key.removeprefix("task."): value for key, value in given.items() if key.startswith("task.")}
     if options.kind is not None:
         own["kind"] = options.kind
@@ -172,18 +177,15 @@ def _recognised(options: argparse.Namespace, given: Json, own: Json) -> tuple[Fi
 
 
 def _advised(
-    files: Files, task: Json, given: Json, described: Description | None, base: Path, output: Path
+    files: Files, task: Json, given: Json, described: Description | None, recipe: RunFile
 ) -> tuple[Advice, dict[str, Split]]:
     """All settings with their reasons, and the splits that are used."""
     from launcher.first_run.advice import advise
     from launcher.first_run.files import data_section, look
     from launcher.first_run.reasons import Advice
     from prompt_tuning.data.splits import is_label
-    from prompt_tuning.settings.members import resolve
     from prompt_tuning.tasks.find import find_task
 
-    alone = {"extends": str(base.resolve()), "task": task, "backbone": {"path": "."}}
-    recipe = resolve(alone, output, list(given.items())).shared
     # Whether questions have no answer is what the look is for.
     found = find_task({**task, "has_null": True} if task["kind"] == "span" else task)
     advice = Advice(given)
