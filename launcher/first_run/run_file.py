@@ -74,7 +74,10 @@ def find_description(section: BackboneSection, writes: bool) -> Description | No
         repository = f"{owner}/{rest.partition('/')[0]}" if rest else owner
         if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
             return None
-    return describe_backbone(section, writes)
+    described = describe_backbone(section, writes)
+    if writes:
+        described.check_writes(1)
+    return described
 
 
 def recipe_of(base: Path, output: Path, task: Json, backbone: str, given: Json) -> RunFile:

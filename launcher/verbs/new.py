@@ -212,13 +212,13 @@ def _show(splits: dict[str, Split], raw: Json, whys: dict[str, str], advice: Adv
     from rich.text import Text
 
     terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=150)
+    console = terminal if terminal.is_terminal else Console(width=1000)  # a pipe takes lines of any length
     counted = ", ".join(f"{name} {split.total} rows ({split.file.name})" for name, split in splits.items())
     console.print(Text(f"{counted}"))
     table = Table(show_edge=False)
     table.add_column("setting", no_wrap=True)
     table.add_column("value", overflow="fold")
-    table.add_column("why", overflow="fold", ratio=1)
+    table.add_column("why", overflow="fold")
     task = {key: value for key, value in raw["task"].items() if f"task.{key}" not in advice.settings}
     values = {
         "extends": raw["extends"],

@@ -139,7 +139,9 @@ def test_checking_a_run_file_does_not_import_torch(code):
 
 
 @pytest.mark.parametrize(
-    "program", [[str(ROOT / "launcher" / "run.py")], ["-m", "launcher.cli"]], ids=["worker", "driver"]
+    "program",
+    [[str(ROOT / "launcher" / "run.py")], ["-m", "launcher.cli"], ["-m", "launcher.cli", "new"]],
+    ids=["worker", "driver", "new"],
 )
 def test_help_does_not_import_torch(program, tmp_path):
     """The worker as a file from anywhere, as launchers start it; Python itself lists what is imported."""
