@@ -42,8 +42,8 @@ def advise(
         advice.say("optimizer.lr", 0.01, "1 % of them a step, as all run files of configs/ that write texts have")
     if described is None:
         advice.notes.append(
-            "the backbone is not on this machine, so lengths were not measured and data.max_length is the default; promptfleet"
-            " validate says how the texts fit once the backbone is there"
+            f"{base.backbone.path} is neither a folder here nor in the hub's cache, so lengths were not measured and"
+            " data.max_length is the default; the same command with --force measures them once it is there"
         )
     else:
         choose_lengths(advice, task, splits, described, base, prompt)

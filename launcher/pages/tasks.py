@@ -22,7 +22,9 @@ published one. `cloze` lets the language model answer: the likeliest candidate i
 _OWN = """
 ## Your own data
 
-A name in the table below goes into `kind`: `{"kind": "tagging", "name": "mine", "tag_column": 3}`.
+`promptfleet new NAME --data FOLDER` looks at the files, says which kind they are for and why, and writes the run file; where two
+kinds or columns could be meant it asks. By hand, a name in the table below goes into
+`kind`: `{"kind": "tagging", "name": "mine", "tag_column": 3}`.
 
 | kind | rows | settings |
 |---|---|---|

@@ -14,12 +14,12 @@ TEXTS = [f"{WORDS[i % 7]} {WORDS[i]} {WORDS[i * 3 % 11]}" for i in range(40)]
 CONLL = "".join(f"w{i}\tB-X\nw{i + 1}\tO\n\n" for i in range(12))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
     return make_backbone(tmp_path_factory.mktemp("encoder"), "bert")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
     return make_writer(tmp_path_factory.mktemp("decoder"), "llama", attention_bias=False)
 
