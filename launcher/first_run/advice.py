@@ -126,7 +126,8 @@ def _tags(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
     why = "tags name spans (B-, I-, O)" if own.selects_by != "accuracy" else "tags name no spans"
     advice.say("task.metric", own.selects_by, f"{why}; {len(labels)} of them: {shown}")
     rows = own_rows(task, splits["dev"].rows) if "dev" in splits else ()
-    tags = {tag for _, row in rows for tag in to_iob2(row.get(task.label_column) or [])}
+    written = [row.get(task.label_column) or [] for _, row in rows]
+    tags = {tag for own in written for tag in to_iob2([tag for tag in own if isinstance(tag, str)])}
     unseen = sorted(tags - {*labels, OUTSIDE})
     if unseen and task.labels is None and splits["train"].is_whole:
         advice.notes.append(

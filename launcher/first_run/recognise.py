@@ -114,6 +114,10 @@ def _span(columns: Columns, given: Json) -> Recognised | None:
 
 def _choice(columns: Columns, given: Json) -> Recognised | None:
     choices: list[str] = given.get("choices") or []
+    if not isinstance(choices, list):
+        raise UserError(f'task.choices={show(choices)} is no list; give --set \'task.choices=["a", "b"]\'')
+    if len(choices) == 1 and not _is_list_of_choices(columns[choices[0]]):
+        raise UserError(f"column {show(choices[0])} holds no lists of texts; name two columns or more in task.choices")
     if not choices:
         listed = named({name: columns[name] for name in columns if _is_list_of_choices(columns[name])}, *CHOICES)
         numbered = sorted(name for name in columns if NUMBERED.fullmatch(name.lower()))

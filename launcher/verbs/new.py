@@ -106,16 +106,7 @@ def _given(options: argparse.Namespace) -> tuple[Json, Json]:
 
     given: Json = {}
     for key, value in map(parse_set, options.set):
-        is_section = isinstance(value, dict) and key in (
-            "task",
-            "backbone",
-            "data",
-            "prompt",
-            "optimizer",
-            "train",
-            "head",
-            "decode",
-        )
+        is_section = isinstance(value, dict) and "." not in key
         given |= {f"{key}.{inner}": own for inner, own in value.items()} if is_section else {key: value}
     if "task" in given:
         raise UserError("--set task: this verb is for data of your own; give its settings, as --set task.label=COLUMN")
@@ -151,8 +142,12 @@ def _recognised(options: argparse.Namespace, given: Json, own: Json) -> tuple[Fi
     from launcher.first_run.files import find_files, layout_of, look
     from launcher.first_run.names import KNOWN
     from launcher.first_run.recognise import recognise
+    from prompt_tuning.messages import show
 
-    files = find_files(options.data, given.get("data.files"))
+    named = given.get("data.files")
+    if named is not None and not (isinstance(named, dict) and all(isinstance(name, str) for name in named.values())):
+        raise UserError(f'--set data.files: {show(named)} is no object; give {{"train": "a.csv", "dev": "b.csv"}}')
+    files = find_files(options.data, named)
     if "train" not in files.by_split:
         raise UserError("data.files: no file for train; name one to learn from")
     train = files.by_split["train"]

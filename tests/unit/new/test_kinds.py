@@ -103,6 +103,10 @@ def test_a_setting_that_is_none_is_refused_before_anything_is_written(new, tmp_p
         ("task.lable=x", "did you mean `label`?"),
         ("task.label=lable", 'no column "lable"'),
         ("data.path=x", "--data says it already"),
+        ("data.files=x", '--set data.files: "x" is no object'),
+        ("task=boolq", "for data of your own"),
+        ("task.choices=text", "no list"),
+        ('task.choices=["text"]', 'column "text" holds no lists of texts'),
     ):
         raw, said = new(tmp_path / "data", "--set", item)
         assert raw is None and message in said, said
