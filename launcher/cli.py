@@ -57,6 +57,8 @@ VERBS = (
     "tasks",
     "families",
     "schema",
+    "synthesise",
+    "contexts",
     "predict",
     "evaluate",
     "export",

@@ -152,7 +152,7 @@ class AttachedPrompts:
         self._check_writes(prompt)
         most = self.prompts[prompt].encoding.max_length
         has_encoder = self.backbone.description.has_encoder
-        rows, _ = source_tokens(self.backbone.tokenizer, self.tasks[prompt].separator, most, texts, has_encoder)
+        rows, _ = source_tokens(self.backbone.tokenizer, self.tasks[prompt], most, texts, has_encoder)
         return [(prompt, np.asarray(row)) for row in rows]
 
     def written(self, sources: Sequence[Source], decode: DecodeSection, most: int, **how: Any) -> list[Text]:

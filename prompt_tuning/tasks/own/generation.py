@@ -12,7 +12,7 @@ from prompt_tuning.metrics.generation import METRICS
 from prompt_tuning.section import FOLDER_NAME, Section
 from prompt_tuning.tasks.types import Task
 
-Name = Literal["f1", "exact_match", "bleu", "bleu4", "chrf", "rouge1", "rouge2", "rouge_l"]
+Name = Literal["f1", "exact_match", "bleu", "bleu4", "chrf", "rouge1", "rouge2", "rouge_l", "likelihood"]
 
 
 class Options(Section):
@@ -25,8 +25,7 @@ class Options(Section):
     metrics: list[Name] = Field(
         ["f1", "exact_match"],
         min_length=1,
-        description="Metrics, of which the first selects the best prompt; perplexity is reported beside them. BLEU, chrF and"
-        " ROUGE need the extra `generation`.",
+        description="Metrics; the first selects the best prompt. BLEU, chrF and ROUGE need the extra `generation`.",
     )
     hub_config: str | None = Field(None, description="Configuration of a hub data set.")
 
