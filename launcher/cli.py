@@ -59,6 +59,7 @@ VERBS = (
     "schema",
     "synthesise",
     "contexts",
+    "join",
     "predict",
     "evaluate",
     "export",

@@ -1,7 +1,7 @@
 """Training rows for a document's prompt, from the frozen model alone: questions about a passage, answers, and what it expects.
 
 For each passage the model has it in its context, as a prompt that nothing has trained; it goes on with beginnings of questions,
-answers them, and its likeliest tokens in each place of the answers are kept (Eyuboglu et al. 2025, arXiv 2506.06266, section 4).
+answers them, and its likeliest tokens in each place of the answers are kept (Eyuboglu et al. 2025, arXiv 2506.06266).
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ KNOWN = [*WORDS[:53], "\n", "Question:", "Answer:", "Who", "Why", "?", "goes"]
 LENGTHS = Encoding(24, max_target_length=8)
 
 
-def make_reader(folder: Path, model_type: str = "llama", **changes: Any) -> Path:
+def make_reader(folder: Path, model_type: str = "llama", seed: int = 0, **changes: Any) -> Path:
     """A tiny language model that reads lines: a line break and a question mark are tokens of their own."""
-    make_language_backbone(folder, model_type, **changes)
+    make_language_backbone(folder, model_type, seed, **changes)
     vocabulary = {name: i for i, name in enumerate([*SPECIAL, *KNOWN])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from launcher.cli import main
 from prompt_tuning.documents import synthesise
 from prompt_tuning.documents.context import context_ids, context_prompt
 from prompt_tuning.documents.files import MANIFEST
+from prompt_tuning.predict import attach
+from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.report.results import export_member
 from tests.support.documents import document_run, make_document, make_questions, make_reader
 from tests.support.fleets import open_fleet
@@ -107,8 +110,6 @@ def test_rows_made_otherwise_are_not_taken_for_these(place, tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_said(place, tmp_path, capsys, sections, options, words):
-    import re
-
     assert ask(run_file(place, tmp_path, **sections), *options) == 1
     said = capsys.readouterr().err
     assert re.search(words, said) and not (tmp_path / "data/train.jsonl").exists()
@@ -174,3 +175,64 @@ def test_a_context_is_a_prompt_of_its_own_keys_and_values(place):
     ids = context_ids(backbone, "w1 w2 w3")
     assert ids.tolist() == backbone.tokenizer("w1 w2 w3")["input_ids"]
     assert context_prompt(backbone, ids).length == 4 and context_prompt(backbone, ids[:0]).length == 0
+
+
+# ---- join
+
+
+def test_joined_prompts_are_their_tables_behind_each_other(place, tmp_path, trained, capsys):
+    _, one = trained
+    raw = document_run(place / "backbone", trained[0] / "data", place / "document.txt", prompt={"length": 4})
+    raw["task"]["name"] = "other"
+    two = tmp_path / "other"
+    export_member(two, open_fleet(raw).members[0])
+    assert main(["join", str(one), str(two), "--output", str(tmp_path / "both")]) == 0
+    both = load_prompt(tmp_path / "both")
+    tables = [load_prompt(folder).prompt.prefix.table() for folder in (one, two)]
+    assert (
+        torch.equal(both.prompt.prefix.table(), torch.cat(tables))
+        and both.prompt.length == both.manifest["length"] == 10
+    )
+    assert both.task.name == "document-other" and both.decode.stop == ["\n"]
+    model = attach(both)
+    with torch.no_grad():
+        both.prompt.prefix.embedding.mul_(20)
+    row = {"question": "Who w3 ?", "answer": "w4"}
+    features = model.question(0, [("row", row)]).features
+    tokens = features.tokens.tolist()
+    written = []
+    for _ in range(8):
+        table = both.prompt.prefix.table()
+        written.append(int(stock_logits(place / "backbone", table, tokens + written, 10)[-1].argmax()))
+    expected = model.backbone.tokenizer.decode(written, skip_special_tokens=True).partition("\n")[0].strip()
+    assert model.generate(["Who w3 ?"]) == [expected]
+    capsys.readouterr()
+    for folders, words in (
+        ([one], "there is nothing to join it with"),
+        ([one, two], "both is there already"),
+    ):
+        assert main(["join", *map(str, folders), "--output", str(tmp_path / "both")]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_prompts_of_other_kinds_and_backbones_are_not_joined(place, trained, tmp_path, capsys):
+    _, one = trained
+    raw = writing_run(make_writer(tmp_path / "writer", "llama"), make_passages(tmp_path / "passages"))
+    export_member(tmp_path / "writes", open_fleet(raw).members[0])
+    raw = document_run(
+        make_reader(tmp_path / "reader", seed=5, max_position_embeddings=300),
+        trained[0] / "data",
+        place / "document.txt",
+    )
+    export_member(tmp_path / "foreign", open_fleet(raw).members[0])
+    zero = document_run(
+        place / "backbone", trained[0] / "data", place / "document.txt", prompt={"positions": "from_zero"}
+    )
+    export_member(tmp_path / "zero", open_fleet(zero).members[0])
+    for name, words in (
+        ("writes", "of kind generation; prompts of kind 'document' can be joined"),
+        ("foreign", "trained on another backbone"),
+        ("zero", "its positions is from_zero, and that of .* is after_prefix"),
+    ):
+        assert main(["join", str(one), str(tmp_path / name), "--output", str(tmp_path / "out")]) == 1
+        assert re.search(words, capsys.readouterr().err) and not (tmp_path / "out").exists()

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from model_parallel.grid import Grid
+from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.backbone.language_head import LEAST_REST, agreement
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.documents.questions import read_beginnings
 from prompt_tuning.documents.synthesise import Question, synthesise
 from prompt_tuning.errors import UserError
+from prompt_tuning.prompt.build import check_lengths
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.lessons import LESSON_TOKENS
@@ -30,7 +32,7 @@ from tests.support.documents import (
     taught_rows,
     teaching,
 )
-from tests.support.fleets import assert_same_course, follow, open_fleet
+from tests.support.fleets import assert_same_course, follow, make_run, open_fleet
 from tests.support.generation import make_writer, stock_logits
 from tests.support.rows import encode
 from tests.support.tiny import write_jsonl
@@ -285,8 +287,9 @@ def test_a_tokenizer_without_line_break_is_refused(tmp_path):
 
 def test_an_encoder_decoder_is_refused(place, tmp_path):
     make_reader(tmp_path / "t5", "t5")
+    config = make_run(document_run(tmp_path / "t5", place / "data", place / "document.txt")).shared
     with pytest.raises(UserError, match="t5 is an encoder-decoder, whose decoder does not read documents"):
-        open_fleet(document_run(tmp_path / "t5", place / "data", place / "document.txt"))
+        check_lengths(config, describe_backbone(config.backbone, writes=True))
 
 
 def test_answers_stop_at_line_breaks_unless_the_run_file_says_otherwise(place):
