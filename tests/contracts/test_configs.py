@@ -128,6 +128,7 @@ def test_trains_two_steps_on_a_tiny_backbone_of_its_family(path, tmp_path, monke
         "data.path": str(tmp_path / "data"),
         "train.max_steps": "2",
         "train.batch_size": "4",
+        **({"parallel.tensor": "1", "parallel.zero": "false"} if run.shared.parallel.tensor > 1 else {}),
     }
     if find_task(run.shared.task).kind == "document":
         places = ["--set", f"backbone.path={tiny}", "--set", f"data.path={tmp_path / 'data'}"]
