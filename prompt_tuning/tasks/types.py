@@ -94,6 +94,8 @@ class Task:
     goes_on: bool = False
     """Whether a source goes on where the prompt ends, without the tokens that begin a text, and its target is the rest of a line:
     it begins as words inside a sentence do, and a line break ends it in place of the end token."""
+    is_chat: bool = False
+    """Whether sources are conversations (:mod:`prompt_tuning.tasks.chat`), which the tokenizer's own template writes."""
     document: str | None = None
     """File of the document that the prompt stands for (kind `document`)."""
     has_null: bool = False

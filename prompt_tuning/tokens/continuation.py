@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prompt_tuning.errors import UserError
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.arrays import ends_of
+from prompt_tuning.tokens.chat import conversation_tokens, one_message
 from prompt_tuning.tokens.features import NO_TAG, Remarks
 from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.tokenise import word_lead
@@ -52,17 +53,24 @@ def line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return found
 
 
+def as_sources(task: Task, texts: Sequence[str]) -> list[str]:
+    """Texts of people as a task's sources: of a task of conversations, the first message of each."""
+    return [one_message(text) if task.is_chat else text for text in texts]
+
+
 def source_tokens(
     tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, texts: Sequence[str], has_encoder: bool = False
 ) -> tuple[list[list[int]], Remarks]:
     """Tokens of sources: what the tokenizer puts in front of a text, the task's lead and the text, cut to fit, and its separator.
 
-    Where a task goes on behind its prompt, nothing stands in front.
+    Where a task goes on behind its prompt, nothing stands in front. Conversations are as their template writes them.
 
     An encoder's sources (``has_encoder``) end with what the tokenizer puts behind a text, and have no separator.
 
     Raises :class:`UserError` where ``max_length`` leaves no room, or nothing is left to write behind.
     """
+    if task.is_chat:
+        return conversation_tokens(tokenizer, max_length, texts)
     if has_encoder:
         start, between = _around(tokenizer)
     else:
