@@ -74,9 +74,10 @@ def test_messages_may_be_json_texts_as_tables_keep_them(tokenizer):
 
 def test_the_oldest_messages_go_first_with_what_answered_them_and_the_system_stays(tokenizer):
     found = features(tokenizer, CHAT, length=8)
-    assert sources(tokenizer, found) == ["[CLS] w50 w1 w51 w2 w3 w52".split(), "[CLS] w50 w1 w51 w5 w52".split()]
+    written = [" ".join(own) for own in sources(tokenizer, found)]
+    assert written == ["[CLS] w50 w1 w51 w2 w3 w52", "[CLS] w50 w1 w51 w5 w52"]
     assert next(iter(found.remarks.values())) == (1, 2)
-    with pytest.raises(UserError, match="last message has 7 tokens .* data.max_length is 6; raise it"):
+    with pytest.raises(UserError, match=r"last message has 7 tokens .* data.max_length is 6; raise it"):
         features(tokenizer, CHAT, length=6)
 
 
