@@ -244,6 +244,21 @@ def test_scores_are_of_the_answers_and_not_of_the_divergence(place):
     assert outputs.shape == (len(features), 1) and outputs[0, 0] == pytest.approx(logs.sum().item(), abs=1e-9)
 
 
+def test_another_teacher_makes_other_data(place, tmp_path):
+    """What a run that goes on compares: the same texts with other lessons are not the same training."""
+    rows = [json.loads(line) for line in (place / "data/train.jsonl").read_text().splitlines()]
+    digests = [open_document_fleet(place).members[0].splits["train"].digest]
+    for key, change in (("logs", lambda own: own - 0.5), ("ids", lambda own: own - (own > 9))):
+        changed = json.loads(json.dumps(rows))
+        for row in changed:
+            row["teacher"][key] = change(np.array(row["teacher"][key])).tolist()
+        write_jsonl(tmp_path / key / "train.jsonl", changed)
+        make_questions(tmp_path / key)
+        fleet = open_fleet(document_run(place / "backbone", tmp_path / key, place / "document.txt"))
+        digests.append(fleet.members[0].splits["train"].digest)
+    assert len(set(digests)) == 3
+
+
 # ---- what is refused
 
 
