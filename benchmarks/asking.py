@@ -76,7 +76,7 @@ def question(task: Task, instruction: str, shots: list[tuple[str, list[str]]], s
 
 def ask(backbone: Backbone, config: RunFile, task: Task, texts: list[str]) -> list[str]:
     """What the backbone writes behind texts without a prompt."""
-    rows, _ = source_tokens(backbone.tokenizer, task.separator, 1 << 20, texts, backbone.description.has_encoder)
+    rows, _ = source_tokens(backbone.tokenizer, task, 1 << 20, texts, backbone.description.has_encoder)
     decode = config.decode.model_copy(update={"stop": [*config.decode.stop, "\n"]})
     prompt = Prompt(LanguageHead(backbone.language_head))
     sources = [(0, np.array(row)) for row in rows]

@@ -39,18 +39,19 @@ class VocabularyParallelOutput(nn.Module):
         return nn.functional.linear(enter_tensor_ranks(inputs, self.grid.tensor_group), self.weight, self.bias)
 
     def log_probabilities(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """Natural logarithm of the probability of each wanted token [A], int64, over all ranks' logits, of which these [A, v] are mine.
+        """Natural logarithm of the probability of each wanted token [A] or, several in each place, [A, k], int64, over all ranks'
+        logits, of which these [A, v] are mine.
 
         Differentiable in them, and the same on every tensor rank.
         """
         group = self.grid.tensor_group
         shifted = logits - max_over_tensor_ranks(logits.detach().amax(-1), group)[:, None]
-        local = wanted - self.first
+        local = wanted.view(len(wanted), -1) - self.first
         is_mine = (local >= 0) & (local < logits.shape[1])
-        chosen = shifted.gather(1, local.masked_fill(~is_mine, 0)[:, None])[:, 0].masked_fill(~is_mine, 0)
-        total, score = sum_over_tensor_ranks(torch.stack([shifted.exp().sum(-1), chosen]), group)
-        found: Tensor = score - total.log()
-        return found
+        chosen = shifted.gather(1, local.masked_fill(~is_mine, 0)).masked_fill(~is_mine, 0)
+        summed = sum_over_tensor_ranks(torch.cat([shifted.exp().sum(-1, keepdim=True), chosen], 1), group)
+        found: Tensor = summed[:, 1:] - summed[:, :1].log()
+        return found.view(wanted.shape)
 
     def whole(self, logits: Tensor) -> Tensor:
         """Logits [..., V], the same bits on every tensor rank, from each one's [..., v]; no gradient."""

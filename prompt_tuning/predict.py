@@ -30,7 +30,7 @@ from prompt_tuning.prompt.lora import put_lora
 from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.types import Task
-from prompt_tuning.tokens.continuation import source_tokens
+from prompt_tuning.tokens.continuation import as_sources, source_tokens
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.recipe import Recipe
 from prompt_tuning.tokens.rows import Example, check_columns, expanded
@@ -150,9 +150,9 @@ class AttachedPrompts:
     def sources(self, prompt: int, texts: Sequence[str]) -> list[Source]:
         """Texts, tokenised, behind which a prompt is to write. Raises :class:`UserError`."""
         self._check_writes(prompt)
-        most = self.prompts[prompt].encoding.max_length
+        task, most = self.tasks[prompt], self.prompts[prompt].encoding.max_length
         has_encoder = self.backbone.description.has_encoder
-        rows, _ = source_tokens(self.backbone.tokenizer, self.tasks[prompt].separator, most, texts, has_encoder)
+        rows, _ = source_tokens(self.backbone.tokenizer, task, most, as_sources(task, texts), has_encoder)
         return [(prompt, np.asarray(row)) for row in rows]
 
     def written(self, sources: Sequence[Source], decode: DecodeSection, most: int, **how: Any) -> list[Text]:

@@ -22,7 +22,7 @@ from model_parallel.loading import StoredTensor, WeightsError, load_weights, sto
 from model_parallel.vocabulary import VocabularyParallelOutput
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.errors import UserError
-from prompt_tuning.tokens.packed import MemberRows
+from prompt_tuning.tokens.packed import MemberRows, Teacher
 
 
 class LanguageHead(nn.Module):
@@ -48,12 +48,20 @@ class LanguageHead(nn.Module):
         return hidden[rows.tokens]
 
     def forward(self, hidden: Tensor, rows: MemberRows, row_keys: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-        """Log probability of each row's candidate [r], from hidden states [t, H] and the wanted tokens, the rows' tags."""
+        """Log probability of each row's candidate [r], from hidden states [t, H] and the wanted tokens, the rows' tags.
+
+        Where rows have a teacher, [r, 2]: behind it how well each row agrees with its own, see :func:`agreement`.
+        """
         (language_model,) = self._language_model
         assert language_model is not None and rows.tags is not None and rows.asked is not None
-        asked = rows.asked
-        chosen = log_probabilities(language_model, hidden[asked], rows.tags[asked])
-        return chosen.new_zeros(len(rows.lengths)).index_add(0, rows.row_of_token[asked], chosen)
+        asked, wanted = rows.asked, rows.tags[rows.asked]
+        if rows.teacher is None:
+            chosen = log_probabilities(language_model, hidden[asked], wanted)
+        else:
+            several = torch.cat([wanted[:, None], rows.teacher.tokens.clamp_min(0)], 1)
+            found = log_probabilities(language_model, hidden[asked], several)
+            chosen = torch.stack([found[:, 0], agreement(found, rows.teacher)], 1)
+        return chosen.new_zeros(len(rows.lengths), *chosen.shape[1:]).index_add(0, rows.row_of_token[asked], chosen)
 
 
 LOGITS_AT_ONCE = 1 << 25
@@ -61,7 +69,8 @@ LOGITS_AT_ONCE = 1 << 25
 
 
 def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor:
-    """Natural logarithm of the probability of each wanted token [a], int64, from hidden states [a, H]; differentiable in them.
+    """Natural logarithm of the probability of each wanted token [a] or, several in each place, [a, k], int64, from hidden states
+    [a, H]; differentiable in them.
 
     Logits [a, vocabulary] never exist whole: they are made chunk by chunk, and again in the backward, and over tensor ranks
     each has those of its part of the vocabulary. float32, or float64 where the head is.
@@ -76,10 +85,31 @@ def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor
         logits = head(states.to(weight.dtype)).to(dtype)
         if output is not None:
             return output.log_probabilities(logits, tokens)
+        if tokens.dim() == 2:
+            chosen: Tensor = logits.gather(1, tokens) - logits.logsumexp(1, keepdim=True)
+            return chosen
         return -nn.functional.cross_entropy(logits, tokens, reduction="none")
 
     pairs = zip(hidden.split(chunk), wanted.split(chunk), strict=True)
     return torch.cat([checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
+
+
+LEAST_REST = 1e-6
+"""Probability below which what a student leaves for all other tokens is not told from nothing: float32 sums to 1 no better."""
+
+
+def agreement(found: Tensor, teacher: Teacher) -> Tensor:
+    """Minus the Kullback-Leibler divergence [a] of a student from its teacher, from the student's log probabilities [a, 1 + k] of
+    the wanted token and of the teacher's k likeliest; where there is no teacher, the log probability of the wanted token.
+
+    Over k + 1 outcomes, the last of them any other token: ``sum_k p (log p - log q) + p_rest (log p_rest - log q_rest)``.
+    """
+    own, is_there = found[:, 1:], teacher.tokens >= 0
+    log_p = teacher.log_probabilities.to(own.dtype).masked_fill(~is_there, 0)
+    p, q = log_p.exp() * is_there, own.exp() * is_there
+    rest_p, rest_q = ((1 - share.sum(1)).clamp_min(LEAST_REST) for share in (p, q))
+    divergence = (p * (log_p - own)).sum(1) + rest_p * (rest_p.log() - rest_q.log())
+    return torch.where(is_there.any(1), -divergence, found[:, 0])
 
 
 def shared_output(head: nn.Module) -> VocabularyParallelOutput | None:

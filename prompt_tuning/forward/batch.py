@@ -13,7 +13,7 @@ from torch import Tensor
 from prompt_tuning.backbone.rows import Group
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.tokens.features import Features
-from prompt_tuning.tokens.packed import MemberRows
+from prompt_tuning.tokens.packed import MemberRows, Teacher
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -86,6 +86,8 @@ class Batch:
     """[t] Labels of the tokens, negative where they have none; None where no member asks tokens."""
     asked: Tensor | None
     """[a] The tokens that have a label, counted from their member's first one; None as ``tags``."""
+    teacher: Teacher | None
+    """Of all [a] asked places; None where no row has one."""
     fronts: Fronts | None
     labels: Tensor
     """[E] class index or value; 0 where every token is asked."""
@@ -113,14 +115,18 @@ class Batch:
             tags,
             asked,
             span.longest,
+            None if self.teacher is None else Teacher(*(own[span.asked] for own in vars(self.teacher).values())),
         )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; see :func:`moved`."""
         fronts = None if self.fronts is None else Fronts(*(moved(own, device) for own in vars(self.fronts).values()))
+        teacher = (
+            None if self.teacher is None else Teacher(*(moved(own, device) for own in vars(self.teacher).values()))
+        )
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         there: dict[str, Any] = {name: moved(tensor, device) for name, tensor in tensors.items()}
-        return replace(self, fronts=fronts, **there)
+        return replace(self, fronts=fronts, teacher=teacher, **there)
 
 
 FIRST, LAST, ALL = range(3)

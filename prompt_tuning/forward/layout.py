@@ -8,6 +8,7 @@ import torch
 from prompt_tuning.backbone.rows import Group
 from prompt_tuning.forward.batch import ALL, FIRST, Batch, Fronts, Items, Pool, Span
 from prompt_tuning.tokens.features import NO_TAG
+from prompt_tuning.tokens.packed import Teacher
 
 
 def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> Batch:
@@ -70,6 +71,7 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
     reads = shapes.reads[row_members]
     reading = None if (reads == ALL).any() else np.sort(np.where(reads == FIRST, first, first + lengths - 1))
     asked = np.zeros(0, np.int64) if tags is None else np.flatnonzero(tags >= 0)
+    teacher = _teacher(pool, row_members, row_examples, np.bincount(row_of_token[asked], minlength=len(lengths)))
     spans = _spans(member_of_example, member_of_row, lengths, asked, len(members))
     asked -= np.repeat([span.tokens.start for span in spans], [span.asked.stop - span.asked.start for span in spans])
     own_row = row_of_token - np.array([span.rows.start for span in spans])[member_of_row[row_of_token]]
@@ -92,12 +94,30 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
         row_of_token=torch.from_numpy(own_row),
         tags=None if tags is None else torch.from_numpy(tags),
         asked=None if tags is None else torch.from_numpy(asked),
+        teacher=teacher,
         fronts=front_tokens,
         labels=torch.from_numpy(labels),
         weights=torch.from_numpy(items.weights),
         examples=torch.from_numpy(items.examples),
         row_examples=torch.from_numpy(row_examples),
     ).to(device)
+
+
+def _teacher(pool: Pool, row_members: np.ndarray, row_examples: np.ndarray, counts: np.ndarray) -> Teacher | None:
+    """What teachers expect in the asked places of rows, of which each has ``counts``; None where no row has one."""
+    lessons = [(source.notes.lessons, rows) for source, rows in pool.by_source(row_members) if source.has_teacher]
+    if not lessons:
+        return None
+    begins = np.cumsum(counts) - counts
+    width = max(own.width for own, _ in lessons)
+    tokens = np.full((int(counts.sum()), width), -1, np.int64)
+    logs = np.zeros(tokens.shape, np.float32)
+    for own, rows in lessons:
+        taught = rows[own.counts[row_examples[rows]] > 0]
+        read = ranges(own.starts[row_examples[taught]], counts[taught])
+        places = ranges(begins[taught], counts[taught])
+        tokens[places, : own.width], logs[places, : own.width] = own.tokens[read], own.log_probabilities[read]
+    return Teacher(torch.from_numpy(tokens), torch.from_numpy(logs))
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:

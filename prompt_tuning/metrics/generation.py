@@ -51,6 +51,11 @@ def perplexity(gold: Gold, predicted: Sequence[Written]) -> float:
     return math.exp(loss) if loss < 700 else loss if math.isnan(loss) else math.inf
 
 
+def likelihood(gold: Gold, predicted: Sequence[Written]) -> float:
+    """Geometric mean of the probabilities of all targets' tokens, which is 1 / perplexity; the larger the better."""
+    return math.exp(-mean_loss(predicted))
+
+
 def exact_match(gold: Gold, predicted: Sequence[Written]) -> float:
     """Share of texts that equal one of theirs, but for blanks."""
     return _mean([_best(_same, texts, own) for texts, own in _both(gold, predicted)])
@@ -124,6 +129,7 @@ METRICS: dict[str, Metric] = {
     "rouge1": rouge1,
     "rouge2": rouge2,
     "rouge_l": rouge_l,
+    "likelihood": likelihood,
     "perplexity": perplexity,
 }
 _PACKAGES = {

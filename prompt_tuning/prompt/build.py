@@ -15,6 +15,7 @@ from prompt_tuning.prompt.lora import start_lora
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.schema import RunFile
+from prompt_tuning.tasks.find import find_task
 
 
 def build_prompt(config: RunFile, backbone: Backbone, num_labels: int, kind: Kind) -> Prompt:
@@ -67,6 +68,11 @@ def _check_sides(config: RunFile, described: Description) -> None:
         raise UserError(
             f"backbone.path={described.path}: {described.config.model_type} is an encoder-decoder, which is for tasks of kind"
             f" 'generation' alone; {_instead(described)}"
+        )
+    if described.has_encoder and find_task(config.task).goes_on:
+        raise UserError(
+            f"backbone.path={described.path}: {described.config.model_type} is an encoder-decoder, whose decoder does not read"
+            " documents; choose a decoder such as 'llama' for a task of kind 'document'"
         )
     if config.prompt.sites is not None and not described.has_encoder:
         raise UserError(

@@ -11,6 +11,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.prompt.export import ExportedPrompt, load_prompt
 from prompt_tuning.serve.limits import Refusal
+from prompt_tuning.tasks.types import WRITTEN
 
 NAME = re.compile(r"[A-Za-z0-9_=+][A-Za-z0-9_.=+-]{0,199}")  # what members of a run may be called
 _MANIFEST = "prompt.json"
@@ -78,7 +79,7 @@ class Store:
 
     def writers(self) -> list[str]:
         """Names of the prompts that write texts."""
-        return [name for name, own in self._described.items() if own["kind"] == "generation"]
+        return [name for name, own in self._described.items() if own["kind"] in WRITTEN]
 
     def locate(self, folder: str) -> Path:
         """A prompt's folder, given relative to one of the allowed ones. Raises :class:`Refusal`: never a path outside."""

@@ -96,6 +96,16 @@ class RunFile(Section):
         """Whether the backbone's language head answers, so that there is none to train."""
         return self.is_cloze or self.is_written
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lines(cls, value: Any) -> Any:
+        """Answers about documents are lines, which end at a line break unless ``decode.stop`` says otherwise."""
+        if isinstance(value, dict) and isinstance(value.get("task"), dict) and value["task"].get("kind") == "document":
+            decode = value.get("decode", {})
+            if isinstance(decode, dict):
+                return {**value, "decode": {"stop": ["\n"], **decode}}
+        return value
+
     @field_validator("published", mode="before")
     @classmethod
     def _false_or_results(cls, value: Any) -> Any:

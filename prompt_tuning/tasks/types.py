@@ -15,6 +15,9 @@ from prompt_tuning.formats.tags import OUTSIDE, names_span
 from prompt_tuning.metrics import Metric
 from prompt_tuning.tasks.labels import label_index
 
+WRITTEN = ("generation", "document")
+"""Kinds whose answers the language model writes."""
+
 Pair = tuple[Any, Any]
 """A text and its optional second text (None), tokenised together; lists of words for tagging."""
 
@@ -84,8 +87,17 @@ class Task:
     examples belong together."""
     plain_metrics: Mapping[str, Metric] = field(default_factory=dict)
     """Metrics of a tagging task whose tags name no spans (no B-, I- or O); none: its tags must."""
+    lead: str = ""
+    """What stands in front of the source where the answer is written (kinds :data:`WRITTEN`)."""
     separator: str = "\n"
-    """What stands between source and target where the answer is written (kind `generation`)."""
+    """What stands between source and target there."""
+    goes_on: bool = False
+    """Whether a source goes on where the prompt ends, without the tokens that begin a text, and its target is the rest of a line:
+    it begins as words inside a sentence do, and a line break ends it in place of the end token."""
+    is_chat: bool = False
+    """Whether sources are conversations (:mod:`prompt_tuning.tasks.chat`), which the tokenizer's own template writes."""
+    document: str | None = None
+    """File of the document that the prompt stands for (kind `document`)."""
     has_null: bool = False
     """Whether a question may have no answer."""
     hub_splits: Mapping[str, tuple[str, str | None, str]] = field(default_factory=dict)
@@ -98,7 +110,7 @@ class Task:
     @property
     def is_written(self) -> bool:
         """Whether the language model writes the answer, a text, behind the first text of the template."""
-        return self.kind == "generation"
+        return self.kind in WRITTEN
 
     def all_templates(self) -> dict[str, Template]:
         """By name, the published one first."""

@@ -1,6 +1,7 @@
 """Sequences of unequal pieces as flat arrays, which can be mapped from a file and joined end to end.
 
-A *record* is a dataclass whose fields are arrays, :class:`Ragged`, :class:`Values`, or numbers that all its parts share.
+A *record* is a dataclass whose fields are arrays, other records such as :class:`Ragged` or :class:`Values`, or numbers that all
+its parts share.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, overload
+from typing import Any, get_type_hints, overload
 
 import numpy as np
 
@@ -91,12 +92,11 @@ def to_arrays(record: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 def from_arrays(kind: type[Any], arrays: Mapping[str, np.ndarray], prefix: str = "") -> Any:
     """The record of a type that :func:`to_arrays` took apart."""
-    values = {}
+    values, types = {}, get_type_hints(kind)
     for field in fields(kind):
         name = f"{prefix}{field.name}"
-        inner = {"Ragged": Ragged, "Values": Values}.get(str(field.type))
-        if inner is not None:
-            values[field.name] = from_arrays(inner, arrays, f"{name}.")
+        if is_dataclass(types[field.name]):
+            values[field.name] = from_arrays(types[field.name], arrays, f"{name}.")
         elif name in arrays:
             values[field.name] = arrays[name]
     return kind(**values)

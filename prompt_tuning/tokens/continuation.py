@@ -9,9 +9,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.arrays import ends_of
+from prompt_tuning.tokens.chat import conversation_tokens, one_message
 from prompt_tuning.tokens.features import NO_TAG, Remarks
 from prompt_tuning.tokens.recipe import Recipe
+from prompt_tuning.tokens.tokenise import word_lead
 
 
 class Continuations(NamedTuple):
@@ -38,27 +41,49 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a line break behind a word. Raises :class:`UserError` where a tokenizer passes over line breaks."""
+    word, both, alone = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("a", "a\n", "\n"))
+    found = both[len(word) :] if both[: len(word)] == word else alone
+    if not found:
+        raise UserError(
+            "the backbone's tokenizer has no token for a line break, with which answers about documents end; choose another"
+            " backbone"
+        )
+    return found
+
+
+def as_sources(task: Task, texts: Sequence[str]) -> list[str]:
+    """Texts of people as a task's sources: of a task of conversations, the first message of each."""
+    return [one_message(text) if task.is_chat else text for text in texts]
+
+
 def source_tokens(
-    tokenizer: PreTrainedTokenizerBase, separator: str, max_length: int, texts: Sequence[str], has_encoder: bool = False
+    tokenizer: PreTrainedTokenizerBase, task: Task, max_length: int, texts: Sequence[str], has_encoder: bool = False
 ) -> tuple[list[list[int]], Remarks]:
-    """Tokens of sources: what the tokenizer puts in front of a text, the text, cut to fit, and the separator.
+    """Tokens of sources: what the tokenizer puts in front of a text, the task's lead and the text, cut to fit, and its separator.
+
+    Where a task goes on behind its prompt, nothing stands in front. Conversations are as their template writes them.
 
     An encoder's sources (``has_encoder``) end with what the tokenizer puts behind a text, and have no separator.
 
     Raises :class:`UserError` where ``max_length`` leaves no room, or nothing is left to write behind.
     """
+    if task.is_chat:
+        return conversation_tokens(tokenizer, max_length, texts)
     if has_encoder:
         start, between = _around(tokenizer)
     else:
-        between = list(tokenizer(separator, add_special_tokens=False)["input_ids"]) if separator else []
-        start = leading_tokens(tokenizer)
+        between = list(tokenizer(task.separator, add_special_tokens=False)["input_ids"]) if task.separator else []
+        start = [] if task.goes_on else leading_tokens(tokenizer)
     room = max_length - len(start) - len(between)
     if room < 1:
         raise UserError(
             f"data.max_length={max_length} leaves no room for a source beside {len(start) + len(between)} tokens around it;"
             " raise it"
         )
-    found = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+    whole = [task.lead + text for text in texts]
+    found = tokenizer(whole, add_special_tokens=False)["input_ids"] if len(texts) else []
     cut = sum(len(own) > room for own in found)
     rows = [[*start, *own[:room], *between] for own in found]
     if not all(rows):
@@ -90,12 +115,14 @@ def encode_continuations(recipe: Recipe, sources: Sequence[str], targets: Sequen
     A target that is cut has no end token. Where a target is None the row is its source.
     """
     task, tokenizer, encoding = recipe.task, recipe.tokenizer, recipe.encoding
-    end, most = end_token(tokenizer), encoding.max_target_length
-    before, remarks = source_tokens(tokenizer, task.separator, encoding.max_length, sources, recipe.has_encoder)
-    texts = ["" if target is None else target for target in targets]
+    most = encoding.max_target_length
+    end = line_end(tokenizer) if task.goes_on else [end_token(tokenizer)]
+    before, remarks = source_tokens(tokenizer, task, encoding.max_length, sources, recipe.has_encoder)
+    lead = word_lead(tokenizer) if task.goes_on else ""
+    texts = ["" if target is None else lead + target for target in targets]
     front, _ = _around(tokenizer) if recipe.has_encoder else ([], [])
     found = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    whole = [[] if target is None else [*front, *ids, end] for ids, target in zip(found, targets, strict=True)]
+    whole = [[] if target is None else [*front, *ids, *end] for ids, target in zip(found, targets, strict=True)]
     behind = [own[:most] for own in whole]
     rows = [np.asarray([*source, *own[:-1]], np.int32) for source, own in zip(before, behind, strict=True)]
     offsets = ends_of([len(row) for row in rows])

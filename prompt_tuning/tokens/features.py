@@ -47,6 +47,12 @@ class Features:
         return ~np.isnan(self.labels) if self.labels.dtype.kind == "f" else self.labels >= 0
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether some example's notes have lessons (:class:`prompt_tuning.tokens.lessons.Lessons`)."""
+        lessons = getattr(self.notes, "lessons", None)
+        return lessons is not None and len(lessons.tokens) > 0
+
+    @property
     def is_labelled(self) -> bool:
         """Whether every example is labelled."""
         return bool(self.has_label.all())
@@ -57,7 +63,8 @@ class Features:
         if "digest" in self.known:
             return str(self.known["digest"])
         found = hashlib.sha256(str(self.rows_per_example).encode())
-        for array in (self.tokens, self.token_types, self.offsets, self.labels, self.tags):
+        lessons = [self.notes.lessons.tokens, self.notes.lessons.log_probabilities] if self.has_teacher else []
+        for array in (self.tokens, self.token_types, self.offsets, self.labels, self.tags, *lessons):
             if array is not None:
                 found.update(f"{array.dtype} {array.shape} ".encode())
                 found.update(np.ascontiguousarray(array).data)

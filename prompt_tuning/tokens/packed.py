@@ -9,6 +9,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What another reader expects in each of ``a`` asked places: its k likeliest tokens."""
+
+    tokens: Tensor
+    """[a, k] int64; -1: none, of places without teacher all."""
+    log_probabilities: Tensor
+    """[a, k] float32: natural logarithms."""
+
+
+@dataclass(frozen=True)
 class MemberRows:
     """Where a member's r rows with their t text tokens stand among a batch's T tokens; all int64 on its device."""
 
@@ -26,6 +36,8 @@ class MemberRows:
     """[a] Which of the t tokens have a label; None as ``tags``."""
     longest: int = 0
     """Text tokens of the longest row."""
+    teacher: Teacher | None = None
+    """What a teacher expects in the asked places; None where no member of the batch has one."""
 
     @property
     def first_of_row(self) -> Tensor:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from launcher import cli
 from launcher import run as worker
 from prompt_tuning.settings.members import load_run
 from prompt_tuning.tasks.find import find_task
 from tests.contracts.test_tasks import FIXED
+from tests.support.documents import make_reader
 from tests.support.generation import make_passages, make_writer
 from tests.support.rows import write_rows
 from tests.support.tiny import make_backbone, make_texts
@@ -105,16 +107,19 @@ def test_a_base_is_valid_where_a_run_file_extends_it(path, tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_trains_two_steps_on_a_tiny_backbone_of_its_family(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     run = load_run(path)
     if path.stem == "quickstart":
         make_texts(tmp_path / "data")
-    elif isinstance(run.shared.task, dict):
+    elif isinstance(run.shared.task, dict) and run.shared.task["kind"] != "document":
         make_passages(tmp_path / "data")
-    else:
+    elif isinstance(run.shared.task, str):
         write_rows(run.shared.task, tmp_path / "data")
     name = run.shared.backbone.path
     family = next((known for known in ("xlm-roberta", "roberta") if known in name), "bert")
-    if run.shared.is_written:
+    if find_task(run.shared.task).kind == "document":
+        tiny = make_reader(tmp_path / "tiny", max_position_embeddings=1400)
+    elif run.shared.is_written:
         tiny = make_writer(tmp_path / "tiny", "llama", max_position_embeddings=1400)
     else:
         tiny = make_backbone(tmp_path / "tiny", family, with_pooler=family == "bert", max_position_embeddings=700)
@@ -123,7 +128,11 @@ def test_trains_two_steps_on_a_tiny_backbone_of_its_family(path, tmp_path, monke
         "data.path": str(tmp_path / "data"),
         "train.max_steps": "2",
         "train.batch_size": "4",
+        **({"parallel.tensor": "1", "parallel.zero": "false"} if run.shared.parallel.tensor > 1 else {}),
     }
+    if find_task(run.shared.task).kind == "document":
+        places = ["--set", f"backbone.path={tiny}", "--set", f"data.path={tmp_path / 'data'}"]
+        assert cli.main(["synthesise", str(path), "--questions", "1", "--passage-tokens", "800", *places]) == 0
     arguments = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     assert worker.main(["--config", str(path), "--output", str(tmp_path / "out"), *arguments]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())

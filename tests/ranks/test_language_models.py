@@ -6,16 +6,20 @@ import itertools
 
 import pytest
 
+from model_parallel.grid import Grid
 from prompt_tuning.backbone import language_head
 from prompt_tuning.backbone.families import families
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.write import sources_of, write
 from prompt_tuning.settings.decode import DecodeSection
+from prompt_tuning.settings.sections import BackboneSection
+from tests.support.documents import document_run, make_document, make_questions, make_reader, taught_rows
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, writing_run
 from tests.support.ranks import run_ranks
 from tests.support.rows import write_rows
-from tests.support.tiny import make_language_backbone, run_json
+from tests.support.tiny import make_language_backbone, run_json, write_jsonl
 from tests.support.topologies import exact_norms
 
 # BART answers no cloze template; Qwen 2's own tokenizer knows none of the tiny words.
@@ -24,7 +28,7 @@ CAUSAL = tuple(
 )
 MASKED = tuple(name for name, family in families().items() if family.pooling != "last" and family.has_language_head)
 LONG = ("llama", "gpt2", "gemma3_text")
-SOME = [("writes", kind) for kind in LONG] + [("fills", "roberta")]
+SOME = [("writes", kind) for kind in LONG] + [("fills", "roberta"), ("teaches", "llama")]
 """Tried in every topology."""
 TOPOLOGIES = {
     "tensor 2": (2, {"tensor": 2}),
@@ -56,6 +60,12 @@ def raws(tmp_path_factory):
     for kind in MASKED:
         raw = run_json(make_language_backbone(folder / kind, kind), boolq, train={"batch_size": 3})
         found["fills", kind] = {**raw, "task": "boolq", "data": {**raw["data"], "max_length": 30, "template": "cloze"}}
+    reader, document = make_reader(folder / "reader", **ODD), make_document(folder / "document.txt")
+    rows = taught_rows(
+        load_backbone(BackboneSection(path=str(reader), dtype="float64"), Grid(), language=True), document
+    )
+    write_jsonl(make_questions(folder / "document") / "train.jsonl", rows)
+    found["teaches", "llama"] = document_run(reader, folder / "document", document)
     return found
 
 

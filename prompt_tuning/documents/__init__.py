@@ -1,0 +1,1 @@
+"""Documents as prompts: passages of a document, questions about them, and what their prompts are compared with."""

@@ -1,0 +1,187 @@
+"""What a document's prompt is worth: the same questions behind nothing, the document's first tokens, all of it, and the prompt.
+
+Everything goes through transformers' own model and cache, whatever stands in front, so that the whole document is read as the
+model itself reads it, local layers and all. Shape letters: B rows, C tokens in front, L tokens of a row.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.backbone.writer import cache_of, writer
+from prompt_tuning.documents.context import context_ids
+from prompt_tuning.errors import UserError
+from prompt_tuning.forward.write import text_of
+from prompt_tuning.metrics.generation import Written
+from prompt_tuning.predict import AttachedPrompts
+from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.passages import Document
+
+LOGITS_AT_ONCE = 1 << 25
+"""Numbers of a batch's logits."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stands in front of questions, as a cache that has seen it."""
+
+    name: str
+    tokens: int
+    cache: DynamicCache
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its keys and values, as they lie in memory."""
+        return sum(own.nbytes for layer in self.cache.layers for own in (layer.keys, layer.values) if own is not None)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """How questions are answered behind a context."""
+
+    context: str
+    tokens: int
+    num_bytes: int
+    metrics: dict[str, float]
+    tokens_per_second: float
+    """Written for several rows at once."""
+
+
+def compare_contexts(
+    model: AttachedPrompts, document: Document, features: Features, batch: int, written: int
+) -> list[Worth]:
+    """The four contexts over a split's questions; rates from ``batch`` equal rows that write ``written`` tokens each."""
+    backbone, task, prompt = model.backbone, model.tasks[0], model.prompts[0].prompt
+    assert prompt.prefix is not None
+    ids, length = context_ids(backbone, document.text), prompt.length
+    first = len(ids) - len(backbone.tokenizer(document.text, add_special_tokens=False)["input_ids"])
+    longest = int(np.diff(features.offsets).max()) + written
+    limit = backbone.description.family.max_positions(backbone.model.config)
+    if len(ids) + longest > limit:
+        raise UserError(
+            f"the document's {len(ids)} tokens and {longest} behind them do not fit into the {limit} positions of {backbone.path};"
+            " compare with a part of it"
+        )
+    found = []
+    with backbone.at_work(), writer(backbone, backbone.attention) as stock, torch.no_grad():
+        table = cache_of([prompt.prefix.table()], 1, stock.dtype)
+        assert table is not None
+        contexts = [
+            _read("no context", stock, ids[:first]),
+            _read(f"first {length} tokens", stock, ids[:length]),
+            _read("whole document", stock, ids),
+            Context("prompt", length, table),
+        ]
+        for own in contexts:
+            outputs = _outputs(backbone, stock, own, features, model.prompts[0].encoding.max_target_length)
+            gold = [list(texts) for texts in features.notes.targets]
+            metrics = {name: metric(gold, outputs) for name, metric in task.metrics.items()}
+            rate = _rate(stock, own, features, batch, written)
+            found.append(Worth(own.name, own.tokens, own.num_bytes, metrics, rate))
+    return found
+
+
+def _read(name: str, stock: PreTrainedModel, ids: np.ndarray) -> Context:
+    """Tokens, read by the model itself."""
+    cache = DynamicCache(config=stock.config)
+    if len(ids):
+        stock(input_ids=torch.from_numpy(ids)[None].to(stock.device), past_key_values=cache, logits_to_keep=1)
+    return Context(name, len(ids), cache)
+
+
+def _behind(context: Context, rows: int) -> DynamicCache:
+    """A copy of a context for some rows."""
+    cache = copy.deepcopy(context.cache)
+    if context.tokens:
+        cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def _inputs(context: Context, rows: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """Rows behind a context, filled behind their ends with what no token before them sees."""
+    longest = max(map(len, rows))
+    ids = np.zeros((len(rows), longest), np.int64)
+    mask = np.ones((len(rows), context.tokens + longest), np.int64)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, context.tokens + len(row) :] = 0
+    positions = np.broadcast_to(context.tokens + np.arange(longest), ids.shape).copy()
+    found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: torch.from_numpy(value).to(device) for name, value in found.items()}
+
+
+def _outputs(
+    backbone: Backbone, stock: PreTrainedModel, context: Context, features: Features, most: int
+) -> list[Written]:
+    """What each row writes behind a context, and how likely its target is."""
+    counts, sources = features.notes.num_labels.tolist(), features.notes.num_source.tolist()
+    rows = [features.tokens[a:b] for a, b in zip(features.offsets[:-1], features.offsets[1:], strict=True)]
+    scores = _scores(stock, context, features, rows)
+    config = GenerationConfig(
+        max_new_tokens=most, pad_token_id=backbone.description.pad_token, eos_token_id=_line_ends(backbone)
+    )
+    found = []
+    for row, source, score, count in zip(rows, sources, scores, counts, strict=True):
+        ids = _written(stock, context, row[:source], 1, config)
+        found.append(Written(text_of(backbone.tokenizer, ids[0], ["\n"]), score, count))
+    return found
+
+
+def _line_ends(backbone: Backbone) -> list[int]:
+    """Tokens behind which no more of a line comes."""
+    vocabulary = range(len(backbone.tokenizer))
+    texts = backbone.tokenizer.convert_ids_to_tokens(list(vocabulary))
+    marks = {"\n", "\u010a", "<0x0A>"}  # as SentencePiece, byte-level BPE and byte fallback write it
+    ends = [token for token, text in zip(vocabulary, texts, strict=True) if text in marks]
+    own = backbone.tokenizer.eos_token_id
+    return ends + ([] if own is None else [int(own)])
+
+
+def _scores(stock: PreTrainedModel, context: Context, features: Features, rows: Sequence[np.ndarray]) -> list[float]:
+    """Natural logarithm of the probability of each row's target; NaN where it has none."""
+    assert features.tags is not None
+    found = []
+    for place, row in enumerate(rows):
+        tags = features.tags[features.offsets[place] : features.offsets[place + 1]]
+        asked = np.flatnonzero(tags >= 0)
+        if not len(asked):
+            found.append(math.nan)
+            continue
+        keep = len(row) - int(asked[0])
+        logits = stock(
+            **_inputs(context, [row], stock.device), past_key_values=_behind(context, 1), logits_to_keep=keep
+        ).logits[0]
+        logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
+        wanted = torch.from_numpy(tags[asked].astype(np.int64))
+        found.append(float(logs[torch.from_numpy(asked - asked[0]), wanted].double().sum()))
+    return found
+
+
+def _written(
+    stock: PreTrainedModel, context: Context, source: np.ndarray, rows: int, config: GenerationConfig
+) -> np.ndarray:
+    """Tokens [B, written] behind a context and a source, greedily."""
+    inputs: dict[str, Any] = _inputs(context, [source] * rows, stock.device)
+    whole = stock.generate(**inputs, past_key_values=_behind(context, rows), generation_config=config)
+    found: np.ndarray = whole[:, len(source) :].cpu().numpy()
+    return found
+
+
+def _rate(stock: PreTrainedModel, context: Context, features: Features, batch: int, written: int) -> float:
+    """Tokens a second that equal rows write behind a context, the reading of their source included."""
+    source = features.tokens[: int(features.notes.num_source[0])]
+    config = GenerationConfig(max_new_tokens=written, min_new_tokens=written, pad_token_id=0)
+    started = time.perf_counter()
+    _written(stock, context, source, batch, config)
+    return batch * written / (time.perf_counter() - started)

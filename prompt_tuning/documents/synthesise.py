@@ -1,0 +1,222 @@
+"""Training rows for a document's prompt, from the frozen model alone: questions about a passage, answers, and what it expects.
+
+For each passage the model has it in its context, as a prompt that nothing has trained; it goes on with beginnings of questions,
+answers them, and its likeliest tokens in each place of the answers are kept (Eyuboglu et al. 2025, arXiv 2506.06266).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_parallel import rng
+from prompt_tuning.backbone.load import Backbone
+from prompt_tuning.documents.context import context_ids, context_prompt
+from prompt_tuning.documents.questions import ENDS, HALF, OPENING, SENTENCE, Beginnings
+from prompt_tuning.errors import UserError
+from prompt_tuning.formats import LocatedRow
+from prompt_tuning.forward.loop import Loop
+from prompt_tuning.forward.plan import default_budget
+from prompt_tuning.forward.run import hidden_states
+from prompt_tuning.forward.write import write_texts
+from prompt_tuning.kinds import find_kind
+from prompt_tuning.prompt.prompt import Prompt
+from prompt_tuning.settings.decode import DecodeSection
+from prompt_tuning.tasks.own.document import TEACHER
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.lessons import LESSON_TOKENS
+from prompt_tuning.tokens.passages import sentences_of
+from prompt_tuning.tokens.recipe import Encoding, Recipe
+
+NEAR_TOKENS = 64
+"""Room for the sentence that the teacher reads once more before a question."""
+QUESTION_TOKENS = 24
+"""Most tokens that are written behind a beginning."""
+SPARE = 1.5
+"""Questions that are begun for each one wanted: some are none, or the same."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How passages are asked about."""
+
+    questions: int
+    """Most that the model writes about a passage."""
+    passage_tokens: int
+    seed: int
+    beginnings: Beginnings
+    temperature: float = 0.5
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a passage."""
+
+    about: str
+    text: str
+    near: str = ""
+    """The sentence that it is about, which the teacher reads once more before it."""
+    answer: str = ""
+    """Where the passage itself gives it; empty: the model does."""
+
+
+def synthesise(
+    backbone: Backbone, task: Task, encoding: Encoding, passage: str, number: int, asking: Asking
+) -> list[dict[str, Any]]:
+    """Rows about the passage of a number, a function of their settings alone."""
+    teacher = Teaching(backbone, task, encoding, context_prompt(backbone, context_ids(backbone, passage)))
+    backbone.model.eval()
+    questions = _ask(teacher, passage, asking, rng.key(asking.seed, "passage", number))
+    asked = [own for own in questions if not own.answer]
+    answers = teacher.write([teacher.before(own) + task.separator for own in asked], DecodeSection(stop=["\n"]))
+    pairs = [(own, answer) for own, answer in zip(asked, answers, strict=True) if answer]
+    pairs += [(own, own.answer) for own in questions if own.answer]
+    lessons = teacher.lessons(pairs)
+    return [
+        {"question": own.text, "answer": answer, "about": own.about, "passage": number, TEACHER: lesson}
+        for (own, answer), lesson in zip(pairs, lessons, strict=True)
+    ]
+
+
+def _ask(teacher: Teaching, passage: str, asking: Asking, key: int) -> list[Question]:
+    """Questions, no two alike."""
+    begun, whole = _begun(passage, asking, key)
+    decode = DecodeSection(stop=["\n"], sample=True, temperature=asking.temperature)
+    ends = teacher.write([teacher.before(own) for own in begun], decode, key % (1 << 31), QUESTION_TOKENS)
+    found: dict[str, Question] = {}
+    for own, end in zip(begun, ends, strict=True):
+        text = _question(own.text, end)
+        if text is not None:
+            found.setdefault(text.casefold(), replace(own, text=text))
+    return list(found.values())[: asking.questions] + whole
+
+
+def _begun(passage: str, asking: Asking, key: int) -> tuple[list[Question], list[Question]]:
+    """Beginnings of questions, about one sentence after the other, and questions that are whole."""
+    sentences = sentences_of(passage)
+    order = rng.permutation(rng.key(key, "sentences"), len(sentences)).tolist()
+    whole: list[Question] = []
+    plain: list[tuple[str, str]] = []
+    for about, own in asking.beginnings.items():
+        for text in own:
+            if HALF in text:
+                whole += [
+                    Question(about, text.replace(HALF, first), answer=rest)
+                    for number, sentence in enumerate(sentences)
+                    for first, rest in _halves(sentence, rng.key(key, "halves", number))
+                ]
+            elif SENTENCE in text:
+                chosen = order[: max(1, asking.questions // 10)]
+                whole += [Question(about, text.replace(SENTENCE, _words(sentences[place]))) for place in chosen]
+            elif OPENING in text:
+                whole.append(Question(about, text.replace(OPENING, _words(passage))))
+            else:
+                plain.append((about, text))
+    count = round(SPARE * asking.questions) if plain else 0
+    turns = rng.permutation(rng.key(key, "beginnings"), max(1, len(plain))).tolist()
+    begun = []
+    for place in range(count):
+        about, text = plain[turns[place % len(plain)]]
+        begun.append(Question(about, text, sentences[order[place % len(sentences)]]))
+    return begun, whole
+
+
+def _halves(sentence: str, key: int, most: int = 2) -> list[tuple[str, str]]:
+    """A sentence in two, at a few places."""
+    words = " ".join(sentence.replace('"', "'").split()).split(" ")
+    places = (rng.permutation(key, max(0, len(words) - 3)) + 2).tolist()[:most]
+    return [(" ".join(words[:place]).lstrip("# "), " ".join(words[place:])) for place in places]
+
+
+def _words(text: str, most: int = 12) -> str:
+    """The first words of a text, on one line."""
+    return " ".join(text.replace('"', "'").split()[:most]).lstrip("# ")
+
+
+def _question(beginning: str, end: str) -> str | None:
+    """The question that a beginning and what was written behind it are; None: none."""
+    text = " ".join(f"{beginning} {end}".split())
+    places = [text.find(mark) for mark in ENDS if mark in text]
+    if not places:
+        return None
+    question = text[: min(places) + 1]
+    return question if len(question) > len(beginning) + 3 else None
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The frozen model with a passage in its context, and how its rows become tokens."""
+
+    backbone: Backbone
+    task: Task
+    encoding: Encoding
+    prompt: Prompt
+
+    def before(self, question: Question) -> str:
+        """What stands behind the passage up to the end of a question, or of its beginning."""
+        near = f"\n\n{question.near}" if question.near else ""
+        return f"{near}{self.task.lead}{question.text}"
+
+    def write(self, texts: list[str], decode: DecodeSection, seed: int = 0, most: int | None = None) -> list[str]:
+        """The rest of the line behind each text; empty where it did not end."""
+        if not texts:
+            return []
+        rows = self.backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        sources = [(0, np.asarray(own)) for own in rows]
+        longest = min(most or self.encoding.max_target_length, self.encoding.max_target_length)
+        found = write_texts(self.backbone, [self.prompt], sources, decode, longest, self._budget, seed)
+        return [" ".join(own.text.split()) if own.has_ended else "" for own in found]
+
+    @property
+    def _budget(self) -> int:
+        return default_budget(self.backbone.grid.device, with_gradients=False)
+
+    @torch.no_grad()
+    def lessons(self, pairs: list[tuple[Question, str]]) -> list[dict[str, Any]]:
+        """Of each question and answer the answer's tokens, and in each place the likeliest tokens with their log probabilities."""
+        if not pairs:
+            return []
+        backbone, kind = self.backbone, find_kind(self.task.kind)
+        rows = [{"question": self.before(own), "answer": answer} for own, answer in pairs]
+        located: list[LocatedRow] = [(f"question {number}", row) for number, row in enumerate(rows, 1)]
+        whole = replace(self.encoding, max_length=self.encoding.max_length + NEAR_TOKENS)
+        features = kind.encode(Recipe(replace(self.task, lead=""), backbone.tokenizer, whole, ("text",)), located)
+        loop, found = Loop(backbone, [self.prompt], [kind], [features], self._budget), dict[int, dict[str, Any]]()
+        with backbone.at_work():
+            for batch in loop.batches([(0, np.arange(len(features)), 1.0)]):
+                own = batch.rows_of(0)
+                assert own.asked is not None
+                states = hidden_states(backbone, [self.prompt], batch)[own.tokens][own.asked]
+                logs, ids = likeliest(backbone, states)
+                place = own.row_of_token[own.asked].cpu().numpy()
+                for row, example in enumerate(batch.row_examples.tolist()):
+                    mine = place == row
+                    found[example] = _lesson(features, example, ids[mine], logs[mine])
+        return [found[number] for number in range(len(pairs))]
+
+
+def _lesson(features: Features, example: int, ids: np.ndarray, logs: np.ndarray) -> dict[str, Any]:
+    assert features.tags is not None
+    tags = features.tags[features.offsets[example] : features.offsets[example + 1]]
+    rounded = [[round(value, 4) for value in place] for place in logs.tolist()]
+    return {"tokens": tags[tags >= 0].tolist(), "ids": ids.tolist(), "logs": rounded}
+
+
+def likeliest(backbone: Backbone, states: Tensor, at_once: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Log probabilities and tokens [a, LESSON_TOKENS], the likeliest first, that follow hidden states [a, H]."""
+    head: Any = backbone.language_head
+    weight = max(head.parameters(), key=len)
+    if len(weight) < LESSON_TOKENS:
+        raise UserError(f"{backbone.path}: its vocabulary of {len(weight)} tokens is too small for a teacher")
+    logs, ids = [], []
+    for some in states.split(at_once):
+        logits = head(some.to(weight.dtype))
+        own = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).topk(LESSON_TOKENS)
+        logs.append(own.values.cpu().numpy())
+        ids.append(own.indices.cpu().numpy())
+    return np.concatenate(logs), np.concatenate(ids)
