@@ -230,7 +230,8 @@ def _whole(file: Path, digest: str) -> dict[str, Tensor]:
     content = file.read_bytes()  # once: what is taken is what was checked
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{file.parent}: {file.name} is damaged or not that of prompt.json; {_AGAIN}")
-    return load(content)
+    found: dict[str, Tensor] = load(content)
+    return found
 
 
 def _outlined(file: Path, digest: str) -> dict[str, Tensor]:
