@@ -94,13 +94,13 @@ class Shelf:
         places: dict[str, list[int]] = {}
         for place, name in enumerate(names):
             places.setdefault(name, []).append(place)
-        # Those that are held come first: reading the others would push them out.
+        # Those that are held come first, and are then the last to go: reading the others pushes out none that is wanted beside them.
         waiting = sorted(places, key=lambda name: name not in self._held)
         while waiting:
             together, waiting = self._that_fit(waiting)
             for name in together:
                 try:
-                    self._fetch(name, together)
+                    self._fetch(name)
                 except Refusal as refusal:
                     for place in places.pop(name):
                         found[place] = refusal
@@ -118,8 +118,8 @@ class Shelf:
                 return names[:count], names[count:]
         return names, []
 
-    def _fetch(self, name: str, wanted: Sequence[str]) -> None:
-        """Hold a prompt, in the place of those that nobody has asked for longest, ``wanted`` ones apart. Raises :class:`Refusal`."""
+    def _fetch(self, name: str) -> None:
+        """Hold a prompt, in the place of those that nobody has asked for longest. Raises :class:`Refusal`."""
         if name in self._held:
             self._held.move_to_end(name)
             return
@@ -127,11 +127,10 @@ class Shelf:
         exported = self._prompts[name]
         found = self._read(name, exported)
         size = tensor_bytes(exported)
-        for other in [other for other in self._held if other not in wanted]:
-            if self.bytes + size <= self.budget:
-                break
+        while self.bytes + size > self.budget:
+            other, taken = self._held.popitem(last=False)
             self._prompts[other].prompt.to("meta")
-            self.bytes -= self._held.pop(other)
+            self.bytes -= taken
             self._seen("eviction")
         exported.prompt.load_state_dict(found.prompt.to(self._device).state_dict(), assign=True)
         self._hold(name)

@@ -96,11 +96,11 @@ def test_the_one_that_was_asked_for_longest_ago_goes(folder):
 def test_a_batch_reads_no_prompt_twice_and_begins_with_what_is_there(folder):
     with bounded(folder, 2 * sizes(folder)["a"]) as service:
         held = hold(service.store.model)
-        asked = [predict(name, ROWS) for name in ("b", "c", "a", "b", "c", "a", "b")]
+        asked = [predict(name, ROWS) for name in ("c", "a", "b", "c", "a", "b", "c")]
         for own in ask(service, lambda send: at_once(service, held, send, asked)):
             assert own.status_code == 200
         lines = ask(service, lambda send: send("GET", "/metrics")).text.splitlines()
-    assert held[1] == [1, 4, 2], "b and c, and then a"
+    assert held[1] == [1, 4, 2], "c and a, and then b"
     assert "promptfleet_prompt_loads_total 3.0" in lines and "promptfleet_prompt_evictions_total 1.0" in lines
 
 
@@ -154,6 +154,19 @@ def test_a_prompt_whose_files_changed_is_refused_by_name_and_the_others_beside_i
     assert str(folder / "b") in caplog.text
 
 
+def test_a_folder_that_can_not_be_read_is_refused_without_the_servers_paths(folder, monkeypatch):
+    def unreadable(path):
+        raise UserError(
+            f"{path}: damaged ([Errno 5] Input/output error: '{path}/prompt.json'); export the prompt again"
+        )
+
+    monkeypatch.setattr("prompt_tuning.serve.shelf.load_prompt", unreadable)
+    with bounded(folder, sizes(folder)["a"]) as service:
+        found = ask(service, lambda send: send(*predict("b", ROWS)))
+    assert found.status_code == 503 and "output error: 'prompt.json')" in sentence(found)
+    assert str(folder) not in found.text
+
+
 def test_texts_and_streams_come_from_prompts_that_were_put_aside(decoder):
     model, names = attach_all(decoder)
     wanted = {name: model.generate(["w3 w7"], names.index(name)) for name in ("five", "two")}
@@ -182,20 +195,25 @@ def test_a_stream_of_a_prompt_that_is_gone_is_refused_by_its_status(decoder, tmp
 def test_prompts_that_are_added_and_removed_keep_to_the_budget(folder):
     wanted = attach(load_prompt(folder / "a")).predict(ROWS)
     shutil.move(folder / "c", folder.parent / "c")
+    left = []
 
     async def story(send):
         await send(*predict("a", ROWS))
         added = [await send("POST", "/prompts", {"folder": "c", "name": name}) for name in ("c", "d")]
         answers = [await send(*predict(name, ROWS)) for name in ("c", "d")]
         removed = [await send("DELETE", f"/prompts/{name}") for name in ("d", "b")]
-        return added, removed, [*answers, await send(*predict("c", ROWS)), await send(*predict("a", ROWS))]
+        left.append(service.store.shelf.bytes)
+        added.append(await send("POST", "/prompts", {"folder": "c", "name": "d"}))
+        answers += [await send(*predict(name, ROWS)) for name in ("d", "c", "a")]
+        return added, removed, answers
 
     with bounded(folder, sizes(folder)["a"]) as service:
         shutil.move(folder.parent / "c", folder / "c")
+        assert service.store.read("c").is_outline, "many that are added at once may wait"
         added, removed, answers = ask(service, story)
         assert service.store.shelf.bytes == held_bytes(service) == sizes(folder)["a"]
-        assert list(service.store.places) == ["a", "c"]
-    assert [own.status_code for own in (*added, *removed)] == [201, 201, 200, 200]
+        assert list(service.store.places) == ["a", "c", "d"] and left == [0]
+    assert [own.status_code for own in (*added, *removed)] == [201, 201, 201, 200, 200]
     for own in answers:
         same(own.json()["answers"], wanted)
 
