@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 
+from model_parallel.memory import give_back
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.export import ExportedPrompt, load_prompt, outline_prompt
 from prompt_tuning.serve.limits import Refusal
 
 logger = logging.getLogger(__name__)
+
+BYTES_BETWEEN = 1 << 26
+"""Freed memory is given back to the system after so many bytes were read; by itself the C library keeps as much again and more."""
 
 
 def tensor_bytes(exported: ExportedPrompt) -> int:
@@ -62,6 +66,7 @@ class Shelf:
         self.budget, self.bytes = budget, 0
         self._device, self._seen = device, seen
         self._prompts: dict[str, ExportedPrompt] = {}
+        self._read_since = 0
         self._held: OrderedDict[str, int] = OrderedDict()
         """Bytes by name; what was asked for longest ago comes first."""
 
@@ -135,6 +140,10 @@ class Shelf:
         exported.prompt.load_state_dict(found.prompt.to(self._device).state_dict(), assign=True)
         self._hold(name)
         self._seen("load")
+        self._read_since += size
+        if self._read_since >= BYTES_BETWEEN:
+            self._read_since = 0
+            give_back()
 
     def _hold(self, name: str) -> None:
         self._held[name] = tensor_bytes(self._prompts[name])
