@@ -27,6 +27,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import random
+import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -167,6 +168,7 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     quiet_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contenders end, too
     report = Report(chosen)
     with tempfile.TemporaryDirectory() as folder:
         make_prompts(Path(folder), chosen.prompts, chosen.length)
