@@ -160,6 +160,6 @@ class Shelf:
             why = str(error).removeprefix(f"{exported.folder}: ").replace(f"{exported.folder}/", "").partition(";")[0]
             raise Refusal(
                 503,
-                f"prompt {name!r} was put aside and can not be read again: {why}; put its files back, or remove it and add it",
+                f"prompt {name!r} is not on the device and can not be read: {why}; put its files back, or remove it and add it",
             ) from None
         return found

