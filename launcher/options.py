@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
+
+from prompt_tuning.errors import UserError
+
+_PREFIXES: dict[str, int] = {
+    "": 1,
+    **{f"{p}{i}": (1024 if i else 1000) ** n for n, p in enumerate("KMGTP", 1) for i in ("", "i")},
+}
 
 
 def add_overrides(parser: argparse.ArgumentParser, what: str = "(repeatable, JSON value)") -> None:
@@ -28,3 +37,21 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone", metavar="PATH", help="the prompt's backbone, where it is not at its recorded path"
     )
+
+
+def quantity(text: str | None, option: str) -> float | None:
+    """Bytes, or bytes or operations a second, of "24GiB", "100GB/s", "400Gb/s" (bits) or "400TFLOP/s". Raises :class:`UserError`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMGTP]?i?)(B|b|FLOP)?(/s)?\s*", text.replace("k", "K"))
+    counts_operations, is_memory = option == "matrix_rate", option.endswith("memory")
+    if (
+        match is None
+        or match[2] not in _PREFIXES
+        or not 0 < float(match[1]) * _PREFIXES[match[2]] < math.inf
+        or (match[3] is not None and (match[3] == "FLOP") != counts_operations)
+        or (match[4] is not None and is_memory)
+    ):
+        example = "400TFLOP/s" if counts_operations else "24GiB" if is_memory else "100GB/s (bytes) or 400Gb/s (bits)"
+        raise UserError(f"--{option.replace('_', '-')} {text}: give a number with a unit, such as {example}")
+    return float(match[1]) * _PREFIXES[match[2]] / (8 if match[3] == "b" else 1)

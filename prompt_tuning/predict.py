@@ -103,10 +103,10 @@ class AttachedPrompts:
             put_lora(self.backbone, dict(exported.prompt.lora))
         if isinstance(exported.prompt.head, LanguageHead):
             exported.prompt.head.connect(self.backbone.language_head)
-        task = exported.task
-        exported.prompt.to(self.device)
+        if not exported.is_outline:
+            exported.prompt.to(self.device)
+        self.tasks.append(exported.task)
         self.prompts.append(exported)
-        self.tasks.append(task)
 
     def remove(self, prompt: int) -> None:
         """Let a prompt go; those behind it move up by one. Raises :class:`UserError` for one that changed the backbone."""

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from launcher.options import add_overrides
+from launcher.options import add_overrides, quantity
 from prompt_tuning.errors import UserError
 
 if TYPE_CHECKING:
     from prompt_tuning.placement.choose import Choice
     from prompt_tuning.placement.count import Cost, Machine
     from prompt_tuning.placement.outline import Outline
-
-_PREFIXES: dict[str, int] = {
-    "": 1,
-    **{f"{p}{i}": (1024 if i else 1000) ** n for n, p in enumerate("KMGTP", 1) for i in ("", "i")},
-}
 
 COLUMNS = ("placement", "process", "weights", "gathered", "arriving", "trained", "activations", "memory", "sends", "seconds",
            "examples/s", "fits")  # fmt: skip
@@ -90,23 +84,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         _show(outline, machine, choice)
     return 0
-
-
-def quantity(text: str | None, option: str) -> float | None:
-    """Bytes, or bytes or operations a second, of "24GiB", "100GB/s", "400Gb/s" (bits) or "400TFLOP/s". Raises :class:`UserError`."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMGTP]?i?)(B|b|FLOP)?(/s)?\s*", text.replace("k", "K"))
-    counts_operations = option == "matrix_rate"
-    if (
-        match is None
-        or match[2] not in _PREFIXES
-        or float(match[1]) <= 0
-        or (match[3] is not None and (match[3] == "FLOP") != counts_operations)
-    ):
-        example = "400TFLOP/s" if counts_operations else "24GiB, or 100GB/s (bytes) or 400Gb/s (bits) of a rate"
-        raise UserError(f"--{option.replace('_', '-')} {text}: give a number with a unit, such as {example}")
-    return float(match[1]) * _PREFIXES[match[2]] / (8 if match[3] == "b" else 1)
 
 
 def _machine(options: argparse.Namespace, given: dict[str, float | None], outline: Outline) -> Machine:

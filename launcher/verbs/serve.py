@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.clusters.placement import count
+from launcher.options import quantity
 from launcher.ranks.environment import VARIABLES
 from prompt_tuning.errors import UserError
 from prompt_tuning.serve.bounds import Limits
@@ -64,6 +65,11 @@ def _add_limits(verb: argparse.ArgumentParser) -> None:
     bound("--max-body", own.body_bytes, "BYTES", "of one request")
     bound("--timeout", own.seconds, "SECONDS", "from a request to its answer")
     bound("--stop-timeout", own.stop_seconds, "SECONDS", "for those inside at the end")
+    limits.add_argument(
+        "--prompt-memory",
+        metavar="2GiB",
+        help="of prompts' tensors on the device; the others are read from their folders when asked for (default: all stay there)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,16 +81,18 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("`serve` needs extra packages: pip install 'promptfleet[serve]'") from None
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.predict import attach
-    from prompt_tuning.prompt.export import load_prompt
     from prompt_tuning.serve.app import Service
     from prompt_tuning.serve.limits import Keys
+    from prompt_tuning.serve.shelf import open_prompts
     from prompt_tuning.serve.store import find_prompts
 
     keys = Keys(read_keys(options.api_keys))
+    memory = quantity(options.prompt_memory, "prompt_memory")
+    prompt_bytes = None if memory is None else int(memory)
     found = find_prompts(options.folders)
     listener = bind(options.host, options.port)
     quiet_libraries()
-    model = attach([load_prompt(folder) for folder in found.values()], options.backbone)
+    model = attach(open_prompts(found, prompt_bytes), options.backbone)
     if options.tokens_per_batch is not None:
         model.budget = options.tokens_per_batch
     limits = Limits(
@@ -95,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
         new_tokens=options.max_new_tokens,
         seconds=options.timeout,
         stop_seconds=options.stop_timeout,
+        prompt_bytes=prompt_bytes,
     )
     service = Service(model, list(found), options.folders, limits, keys)
     host, port = listener.getsockname()[:2]

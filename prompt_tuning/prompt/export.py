@@ -8,19 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model_parallel.loading import stored_tensors
-from prompt_tuning.backbone.attention import PrefixShape, attention_name
-from prompt_tuning.backbone.find import describe_backbone
-from prompt_tuning.backbone.fingerprint import identify
+from prompt_tuning.backbone.attention import PrefixShape
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
@@ -31,7 +29,6 @@ from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.schema import RunFile
-from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import new_folder, sha256, write_json
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tasks.types import Task
@@ -74,6 +71,11 @@ class ExportedPrompt:
     def decode(self) -> DecodeSection:
         """How it writes texts unless told otherwise."""
         return DecodeSection.model_validate(self.manifest.get("decode", {}))
+
+    @property
+    def is_outline(self) -> bool:
+        """Whether its tensors have no numbers, as those of :func:`outline_prompt`."""
+        return any(parameter.is_meta for parameter in self.prompt.parameters())
 
     @property
     def backbone_path(self) -> str:
@@ -176,14 +178,14 @@ def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Te
         weight = tensors["head.weight"]
         dtype = weight.dtype
         own_pooler = "head.pooler.weight" in tensors
-        head = Head(weight.shape[1], weight.shape[0], description["pooling"], 0, dtype, own_pooler)
+        head = Head(weight.shape[1], weight.shape[0], description["pooling"], None, dtype, own_pooler)
     prefix = inputs = None
     if config.method == "deep_prompt":
         dtype = tensors["prefix.embedding"].dtype
         layers = None if description["layers"] is None else tuple(description["layers"])
         width = config.prompt.projection_width if config.prompt.reparameterisation == "mlp" else None
         relative, frozen = config.optimizer.relative, config.prompt.frozen_tokens
-        prefix = Prefix(shape, description["length"], 0, dtype, layers, width, relative, frozen)
+        prefix = Prefix(shape, description["length"], None, dtype, layers, width, relative, frozen)
     elif config.method == "shallow_prompt":
         inputs = tensors["inputs"].clone()
     beside = Beside(description["also"], tensors["beside.delta"].dtype) if "also" in description else None
@@ -214,30 +216,30 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def write_model(folder: Path, backbone: Backbone, attention: str) -> Manifest:
-    """Save a fine-tuned backbone as a transformers folder with its tokenizer.
-
-    Returns what a prompt beside it records of its backbone in place of the untrained one's.
-    """
-    model = backbone.model
-    with new_folder(folder) as target:
-        model.pooler = backbone.pooler
-        model.set_attn_implementation(attention)  # our attention's name means nothing to another program
-        model.save_pretrained(target)
-        backbone.tokenizer.save_pretrained(target)
-        model.set_attn_implementation(attention_name(attention))
-        if hasattr(model, "pooler"):
-            model.pooler = None
-    # As it will be read back, which may say the same in another way.
-    described = describe_backbone(BackboneSection(path=str(folder)))
-    stored = stored_tensors(folder, set(model.state_dict()), model.base_model_prefix)
-    written = identify(stored, described.config, described.tokenizer)
-    return {"path": f"../{folder.name}", "fingerprint": written.fingerprint, "identity": written.to_json()}
-
-
 def load_prompt(folder: str | Path) -> ExportedPrompt:
     """Read an exported prompt. Raises :class:`UserError` for a missing, damaged or foreign file."""
-    folder = Path(folder)
+    return _read(Path(folder), _whole)
+
+
+def outline_prompt(folder: str | Path) -> ExportedPrompt:
+    """As :func:`load_prompt`, but of the tensors their types and shapes alone, on torch's device `meta`; no checksum is taken of them."""
+    return _read(Path(folder), _outlined)
+
+
+def _whole(file: Path, digest: str) -> dict[str, Tensor]:
+    content = file.read_bytes()  # once: what is taken is what was checked
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UserError(f"{file.parent}: {file.name} is damaged or not that of prompt.json; {_AGAIN}")
+    found: dict[str, Tensor] = load(content)
+    return found
+
+
+def _outlined(file: Path, digest: str) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as tensors:
+        return {name: tensors.get_tensor(name).to("meta") for name in tensors.keys()}  # noqa: SIM118  not a dict
+
+
+def _read(folder: Path, tensors_of: Callable[[Path, str], dict[str, Tensor]]) -> ExportedPrompt:
     missing = [name for name in NAMES if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -251,9 +253,9 @@ def load_prompt(folder: str | Path) -> ExportedPrompt:
         declared = manifest.pop("sha256_of_the_rest")
         if declared != _digest(manifest):
             raise UserError(f"{folder}: prompt.json is damaged or was edited (its checksum differs); {_AGAIN}")
-        if manifest["sha256"] != sha256(folder / "prompt.safetensors"):
-            raise UserError(f"{folder}: prompt.safetensors is damaged or not that of prompt.json; {_AGAIN}")
-        prompt = _build(manifest, load((folder / "prompt.safetensors").read_bytes()))
+        tensors = tensors_of(folder / "prompt.safetensors", manifest["sha256"])
+        with next((tensor.device for tensor in tensors.values()), torch.device("cpu")):
+            prompt = _build(manifest, tensors)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged ({reason(error)}); {_AGAIN}") from None
     return ExportedPrompt(folder, prompt.requires_grad_(False), manifest)
@@ -265,13 +267,13 @@ def _build(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> Prompt:
     head: Head | LanguageHead = LanguageHead(None)
     if manifest["pooling"] != LanguageHead.pooling:
         weight, own_pooler = tensors["head.weight"], "head.pooler.weight" in tensors
-        head = Head(shape.hidden_size, weight.shape[0], manifest["pooling"], 0, weight.dtype, own_pooler)
+        head = Head(shape.hidden_size, weight.shape[0], manifest["pooling"], None, weight.dtype, own_pooler)
         head.load_state_dict({n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")})
     prefix = None
     if "prefix" in tensors:
         table = tensors["prefix"].permute(3, 0, 1, 2, 4)
         layers = None if manifest["layers"] is None else tuple(manifest["layers"])
-        prefix = Prefix(shape, len(table), 0, table.dtype, layers)
+        prefix = Prefix(shape, len(table), None, table.dtype, layers)
         prefix.embedding.copy_(table.reshape(len(table), -1))
     beside = None
     if "also" in manifest:

@@ -19,7 +19,7 @@ class Head(nn.Module):
     Pooling ``tokens`` leaves every token to itself.
     With ``own_pooler`` the head brings a random tanh pooler, as RoBERTa's masked-LM checkpoints need;
     it is frozen unless ``train_pooler`` and travels with the prompt. Pooling ``context`` brings one with GELU, as DeBERTa's
-    classifiers have, which is always trained.
+    classifiers have, which is always trained. ``seed`` None: nothing is drawn, and whoever asks fills it.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Head(nn.Module):
         hidden_size: int,
         num_outputs: int,
         pooling: str,
-        seed: int,
+        seed: int | None,
         dtype: torch.dtype,
         own_pooler: bool = False,
         train_pooler: bool = False,
@@ -37,6 +37,8 @@ class Head(nn.Module):
         self.pooling = pooling
 
         def draw(name: str, *size: int) -> Tensor:
+            if seed is None:
+                return torch.empty(size, dtype=dtype)
             return rng.normal(rng.key(seed, "init", name), *size, std=INIT_STD).to(dtype)
 
         self.weight = nn.Parameter(draw("head.weight", num_outputs, hidden_size))

@@ -29,14 +29,15 @@ class Prefix(nn.Module):
     :func:`prompt_tuning.prompt.initialise.measure_scale`), AdamW, whose steps are about as large as its rate, changes a table
     by that share of what the backbone itself has.
 
-    ``frozen``: so many first rows stand apart in ``first`` and are never trained; ``embedding`` has the others.
+    ``frozen``: so many first rows stand apart in ``first`` and are never trained; ``embedding`` has the others. ``seed`` None: nothing
+    is drawn, and whoever asks fills it.
     """
 
     def __init__(
         self,
         shape: PrefixShape,
         length: int,
-        seed: int,
+        seed: int | None,
         dtype: torch.dtype,
         layers: tuple[int, ...] | None = None,
         projection_width: int | None = None,
@@ -48,6 +49,8 @@ class Prefix(nn.Module):
         width = shape.layer_width * (shape.num_layers if layers is None else len(layers))
 
         def draw(name: str, *size: int) -> nn.Parameter:
+            if seed is None:
+                return nn.Parameter(torch.empty(size, dtype=dtype))
             return nn.Parameter(rng.normal(rng.key(seed, "init", name), *size, std=INIT_STD).to(dtype))
 
         scale = torch.ones(shape.num_layers if layers is None else len(layers), 2, 1, 1, dtype=dtype)

@@ -9,7 +9,8 @@ from typing import Any, cast
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import majority_metrics
 from prompt_tuning.fleet.member import Member
-from prompt_tuning.prompt.export import write_model, write_prompt
+from prompt_tuning.prompt.export import write_prompt
+from prompt_tuning.prompt.full import write_model
 from prompt_tuning.report.answers import answers_file, write_answers
 from prompt_tuning.report.rates import rate
 from prompt_tuning.settings.merge import read_json

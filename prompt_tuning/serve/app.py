@@ -35,6 +35,7 @@ from prompt_tuning.serve.limits import (
     reply,
     take,
 )
+from prompt_tuning.serve.shelf import Shelf
 from prompt_tuning.serve.store import Store, name_of
 from prompt_tuning.serve.stream import Events, Growing
 from prompt_tuning.serve.work import Work
@@ -47,7 +48,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Service:
     """Prompts on their backbone as an ASGI application, :attr:`app`, with the thread that runs the model.
 
-    ``names``: of the model's prompts; ``folders``: those from which clients may add prompts.
+    ``names``: of the model's prompts; ``folders``: those from which clients may add prompts. Where ``limits`` bound the prompts' bytes,
+    the model's are put aside, and read from their folders when asked for.
     """
 
     def __init__(
@@ -59,12 +61,15 @@ class Service:
         keys: Keys | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.store = Store(model, names, folders)
-        self.work = Work(self.store, self.limits)
         self.meters = Meters()
+        shelf = Shelf(model.device, self.limits.prompt_bytes, self.meters.of_prompts)
+        self.store = Store(model, names, folders, shelf)
+        self.work = Work(self.store, self.limits)
         self.batcher = Batcher(model.budget, self.meters.batch).start()
         self.meters.watch("queue_length", "Requests that wait for the model.", lambda: self.batcher.length)
         self.meters.watch("prompts", "Prompts that are served.", lambda: len(self.store.places))
+        self.meters.watch("prompts_held", "Prompts whose tensors are on the device.", lambda: shelf.num_held)
+        self.meters.watch("prompt_bytes", "What the tensors of prompts take there.", lambda: shelf.bytes)
         routes = {
             ("/predict", "POST"): self.predict,
             ("/generate", "POST"): self.generate,

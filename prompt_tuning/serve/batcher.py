@@ -21,7 +21,7 @@ class Job:
     """What one request asks of the thread. Jobs of equal ``together`` are run by one call, in the order they came."""
 
     run: Callable[[list[Any]], list[Any]]
-    """From what was prepared of each of some jobs to an answer for each."""
+    """From what was prepared of each of some jobs to an answer for each, or the exception that one ends in."""
     together: Hashable | None = None
     """None: runs alone, and no job that came later overtakes it."""
     prepare: Callable[[], tuple[Any, int]] = lambda: (None, 0)
@@ -128,16 +128,23 @@ class Batcher:
                 except Exception as error:
                     job.answer.set_exception(error)
                 else:
-                    job.answer.set_result(own)
+                    _settle(job, own)
             return
         for job, own in zip(live, answers, strict=True):
-            job.answer.set_result(own)
+            _settle(job, own)
 
 
 def _run_jobs(jobs: list[Job]) -> list[Any]:
     answers = jobs[0].run([job.prepared[0] for job in jobs if job.prepared])
     assert len(answers) == len(jobs)
     return answers
+
+
+def _settle(job: Job, answer: Any) -> None:
+    if isinstance(answer, Exception):
+        job.answer.set_exception(answer)
+    else:
+        job.answer.set_result(answer)
 
 
 def _is_prepared(job: Job) -> bool:

@@ -24,3 +24,5 @@ class Limits:
     """From then on to the answer."""
     stop_seconds: float = 30.0
     """Within which requests are answered once the server was asked to stop."""
+    prompt_bytes: int | None = None
+    """Of prompts' tensors on the device; None: all stay there."""

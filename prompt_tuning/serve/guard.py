@@ -33,6 +33,12 @@ class Meters:
         self.seconds = histogram("request_seconds", "From a request to the end of its answer.", _SECONDS, ("path",))
         self.batch_requests = histogram("batch_requests", "Requests that were run together.", _POWERS[:6])
         self.batch_tokens = histogram("batch_tokens", "Tokens that were run together.", _POWERS)
+        self._of_prompts = {
+            "load": Counter("promptfleet_prompt_loads", "Prompts read when asked for.", registry=self.registry),
+            "eviction": Counter(
+                "promptfleet_prompt_evictions", "Prompts put aside for others.", registry=self.registry
+            ),
+        }
 
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Tell a number of the moment when asked."""
@@ -42,6 +48,10 @@ class Meters:
         """Count a batch."""
         self.batch_requests.observe(requests)
         self.batch_tokens.observe(tokens)
+
+    def of_prompts(self, event: str) -> None:
+        """Count a "load" or an "eviction" of a prompt."""
+        self._of_prompts[event].inc()
 
 
 class Gate:

@@ -11,6 +11,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.prompt.export import ExportedPrompt, load_prompt
 from prompt_tuning.serve.limits import Refusal
+from prompt_tuning.serve.shelf import Shelf, check_fits
 from prompt_tuning.tasks.types import WRITTEN
 
 NAME = re.compile(r"[A-Za-z0-9_=+][A-Za-z0-9_.=+-]{0,199}")  # what members of a run may be called
@@ -52,8 +53,11 @@ def name_of(folder: Path) -> str:
 class Store:
     """Names of the prompts that a model carries. All that changes them runs in the model's thread."""
 
-    def __init__(self, model: AttachedPrompts, names: Sequence[str], folders: Sequence[Path]) -> None:
-        self.model, self.folders = model, [folder.resolve() for folder in folders]
+    def __init__(self, model: AttachedPrompts, names: Sequence[str], folders: Sequence[Path], shelf: Shelf) -> None:
+        self.model, self.shelf, self.folders = model, shelf, [folder.resolve() for folder in folders]
+        for name, exported in zip(names, model.prompts, strict=True):
+            check_fits(name, exported, shelf.budget)
+            shelf.put(name, exported)
         self.places: Mapping[str, int] = {name: place for place, name in enumerate(names)}
         """Replaced as a whole, so that other threads may read it."""
         self.prompts: Mapping[str, ExportedPrompt] = dict(zip(names, model.prompts, strict=True))
@@ -99,9 +103,12 @@ class Store:
         """The prompt in a folder. Raises :class:`Refusal` and :class:`UserError`."""
         path = self.locate(folder)
         try:
-            return load_prompt(path)
+            exported = load_prompt(path)
         except UserError as error:
             raise UserError(str(error).replace(str(path), folder[:128])) from None
+        if self.shelf.budget is not None:
+            exported.prompt.to("meta")  # at once: many may wait for the model's thread
+        return exported
 
     def check_new(self, name: str) -> None:
         """Raise :class:`Refusal` unless a prompt may get a name."""
@@ -113,10 +120,12 @@ class Store:
     def add(self, name: str, exported: ExportedPrompt, shown: str) -> dict[str, Any]:
         """Serve one more prompt; what clients need to know of it. Raises :class:`Refusal` and :class:`UserError`."""
         self.check_new(name)
+        check_fits(name, exported, self.shelf.budget)
         try:
             self.model.add(exported)
         except UserError as error:
             raise UserError(str(error).replace(str(exported.folder), shown[:128])) from None
+        self.shelf.put(name, exported)
         place = len(self.model.prompts) - 1
         self._described = {**self._described, name: _describe(self.model, place)}
         self.prompts = {**self.prompts, name: exported}
@@ -127,6 +136,7 @@ class Store:
         """Serve a prompt no longer; its name. Raises :class:`Refusal`."""
         place = self.place(name)
         self.model.remove(place)
+        self.shelf.drop(name)
         self.places = {other: at - (at > place) for other, at in self.places.items() if other != name}
         self.prompts = {other: own for other, own in self.prompts.items() if other != name}
         self._described = {other: own for other, own in self._described.items() if other != name}

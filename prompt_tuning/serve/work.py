@@ -36,7 +36,7 @@ class Work:
         exported = self.store.find(name)
         located = [(f"row {i}", row) for i, row in enumerate(rows, 1)]
 
-        def prepare() -> tuple[Question, int]:
+        def prepare() -> tuple[tuple[str, Question], int]:
             place = self.store.place(name)
             question = self.model.question(place, located)
             tokens, task = 0, self.model.tasks[place]
@@ -45,13 +45,14 @@ class Work:
                 rows_of_tokens = len(question.features.offsets) - 1
                 tokens = len(question.features.tokens) + rows_of_tokens * (exported.prompt.length + behind)
             self._check_tokens(tokens)
-            return question, tokens
+            return (name, question), tokens
 
         # What is drawn depends on what is drawn beside it.
         return Job(self._answers, None if exported.decode.sample else "predict", prepare)
 
-    def _answers(self, questions: list[Question]) -> list[list[dict[str, Any]]]:
-        found = self.model.answers(questions)
+    def _answers(self, asked: list[tuple[str, Question]]) -> list[Any]:
+        names, questions = [name for name, _ in asked], [question for _, question in asked]
+        found = self.store.shelf.each(names, lambda some: self.model.answers([questions[i] for i in some]))
         self._rows_since += sum(len(own.counts) for own in questions)
         if self._rows_since >= ROWS_BETWEEN:
             self._rows_since = 0
@@ -84,7 +85,7 @@ class Work:
         if pieces is not None and decode.num_beams > 1:
             raise Refusal(400, f"num_beams={decode.num_beams} does not go with `stream`; keep one of them")
 
-        def prepare() -> tuple[list[Source], int]:
+        def prepare() -> tuple[tuple[str, list[Source]], int]:
             place = self.store.place(name)
             if not self.model.tasks[place].is_written:
                 raise Refusal(
@@ -97,17 +98,22 @@ class Work:
             check_positions(self.model.backbone, exported.prompt, max(lengths, default=0), most)
             tokens = decode.num_beams * sum(exported.prompt.length + own + most for own in lengths)
             self._check_tokens(tokens)
-            return sources, tokens
+            return (name, sources), tokens
 
-        def run(several: list[list[Source]]) -> list[list[tuple[int, Text]]]:
+        def run(several: list[tuple[str, list[Source]]]) -> list[Any]:
             streamer = None
             if pieces is not None:
                 streamer = Streamer(
                     partial(text_of, self.model.backbone.tokenizer, stop=decode.stop), decode.stop, pieces
                 )
-            every = [source for sources in several for source in sources]
-            written = iter(self.model.written(every, decode, length, streamer=streamer, seed=seed))
-            return [[(len(tokens), next(written)) for _, tokens in sources] for sources in several]
+
+            def some(places: list[int]) -> list[list[tuple[int, Text]]]:
+                own = [several[i][1] for i in places]
+                every = [source for sources in own for source in sources]
+                written = iter(self.model.written(every, decode, length, streamer=streamer, seed=seed))
+                return [[(len(tokens), next(written)) for _, tokens in sources] for sources in own]
+
+            return self.store.shelf.each([name for name, _ in several], some)
 
         is_alone = decode.sample or pieces is not None
         return Job(run, None if is_alone else ("generate", decode.model_dump_json(), length), prepare)

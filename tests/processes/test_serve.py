@@ -12,6 +12,8 @@ import httpx2
 import pytest
 
 from prompt_tuning import attach, load_prompt
+from prompt_tuning.prompt.export import outline_prompt
+from prompt_tuning.serve.shelf import tensor_bytes
 from tests.support.processes import BIN, start
 from tests.support.served import export_encoder
 from tests.unit.serve.test_answers import same
@@ -40,8 +42,11 @@ def serving(*options, **variables):
         process.stdout.close()
 
 
-def test_under_load_a_stopping_server_answers_right_or_503(folder):
+@pytest.mark.parametrize("is_bounded", [False, True])
+def test_under_load_a_stopping_server_answers_right_or_503(folder, is_bounded):
     names = ["texts", "short"]
+    most = max(tensor_bytes(outline_prompt(own)) for own in folder.iterdir())
+    options = ["--prompt-memory", f"{most}B"] if is_bounded else []
     model = attach([load_prompt(folder / name) for name in names])
     rows = [{"text": f"w{i} w{3 * i}"} for i in range(CLIENTS)]
     wanted = {name: model.predict(rows, place) for place, name in enumerate(names)}
@@ -62,16 +67,18 @@ def test_under_load_a_stopping_server_answers_right_or_503(folder):
                 if len(found) > 20 * CLIENTS:
                     enough.set()
 
-    with serving(folder) as (process, where):
+    with serving(folder, *options) as (process, where):
         threads = [threading.Thread(target=client, args=(number, where)) for number in range(CLIENTS)]
         for thread in threads:
             thread.start()
         assert enough.wait(60)
+        lines = httpx2.get(f"{where}/metrics").text.splitlines()
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and output == "", output
+    assert ("promptfleet_prompt_evictions_total 0.0" in lines) is not is_bounded
     answers = [(name, number, own) for name, number, own in found if isinstance(own, httpx2.Response)]
     assert len(found) - len(answers) <= CLIENTS
     for name, number, own in answers:

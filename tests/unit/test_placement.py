@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from launcher import cli
-from launcher.verbs.plan import quantity
+from launcher.options import quantity
 from model_parallel.collectives import PaperGroup, sum_over_tensor_ranks
 from model_parallel.grid import Grid, TopologyError, make_grid
 from model_parallel.memory import resident_bytes
