@@ -47,7 +47,9 @@ def packed_logits(model: AttachedPrompts, features: Sequence[Features]) -> Logit
     return [found[place] for place in range(len(kinds))]
 
 
-def graph_logits(session: Any, features: Sequence[Features], outputs: Sequence[int], chance: np.random.Generator) -> Logits:
+def graph_logits(
+    session: Any, features: Sequence[Features], outputs: Sequence[int], chance: np.random.Generator
+) -> Logits:
     """What a graph says of them, in batches of 1 to 8 rows that mix prompts, padded on either side with random tokens.
 
     ``outputs``: how many each prompt's head has.
@@ -97,8 +99,9 @@ def padded(
 
 def largest_difference(found: Logits, expected: Logits) -> float:
     """The largest of all differences, as a share of the largest logit where that is above 1; NaN where a number is none."""
-    scale = max(1.0, *(float(np.abs(own).max()) for own in expected))
-    return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)) / scale
+    # numpy's maximum of what holds NaN is NaN, Python's need not be.
+    scale = np.max([1.0, *(np.abs(own).max() for own in expected)])
+    return float(np.max([np.abs(a - b).max() for a, b in zip(found, expected, strict=True)]) / scale)
 
 
 def check(session: Any, model: AttachedPrompts, has_types: bool, file: Path) -> dict[str, Any]:

@@ -145,11 +145,9 @@ class Graph(nn.Module):
         """From int64 tokens [R, L], which of them are real (1, else 0), and prompts [R] counted from 0."""
         real = attention_mask > 0
         index = (real.long().cumsum(1) - 1).clamp(min=0)
-        of_layers = [
-            [getattr(self, f"{kind}_{layer}", None) for layer in range(self.num_layers)]
-            for kind in ("table", "present")
-        ]
-        rows = PaddedRows(real, index, prompt_ids, *of_layers)
+        layers = range(self.num_layers)
+        tables, present = ([getattr(self, f"{kind}_{n}", None) for n in layers] for kind in ("table", "present"))
+        rows = PaddedRows(real, index, prompt_ids, tables, present)
         named: dict[str, Any] = {"rows": rows}
         if token_type_ids is not None:
             named["token_type_ids"] = token_type_ids
@@ -171,10 +169,7 @@ class Heads(nn.Module):
 
         def stack(tensors: list[Tensor], fill: float) -> Tensor:
             return torch.stack(
-                [
-                    pad(t.detach().float(), (0, 0) * (t.dim() - 1) + (0, most - len(t)), value=fill)
-                    for t in tensors
-                ]
+                [pad(t.detach().float(), (0, 0) * (t.dim() - 1) + (0, most - len(t)), value=fill) for t in tensors]
             )
 
         self.register_buffer("weight", stack([head.weight for head in heads], 0.0))

@@ -14,7 +14,17 @@ from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.recipe import Encoding
 from prompt_tuning.tokens.rows import template_of
 
-_PIECES = ("a", "Größe 12,5", "two\nlines  and blanks", " {0} It's 'so'.", "日本語のテキスト", "I.", "-", "UPPER 🙂", "…")
+_PIECES = (
+    "a",
+    "Größe 12,5",
+    "two\nlines  and blanks",
+    " {0} It's 'so'.",
+    "日本語のテキスト",
+    "I.",
+    "-",
+    "UPPER 🙂",
+    "…",
+)
 _TEXTS = [*_PIECES, " ".join(_PIECES), " ".join(_PIECES * 200)]
 
 

@@ -23,7 +23,7 @@ from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.stream import open_source
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.onnx.check import check
-from prompt_tuning.onnx.eight_bits import agreement, write_int8
+from prompt_tuning.onnx.eight_bits import BLOCK, agreement, write_int8
 from prompt_tuning.onnx.graph import Graph, padded_attention, takes_types
 from prompt_tuning.onnx.texts import text_forms, write_tokenizer
 from prompt_tuning.predict import AttachedPrompts
@@ -33,6 +33,7 @@ from prompt_tuning.storage.atomic import new_folder, write_json
 
 FORMAT = 1
 OPSET = 20
+ABOUT = "model.json"
 KINDS = ("classification", "regression")
 ONE_FILE = 1_900_000_000
 """Bytes of weights from which on they stand in a file of their own: one ONNX file holds at most 2 GiB."""
@@ -54,6 +55,10 @@ def write_onnx(
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError("--format onnx needs extra packages: pip install 'promptfleet[onnx]'") from None
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+        raise UserError(
+            f"--output {folder}: holds other files, which would be replaced; give a folder that is new or empty"
+        )
     for name, exported in prompts.items():
         _check_fits(name, exported)
     model = _attach(prompts, backbone)
@@ -80,11 +85,15 @@ def write_onnx(
             f" {about['checked']['rows']} rows"
         ]
         if int8 is not None:
-            write_int8(file, target / "model.int8.onnx")
-            about["int8"] = {"rows_of": Path(int8).name, **agreement(target / "model.int8.onnx", model, rows)}
+            write_int8(file, target / "model.int8.onnx", not (target / "model.onnx.data").exists())
+            about["int8"] = {
+                "block": BLOCK,
+                "rows_of": Path(int8).name,
+                **agreement(target / "model.int8.onnx", model, rows),
+            }
             said += _of_int8(folder / "model.int8.onnx", about["int8"])
         about |= _described(model, list(prompts))
-        write_json(target / "model.json", about)
+        write_json(target / ABOUT, about)
     return said
 
 
@@ -208,7 +217,6 @@ def _described(model: AttachedPrompts, names: list[str]) -> dict[str, Any]:
             "model_type": backbone.model.config.model_type,
             "fingerprint": backbone.fingerprint,
         },
-        "pad_token": backbone.description.pad_token,
         "truncation_side": backbone.tokenizer.truncation_side,
         "prompts": [
             {
