@@ -241,7 +241,7 @@ def test_the_padded_forward_equals_the_packed_one(family, tmp_path):
     session = SimpleNamespace(get_inputs=lambda: inputs, run=run)
     found = graph_logits(session, features, [3, 3], np.random.default_rng(2))
     assert np.ptp(expected[0]) > 0.1
-    assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) < 1e-6  # prompts in float32
+    assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) < 1e-5  # prompts in float32
 
 
 # Refusals
@@ -343,4 +343,4 @@ def test_a_template_that_does_more_than_join_columns_is_not_told():
         assert text_forms(replace(task, templates={"plain": other}), Encoding(64)) is None
     joined = replace(task, templates={"plain": lambda row: ((f"Q: {row['text']}!", None),)})
     assert text_forms(joined, Encoding(64)) == ["Q: {text}!"]
-    assert form("wic") is None
+    assert form("wsc") is None and form("multirc") == ["{paragraph}", "{question} {answer}"]
