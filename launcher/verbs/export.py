@@ -21,7 +21,9 @@ def add(verbs: Any) -> None:
         "run", metavar="RUN", help="run folder, for example runs/quickstart (or, with --format, a prompt folder)"
     )
     verb.add_argument("--member", action="append", help="only this member (repeatable)")
-    verb.add_argument("--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member")
+    verb.add_argument(
+        "--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member (onnx: the graph)"
+    )
     verb.add_argument(
         "--format",
         metavar="NAME",

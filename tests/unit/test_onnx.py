@@ -303,6 +303,11 @@ def test_rows_for_8_bits_are_read_before_anything_that_takes_long(tmp_path, monk
     assert "no column `text`" in refusal(prompts, tmp_path, int8=str(other))
 
 
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install 'promptfleet[onnx]'" in refusal({}, tmp_path)
+
+
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -344,3 +349,15 @@ def test_a_template_that_does_more_than_join_columns_is_not_told():
     joined = replace(task, templates={"plain": lambda row: ((f"Q: {row['text']}!", None),)})
     assert text_forms(joined, Encoding(64)) == ["Q: {text}!"]
     assert form("wsc") is None and form("multirc") == ["{paragraph}", "{question} {answer}"]
+
+
+def test_the_benchmark_compares_a_graph_with_torch(written):
+    command = [sys.executable, "benchmarks/onnx_speed.py", written.folder.parent / "prompts", written.folder]
+    options = ["--rows", written.folder.parent / "rows.jsonl", "--batch-rows", "1", "3", "--repeats", "1"]
+    if written.family == "roberta":  # one is enough
+        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        one, three = json.loads(done.stdout)
+        assert (one["rows"], three["rows"]) == (1, 3)
+        assert max(own["largest_difference"]["model"] for own in (one, three)) < 1e-4
+        assert set(three["milliseconds"]) == {"torch", "model"}
