@@ -1,7 +1,7 @@
 """Weights as 8-bit integers: a smaller file, and other answers, of which it is measured how many.
 
 Weights of matrix products are kept in blocks of 32 that share a scale, and word embeddings row by row; what is computed with them
-stays in float32. Integers for what passes between the products too would be faster, and change several answers in a hundred.
+stays in float32. Integers for what passes between the products too would be faster, and change more answers.
 """
 
 from __future__ import annotations
