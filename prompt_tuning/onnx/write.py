@@ -80,10 +80,8 @@ def write_onnx(
         _trace(file, model, has_types)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         about["checked"] = check(session, model, has_types, final)
-        said = [
-            f"{final}: {len(prompts)} prompts; logits within {about['checked']['largest_difference']:g} of torch's on"
-            f" {about['checked']['rows']} rows"
-        ]
+        off, count, several = about["checked"]["largest_difference"], about["checked"]["rows"], "s" * (len(prompts) > 1)
+        said = [f"{final}: {len(prompts)} prompt{several}; logits within {off:g} of torch's on {count} rows"]
         if int8 is not None:
             write_int8(file, target / "model.int8.onnx", not (target / "model.onnx.data").exists())
             about["int8"] = {
