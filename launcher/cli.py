@@ -41,6 +41,7 @@ examples:
   promptfleet evaluate --prompt runs/boolq/members/boolq-deep_prompt-seed11/prompt --task boolq --data data/BoolQ
   promptfleet export runs/boolq --output exported/
   promptfleet export runs/boolq --format peft --output peft/
+  promptfleet export runs/boolq --format onnx --output onnx/
   promptfleet import peft/boolq-deep_prompt-seed11 --backbone roberta-large --task boolq --output imported/
   promptfleet serve exported/ --port 8000"""
 

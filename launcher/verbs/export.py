@@ -21,21 +21,39 @@ def add(verbs: Any) -> None:
         "run", metavar="RUN", help="run folder, for example runs/quickstart (or, with --format, a prompt folder)"
     )
     verb.add_argument("--member", action="append", help="only this member (repeatable)")
-    verb.add_argument("--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member")
-    verb.add_argument("--format", metavar="NAME", help="another tool's format: peft (default: our own)")
+    verb.add_argument(
+        "--output", required=True, metavar="DIR", help="folder that gets one prompt folder a member (onnx: the graph)"
+    )
+    verb.add_argument(
+        "--format",
+        metavar="NAME",
+        help="another tool's format: peft, or onnx: all prompts and their backbone in one graph (default: our own)",
+    )
+    verb.add_argument("--backbone", metavar="PATH", help="onnx: the backbone, where it is not at its recorded path")
+    verb.add_argument(
+        "--int8",
+        metavar="FILE",
+        help="onnx: write 8-bit weights too, and say how many answers to the rows of this file stay as they are",
+    )
     verb.set_defaults(call=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write members' best prompts, in our format or another."""
+    for name in ("backbone", "int8"):
+        if getattr(options, name) is not None and options.format != "onnx":
+            raise UserError(f"--{name} {getattr(options, name)}: only --format onnx takes it; leave it out")
     if options.format is None:
         return _own(options)
+    if options.format == "onnx":
+        return _onnx(options)
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.prompt.export import load_prompt
     from prompt_tuning.prompt.formats import formats, written_formats
 
     if options.format not in written_formats():
-        raise UserError(f"--format {options.format}: not written; choose {', '.join(written_formats())}")
+        known = ", ".join([*written_formats(), "onnx"])
+        raise UserError(f"--format {options.format}: not written; choose {known}")
     write, output = formats()[options.format].write, Path(options.output)
     quiet_libraries()
     if (Path(options.run) / "prompt.json").is_file():
@@ -47,6 +65,32 @@ def run(options: argparse.Namespace) -> int:
         for own in sorted(Path(folder).iterdir()):
             write(output / own.name, replace(load_prompt(own), folder=Path(own.name)))
             print(output / own.name)
+    return 0
+
+
+def _onnx(options: argparse.Namespace) -> int:
+    """Write prompts and their backbone as one graph."""
+    from launcher.ranks.environment import quiet_libraries
+    from prompt_tuning.onnx.write import write_onnx
+    from prompt_tuning.prompt.export import load_prompt
+
+    quiet_libraries()
+    given = Path(options.run)
+    with tempfile.TemporaryDirectory() as folder:
+        if (given / "prompt.json").is_file():
+            own = given.resolve()
+            found = {own.parent.name if own.name == "prompt" else own.name: load_prompt(given)}
+        else:
+            _own(argparse.Namespace(run=options.run, member=options.member, output=folder), quiet=True)
+            found = {}
+            for path in sorted(path.parent for path in Path(folder).rglob("prompt.json")):
+                exported = load_prompt(path)
+                is_full = exported.manifest["method"] == "full"  # finds its model beside it
+                found[path.name] = exported if is_full else replace(exported, folder=Path(path.name))
+        if not found:
+            raise UserError(f"{given}: no prompt to write; wait for the first evaluation")
+        for line in write_onnx(Path(options.output), found, options.backbone, options.int8):
+            print(line)
     return 0
 
 

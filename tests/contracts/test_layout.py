@@ -33,7 +33,8 @@ def test_imports_go_one_way(file):
 
 
 STOREYS = (
-    "serve", "trainer", "placement", "report", "documents", "predict", "fleet", "forward", "prompt", "backbone", "data", "kinds", "tokens",
+    "serve", "trainer", "placement", "report", "documents", "onnx", "predict", "fleet", "forward", "prompt", "backbone", "data", "kinds",
+    "tokens",
     "settings", "tasks", "metrics", "formats", "storage", "section", "bars", "messages", "errors",
 )  # fmt: skip
 """Files and folders of prompt_tuning, the highest first: each may import those below it."""

@@ -1,0 +1,1 @@
+"""Prompts and their backbone as one ONNX graph, which picks each row's prompt by number."""
