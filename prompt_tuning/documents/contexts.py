@@ -108,17 +108,12 @@ def _behind(context: Context, rows: int) -> DynamicCache:
     return cache
 
 
-def _inputs(context: Context, rows: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Rows behind a context, filled behind their ends with what no token before them sees."""
-    longest = max(map(len, rows))
-    ids = np.zeros((len(rows), longest), np.int64)
-    mask = np.ones((len(rows), context.tokens + longest), np.int64)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-        mask[place, context.tokens + len(row) :] = 0
-    positions = np.broadcast_to(context.tokens + np.arange(longest), ids.shape).copy()
-    found = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    return {name: torch.from_numpy(value).to(device) for name, value in found.items()}
+def _inputs(context: Context, row: np.ndarray, rows: int, device: torch.device) -> dict[str, Tensor]:
+    """A row behind a context, as often as ``rows`` says."""
+    ids = torch.from_numpy(row.astype(np.int64)).to(device).expand(rows, -1)
+    positions = context.tokens + torch.arange(len(row), device=device).expand(rows, -1)
+    mask = torch.ones(rows, context.tokens + len(row), dtype=torch.int64, device=device)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def _outputs(
@@ -160,7 +155,7 @@ def _scores(stock: PreTrainedModel, context: Context, features: Features, rows: 
             continue
         keep = len(row) - int(asked[0])
         logits = stock(
-            **_inputs(context, [row], stock.device), past_key_values=_behind(context, 1), logits_to_keep=keep
+            **_inputs(context, row, 1, stock.device), past_key_values=_behind(context, 1), logits_to_keep=keep
         ).logits[0]
         logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
         wanted = torch.from_numpy(tags[asked].astype(np.int64))
@@ -172,7 +167,7 @@ def _written(
     stock: PreTrainedModel, context: Context, source: np.ndarray, rows: int, config: GenerationConfig
 ) -> np.ndarray:
     """Tokens [B, written] behind a context and a source, greedily."""
-    inputs: dict[str, Any] = _inputs(context, [source] * rows, stock.device)
+    inputs: dict[str, Any] = _inputs(context, source, rows, stock.device)
     whole = stock.generate(**inputs, past_key_values=_behind(context, rows), generation_config=config)
     found: np.ndarray = whole[:, len(source) :].cpu().numpy()
     return found

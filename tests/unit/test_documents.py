@@ -259,6 +259,24 @@ def test_another_teacher_makes_other_data(place, tmp_path):
     assert len(set(digests)) == 3
 
 
+def test_questions_of_people_and_of_the_teacher_are_scored_alike_in_one_split(place, tmp_path):
+    """Of one batch some rows have a teacher, and the last have none."""
+    from prompt_tuning.fleet.evaluate import split_outputs
+
+    taught = [json.loads(line) for line in (place / "data/train.jsonl").read_text().splitlines()]
+    plain = [{key: row[key] for key in ("question", "answer")} for row in taught]
+    found = []
+    for name, rows in (("mixed", taught[:4] + plain[4:]), ("plain", plain)):
+        write_jsonl(tmp_path / name / "train.jsonl", taught)
+        write_jsonl(tmp_path / name / "dev.jsonl", rows)
+        found.append(
+            split_outputs(
+                open_fleet(document_run(place / "backbone", tmp_path / name, place / "document.txt")), [0], "dev"
+            )[0]
+        )
+    assert found[0] == pytest.approx(found[1], abs=1e-9)
+
+
 # ---- what is refused
 
 
