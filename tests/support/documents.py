@@ -76,7 +76,7 @@ def task_of(document: Path) -> dict[str, Any]:
     return {"kind": "document", "document": str(document)}
 
 
-def document_run(backbone: Path, data: Path, document: Path, **sections: Any) -> dict[str, Any]:
+def document_run(backbone: Path, data: Path, document: Path, /, **sections: Any) -> dict[str, Any]:
     """A small run file of a document's task in float64."""
     own = {"data": {"max_length": 24, "max_target_length": 8}, "prompt": {"length": 5}}
     return run_json(backbone, data, **{**own, **sections, "task": task_of(document)})

@@ -54,6 +54,9 @@ def place(tmp_path_factory):
     return folder
 
 
+LIMITS = {"max_length": 24, "max_target_length": 8}
+
+
 def open_document_fleet(place, **sections):
     return open_fleet(document_run(place / "backbone", place / "data", place / "document.txt", **sections))
 
@@ -275,6 +278,16 @@ def test_questions_of_people_and_of_the_teacher_are_scored_alike_in_one_split(pl
             )[0]
         )
     assert found[0] == pytest.approx(found[1], abs=1e-9)
+
+
+def test_lessons_of_large_data_are_joined_from_parts_and_mapped_from_files(place, monkeypatch, tmp_path):
+    whole = open_document_fleet(place).members[0].splits["train"]
+    monkeypatch.setattr("prompt_tuning.data.encode.CHUNK", 4)
+    monkeypatch.setattr("prompt_tuning.data.load.SMALL", 3)
+    parted = open_document_fleet(place, data={**LIMITS, "cache": str(tmp_path)}).members[0].splits["train"]
+    assert any(tmp_path.rglob("notes.lessons.tokens.bin")) and parted.digest == whole.digest
+    for name in ("tokens", "log_probabilities", "ends"):
+        assert np.array_equal(getattr(parted.notes.lessons, name), getattr(whole.notes.lessons, name))
 
 
 # ---- what is refused
