@@ -28,8 +28,8 @@ from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.passages import Document
 
-LOGITS_AT_ONCE = 1 << 25
-"""Numbers of a batch's logits."""
+TOGETHER = 8
+"""Rows that write at once, where so many are of one length."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def _behind(context: Context, rows: int) -> DynamicCache:
     return cache
 
 
-def _inputs(context: Context, row: np.ndarray, rows: int, device: torch.device) -> dict[str, Tensor]:
-    """A row behind a context, as often as ``rows`` says."""
-    ids = torch.from_numpy(row.astype(np.int64)).to(device).expand(rows, -1)
-    positions = context.tokens + torch.arange(len(row), device=device).expand(rows, -1)
-    mask = torch.ones(rows, context.tokens + len(row), dtype=torch.int64, device=device)
+def _inputs(context: Context, rows: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+    """Rows [B, L] of one length behind a context: without padding, which local layers would count as text."""
+    ids = torch.from_numpy(rows.astype(np.int64)).to(device)
+    positions = context.tokens + torch.arange(rows.shape[1], device=device).expand(len(rows), -1)
+    mask = torch.ones(len(rows), context.tokens + rows.shape[1], dtype=torch.int64, device=device)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
@@ -126,11 +126,13 @@ def _outputs(
     config = GenerationConfig(
         max_new_tokens=most, pad_token_id=backbone.description.pad_token, eos_token_id=_line_ends(backbone)
     )
-    found = []
-    for row, source, score, count in zip(rows, sources, scores, counts, strict=True):
-        ids = _written(stock, context, row[:source], 1, config)
-        found.append(Written(text_of(backbone.tokenizer, ids[0], ["\n"]), score, count))
-    return found
+    texts: dict[int, str] = {}
+    for length in sorted(set(sources)):
+        alike = [place for place, own in enumerate(sources) if own == length]
+        for some in (alike[first : first + TOGETHER] for first in range(0, len(alike), TOGETHER)):
+            ids = _written(stock, context, np.stack([rows[place][:length] for place in some]), config)
+            texts |= {place: text_of(backbone.tokenizer, own, ["\n"]) for place, own in zip(some, ids, strict=True)}
+    return [Written(texts[place], *own) for place, own in enumerate(zip(scores, counts, strict=True))]
 
 
 def _line_ends(backbone: Backbone) -> list[int]:
@@ -155,7 +157,7 @@ def _scores(stock: PreTrainedModel, context: Context, features: Features, rows: 
             continue
         keep = len(row) - int(asked[0])
         logits = stock(
-            **_inputs(context, row, 1, stock.device), past_key_values=_behind(context, 1), logits_to_keep=keep
+            **_inputs(context, row[None], stock.device), past_key_values=_behind(context, 1), logits_to_keep=keep
         ).logits[0]
         logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
         wanted = torch.from_numpy(tags[asked].astype(np.int64))
@@ -163,13 +165,11 @@ def _scores(stock: PreTrainedModel, context: Context, features: Features, rows: 
     return found
 
 
-def _written(
-    stock: PreTrainedModel, context: Context, source: np.ndarray, rows: int, config: GenerationConfig
-) -> np.ndarray:
-    """Tokens [B, written] behind a context and a source, greedily."""
-    inputs: dict[str, Any] = _inputs(context, source, rows, stock.device)
-    whole = stock.generate(**inputs, past_key_values=_behind(context, rows), generation_config=config)
-    found: np.ndarray = whole[:, len(source) :].cpu().numpy()
+def _written(stock: PreTrainedModel, context: Context, sources: np.ndarray, config: GenerationConfig) -> np.ndarray:
+    """Tokens [B, written] behind a context and sources [B, L], greedily."""
+    inputs: dict[str, Any] = _inputs(context, sources, stock.device)
+    whole = stock.generate(**inputs, past_key_values=_behind(context, len(sources)), generation_config=config)
+    found: np.ndarray = whole[:, sources.shape[1] :].cpu().numpy()
     return found
 
 
@@ -178,5 +178,5 @@ def _rate(stock: PreTrainedModel, context: Context, features: Features, batch: i
     source = features.tokens[: int(features.notes.num_source[0])]
     config = GenerationConfig(max_new_tokens=written, min_new_tokens=written, pad_token_id=0)
     started = time.perf_counter()
-    _written(stock, context, source, batch, config)
+    _written(stock, context, np.stack([source] * batch), config)
     return batch * written / (time.perf_counter() - started)
