@@ -66,7 +66,8 @@ def compare_contexts(
     assert prompt.prefix is not None
     ids, length = context_ids(backbone, document.text), prompt.length
     first = len(ids) - len(backbone.tokenizer(document.text, add_special_tokens=False)["input_ids"])
-    longest = int(np.diff(features.offsets).max()) + written
+    most = model.prompts[0].encoding.max_target_length
+    longest = int(np.diff(features.offsets).max()) + max(written, most)
     limit = backbone.description.family.max_positions(backbone.model.config)
     if len(ids) + longest > limit:
         raise UserError(
@@ -84,7 +85,7 @@ def compare_contexts(
             Context("prompt", length, table),
         ]
         for own in contexts:
-            outputs = _outputs(backbone, stock, own, features, model.prompts[0].encoding.max_target_length)
+            outputs = _outputs(backbone, stock, own, features, most)
             gold = [list(texts) for texts in features.notes.targets]
             metrics = {name: metric(gold, outputs) for name, metric in task.metrics.items()}
             rate = _rate(stock, own, features, batch, written)

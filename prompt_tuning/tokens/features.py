@@ -72,8 +72,11 @@ class Features:
 
     @cached_property
     def largest_token(self) -> int:
-        """The highest token number; -1 where there is none."""
-        return int(self.known.get("largest_token", self.tokens.max(initial=-1)))
+        """The highest token number, of texts and of what teachers expect; -1 where there is none."""
+        if "largest_token" in self.known:
+            return int(self.known["largest_token"])
+        taught = int(self.notes.lessons.tokens.max()) if self.has_teacher else -1
+        return max(int(self.tokens.max(initial=-1)), taught)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Tokens of some rows."""

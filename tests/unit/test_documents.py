@@ -317,6 +317,15 @@ def test_rows_that_no_teacher_of_this_document_has_made_are_refused(place, tmp_p
         open_fleet(document_run(place / "backbone", tmp_path, place / "document.txt"))
 
 
+def test_a_teacher_of_a_larger_vocabulary_is_refused(place, tmp_path):
+    rows = [json.loads(line) for line in (place / "data/train.jsonl").read_text().splitlines()]
+    rows[3]["teacher"]["ids"][0][-1] = 99
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    make_questions(tmp_path)
+    with pytest.raises(UserError, match="token 99, but the word embedding has"):
+        open_fleet(document_run(place / "backbone", tmp_path, place / "document.txt"))
+
+
 def test_a_missing_training_file_is_answered_with_what_makes_it(place, tmp_path):
     make_questions(tmp_path)
     with pytest.raises(UserError, match=r"train split .* is missing.*promptfleet synthesise writes train"):
