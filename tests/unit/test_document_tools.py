@@ -88,6 +88,7 @@ def test_cut_off_it_goes_on_behind_the_last_whole_passage_to_the_same_bytes(plac
     assert ask(file) != 0 and asked == [0, 1, 2, 2, 3]
     assert "2 of 6 passages are there from an earlier start" in capsys.readouterr().err
     assert partial.read_bytes().startswith(kept)
+    assert len([json.loads(line) for line in partial.read_bytes().splitlines()]) == 1 + 3, "the half line is gone"
     partial.write_bytes(partial.read_bytes()[:-1])  # all of a line but its end
     assert ask(file) == 0 and asked == [0, 1, 2, 2, 3, 2, 3, 4, 5]
     assert contents(broken / "data") == contents(whole / "data")

@@ -131,6 +131,8 @@ def test_rows_follow_from_their_settings_alone(place):
     assert recalled and all(row["answer"] in " ".join(passage.split()) for row in recalled)
     assert len({row["question"] for row in rows}) == len(rows)
     assert all(len(row["teacher"]["ids"]) == len(row["teacher"]["tokens"]) for row in rows)
+    line = backbone.tokenizer.convert_tokens_to_ids("\n")
+    assert all(row["teacher"]["tokens"][-1] == line for row in rows), "what did not end is no answer"
 
 
 # ---- the divergence
