@@ -16,6 +16,7 @@ from prompt_tuning.documents.questions import read_beginnings
 from prompt_tuning.documents.synthesise import Question, synthesise
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.build import check_lengths
+from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.lessons import LESSON_TOKENS
@@ -133,6 +134,15 @@ def test_rows_follow_from_their_settings_alone(place):
     assert all(len(row["teacher"]["ids"]) == len(row["teacher"]["tokens"]) for row in rows)
     line = backbone.tokenizer.convert_tokens_to_ids("\n")
     assert all(row["teacher"]["tokens"][-1] == line for row in rows), "what did not end is no answer"
+
+
+def test_lines_that_did_not_end_are_none(place):
+    teacher = teaching(open_backbone(place / "backbone"), place / "document.txt", "w1 w2 w3 goes.")
+    texts = [f"w{i} w{i + 1}" for i in range(8)]
+    assert teacher.write(texts, DecodeSection(), most=1) == [""] * 8, "one token is no line"
+    stops = DecodeSection(stop=[f"w{i}" for i in range(53)])
+    assert teacher.write(texts, stops, most=1) == [""] * 8
+    assert any(teacher.write(texts, DecodeSection(stop=["goes", "w"]), most=8))
 
 
 # ---- the divergence
