@@ -75,14 +75,10 @@ def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor
     Logits [a, vocabulary] never exist whole: they are made chunk by chunk, and again in the backward, and over tensor ranks
     each has those of its part of the vocabulary. float32, or float64 where the head is.
     """
-    output = shared_output(head)
-    weight = max(head.parameters(), key=len)  # the output embedding [vocabulary, H]
-    # Of all ranks as many, which meet in each.
-    chunk = max(16, LOGITS_AT_ONCE // (len(weight) if output is None else output.most))
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    output, (chunk, dtype) = shared_output(head), _chunks(head)
 
     def score(states: Tensor, tokens: Tensor) -> Tensor:
-        logits = head(states.to(weight.dtype)).to(dtype)
+        logits = _logits(head, states, dtype)
         if output is not None:
             return output.log_probabilities(logits, tokens)
         if tokens.dim() == 2:
@@ -92,6 +88,30 @@ def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor
 
     pairs = zip(hidden.split(chunk), wanted.split(chunk), strict=True)
     return torch.cat([checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
+
+
+def likeliest(head: nn.Module, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Log probabilities and tokens [a, count], the likeliest first, that follow hidden states [a, H]; of a head that is whole."""
+    chunk, dtype = _chunks(head)
+    found = [_logits(head, states, dtype).log_softmax(-1).topk(count) for states in hidden.split(chunk)]
+    return torch.cat([own.values for own in found]), torch.cat([own.indices for own in found])
+
+
+def _chunks(head: nn.Module) -> tuple[int, torch.dtype]:
+    """How many rows of logits are made at once, of all ranks as many, which meet in each; and their type."""
+    output, weight = shared_output(head), _output_embedding(head)
+    size = max(16, LOGITS_AT_ONCE // (len(weight) if output is None else output.most))
+    return size, torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def _logits(head: nn.Module, states: Tensor, dtype: torch.dtype) -> Tensor:
+    found: Tensor = head(states.to(_output_embedding(head).dtype)).to(dtype)
+    return found
+
+
+def _output_embedding(head: nn.Module) -> Tensor:
+    """[vocabulary, H]"""
+    return max(head.parameters(), key=len)
 
 
 LEAST_REST = 1e-6

@@ -25,7 +25,7 @@ def context_prompt(backbone: Backbone, ids: np.ndarray) -> Prompt:
     a window shorter than both together."""
     prompt = Prompt(LanguageHead(backbone.language_head))
     if len(ids):
-        prompt.prefix = Prefix(backbone.shape, len(ids), 0, backbone.prompt_dtype)
+        prompt.prefix = Prefix(backbone.shape, len(ids), None, backbone.prompt_dtype)
         prompt.to(backbone.grid.device)
         start_from_ids(prompt, backbone, ids)
     return prompt.requires_grad_(False)

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from model_parallel import rng
+from prompt_tuning.backbone.language_head import likeliest
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.documents.context import context_ids, context_prompt
 from prompt_tuning.documents.questions import ENDS, HALF, OPENING, SENTENCE, Beginnings
-from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
@@ -28,7 +27,6 @@ from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.tasks.own.document import TEACHER
 from prompt_tuning.tasks.types import Task
-from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.lessons import LESSON_TOKENS
 from prompt_tuning.tokens.passages import sentences_of
 from prompt_tuning.tokens.recipe import Encoding, Recipe
@@ -181,7 +179,8 @@ class Teaching:
         """Of each question and answer the answer's tokens, and in each place the likeliest tokens with their log probabilities."""
         if not pairs:
             return []
-        backbone, kind = self.backbone, find_kind(self.task.kind)
+        backbone, kind, head = self.backbone, find_kind(self.task.kind), self.backbone.language_head
+        assert head is not None
         rows = [{"question": self.before(own), "answer": answer} for own, answer in pairs]
         located: list[LocatedRow] = [(f"question {number}", row) for number, row in enumerate(rows, 1)]
         whole = replace(self.encoding, max_length=self.encoding.max_length + NEAR_TOKENS)
@@ -192,31 +191,14 @@ class Teaching:
                 own = batch.rows_of(0)
                 assert own.asked is not None
                 states = hidden_states(backbone, [self.prompt], batch)[own.tokens][own.asked]
-                logs, ids = likeliest(backbone, states)
-                place = own.row_of_token[own.asked].cpu().numpy()
-                for row, example in enumerate(batch.row_examples.tolist()):
-                    mine = place == row
-                    found[example] = _lesson(features, example, ids[mine], logs[mine])
+                examples = batch.row_examples.tolist()
+                ends = np.cumsum([len(features.asked(example)) for example in examples])[:-1]
+                logs, ids = (np.split(kept.cpu().numpy(), ends) for kept in likeliest(head, states, LESSON_TOKENS))
+                for example, *lesson in zip(examples, ids, logs, strict=True):
+                    found[example] = _lesson(features.asked(example), *lesson)
         return [found[number] for number in range(len(pairs))]
 
 
-def _lesson(features: Features, example: int, ids: np.ndarray, logs: np.ndarray) -> dict[str, Any]:
-    assert features.tags is not None
-    tags = features.tags[features.offsets[example] : features.offsets[example + 1]]
+def _lesson(target: np.ndarray, ids: np.ndarray, logs: np.ndarray) -> dict[str, Any]:
     rounded = [[round(value, 4) for value in place] for place in logs.tolist()]
-    return {"tokens": tags[tags >= 0].tolist(), "ids": ids.tolist(), "logs": rounded}
-
-
-def likeliest(backbone: Backbone, states: Tensor, at_once: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Log probabilities and tokens [a, LESSON_TOKENS], the likeliest first, that follow hidden states [a, H]."""
-    head: Any = backbone.language_head
-    weight = max(head.parameters(), key=len)
-    if len(weight) < LESSON_TOKENS:
-        raise UserError(f"{backbone.path}: its vocabulary of {len(weight)} tokens is too small for a teacher")
-    logs, ids = [], []
-    for some in states.split(at_once):
-        logits = head(some.to(weight.dtype))
-        own = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).topk(LESSON_TOKENS)
-        logs.append(own.values.cpu().numpy())
-        ids.append(own.indices.cpu().numpy())
-    return np.concatenate(logs), np.concatenate(ids)
+    return {"tokens": target.tolist(), "ids": ids.tolist(), "logs": rounded}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -115,18 +115,24 @@ class Batch:
             tags,
             asked,
             span.longest,
-            None if self.teacher is None else Teacher(*(own[span.asked] for own in vars(self.teacher).values())),
+            _each(self.teacher, lambda tensor: tensor[span.asked]),
         )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; see :func:`moved`."""
-        fronts = None if self.fronts is None else Fronts(*(moved(own, device) for own in vars(self.fronts).values()))
-        teacher = (
-            None if self.teacher is None else Teacher(*(moved(own, device) for own in vars(self.teacher).values()))
-        )
+        fronts = _each(self.fronts, lambda own: moved(own, device))
+        teacher = _each(self.teacher, lambda own: moved(own, device))
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         there: dict[str, Any] = {name: moved(tensor, device) for name, tensor in tensors.items()}
         return replace(self, fronts=fronts, teacher=teacher, **there)
+
+
+_Record = TypeVar("_Record", Fronts, Teacher)
+
+
+def _each(record: _Record | None, change: Callable[[Tensor], Tensor]) -> _Record | None:
+    """A record of tensors with each of them changed."""
+    return None if record is None else type(record)(*map(change, vars(record).values()))
 
 
 FIRST, LAST, ALL = range(3)

@@ -8,6 +8,7 @@ import torch
 from prompt_tuning.backbone.rows import Group
 from prompt_tuning.forward.batch import ALL, FIRST, Batch, Fronts, Items, Pool, Span
 from prompt_tuning.tokens.features import NO_TAG
+from prompt_tuning.tokens.lessons import LESSON_TOKENS
 from prompt_tuning.tokens.packed import Teacher
 
 
@@ -109,14 +110,13 @@ def _teacher(pool: Pool, row_members: np.ndarray, row_examples: np.ndarray, coun
     if not lessons:
         return None
     begins = np.cumsum(counts) - counts
-    width = max(own.width for own, _ in lessons)
-    tokens = np.full((int(counts.sum()), width), -1, np.int64)
+    tokens = np.full((int(counts.sum()), LESSON_TOKENS), -1, np.int64)
     logs = np.zeros(tokens.shape, np.float32)
     for own, rows in lessons:
         taught = rows[own.counts[row_examples[rows]] > 0]
         read = ranges(own.starts[row_examples[taught]], counts[taught])
         places = ranges(begins[taught], counts[taught])
-        tokens[places, : own.width], logs[places, : own.width] = own.tokens[read], own.log_probabilities[read]
+        tokens[places], logs[places] = own.tokens[read], own.log_probabilities[read]
     return Teacher(torch.from_numpy(tokens), torch.from_numpy(logs))
 
 

@@ -41,15 +41,12 @@ def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     """Questions, each with its answer behind it, and what the teacher expects in the places of the answer."""
     for where, row in rows:
         answer = row.get(recipe.task.label_column)
-        if (
-            any("\n" in text for text in answer if isinstance(text, str))
-            if isinstance(answer, list)
-            else (isinstance(answer, str) and "\n" in answer)
-        ):
+        texts = answer if isinstance(answer, list) else [answer]
+        if any(isinstance(text, str) and "\n" in text for text in texts):
             raise UserError(f"{where}: the answer {show(answer)} has a line break, which ends answers; write one line")
     found = generation.encode(recipe, rows)
     notes: generation.Passages = found.notes
-    taught = [_taught(where, row, *_target(found, i)) for i, (where, row) in enumerate(rows)]
+    taught = [_taught(where, row, found.asked(i)) for i, (where, row) in enumerate(rows)]
     lessons = Lessons(
         np.concatenate([np.zeros((0, LESSON_TOKENS), np.int32), *(ids for ids, _ in taught)]),
         np.concatenate([np.zeros((0, LESSON_TOKENS), np.float32), *(logs for _, logs in taught)]),
@@ -58,17 +55,10 @@ def encode(recipe: Recipe, rows: list[LocatedRow]) -> Features:
     return replace(found, notes=Lines(notes.targets, notes.num_source, notes.num_labels, notes.num_encoded, lessons))
 
 
-def _target(features: Features, row: int) -> tuple[np.ndarray, int]:
-    """Tokens that are asked of a row, and how many."""
-    assert features.tags is not None
-    tags = features.tags[features.offsets[row] : features.offsets[row + 1]]
-    return tags[tags >= 0], int(features.notes.num_labels[row])
-
-
-def _taught(where: str, row: dict[str, Any], target: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _taught(where: str, row: dict[str, Any], target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and log probabilities [places, LESSON_TOKENS] that a row's teacher expects; none where it has no teacher."""
     teacher = row.get(TEACHER)
-    if teacher is None or not count:
+    if teacher is None or not len(target):
         return np.zeros((0, LESSON_TOKENS), np.int32), np.zeros((0, LESSON_TOKENS), np.float32)
     wrong = UserError(
         f"{where}: column `{TEACHER}` is {show(teacher)}, not what promptfleet synthesise writes; {AGAIN}"
@@ -87,7 +77,7 @@ def _taught(where: str, row: dict[str, Any], target: np.ndarray, count: int) -> 
         raise wrong
     if not np.array_equal(tokens, target):
         raise UserError(
-            f"{where}: the teacher has read the answer as {len(tokens)} tokens, which are not the {count} of this backbone's"
+            f"{where}: the teacher has read the answer as {len(tokens)} tokens, which are not the {len(target)} of this backbone's"
             f" tokenizer and data.max_target_length; {AGAIN}"
         )
     return ids, np.minimum(logs, 0)

@@ -35,14 +35,16 @@ def join_prompts(several: Sequence[ExportedPrompt]) -> tuple[Prompt, Manifest]:
                 f"{own.folder}: its {other} is {own.manifest[other]}, and that of {first.folder} is {first.manifest[other]};"
                 " only prompts that have it in common can be joined"
             )
-        if own.manifest["backbone"]["fingerprint"] != first.manifest["backbone"]["fingerprint"]:
+        both = [exported.manifest["backbone"] for exported in (own, first)]
+        if any(both[0].get(key) != both[1].get(key) for key in ("fingerprint", "quantize")):
             raise UserError(
-                f"{own.folder}: it was trained on another backbone than {first.folder}; join prompts of one"
+                f"{own.folder}: it was trained on another backbone than {first.folder}, or on other weights of it (quantize); join"
+                " prompts of one"
             )
     tables = [own.prompt.prefix.table() for own in several if own.prompt.prefix is not None]
     table = torch.cat(tables)
     assert first.prompt.prefix is not None
-    prefix = Prefix(first.prompt.prefix.shape, len(table), 0, table.dtype)
+    prefix = Prefix(first.prompt.prefix.shape, len(table), None, table.dtype)
     prefix.fill(table)
     task = {**first.manifest["task"], "name": "-".join(own.task.name for own in several)[:100]}
     lengths = {key: max(own.manifest[key] for own in several) for key in ("max_length", "max_target_length", "stride")}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError, reason
@@ -61,7 +62,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
         text: Any = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-    except Exception as error:  # whatever a template raises
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         roles = ", ".join(own["role"] for own in messages)
         raise UserError(
             f"the backbone's chat template does not take messages of {roles}: {reason(error)}; order them as it wants"

@@ -87,6 +87,12 @@ class Features:
         first = examples * self.rows_per_example
         return np.asarray(self.offsets[first + self.rows_per_example] - self.offsets[first])
 
+    def asked(self, row: int) -> np.ndarray:
+        """The labels of a row's tokens that have one."""
+        assert self.tags is not None
+        own = self.tags[self.offsets[row] : self.offsets[row + 1]]
+        return np.asarray(own[own >= 0])
+
     def num_tokens(self, examples: np.ndarray) -> int:
         """Tokens of all rows of some examples."""
         return int(self.lengths_of(examples).sum())

@@ -22,11 +22,6 @@ class Lessons:
     """int64 [rows + 1]: where the places of each row begin and end."""
 
     @property
-    def width(self) -> int:
-        """Tokens of a place."""
-        return int(self.tokens.shape[1])
-
-    @property
     def starts(self) -> np.ndarray:
         """[rows] First place of each row."""
         return self.ends[:-1]
