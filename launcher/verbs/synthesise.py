@@ -120,9 +120,10 @@ def _rows(config: RunFile, asking: Asking, described: Description, backbone: Bac
     from prompt_tuning.backbone.load import load_backbone
     from prompt_tuning.bars import RowsBar
     from prompt_tuning.data.load import encoding_of
-    from prompt_tuning.documents.files import Folder
+    from prompt_tuning.documents.files import gathering, is_complete, write_splits
     from prompt_tuning.documents.synthesise import synthesise
     from prompt_tuning.storage.atomic import expand, make_folder
+    from prompt_tuning.storage.lines import json_line, open_lines, start_of_line
     from prompt_tuning.tasks.find import find_task
     from prompt_tuning.tokens.passages import cut, read_document
     from prompt_tuning.tokens.tokenise import tokenizer_digest
@@ -142,25 +143,28 @@ def _rows(config: RunFile, asking: Asking, described: Description, backbone: Bac
         "lengths": [encoding.max_length, encoding.max_target_length],
     }
     make_folder(path)
-    folder = Folder(path, identity)
-    with folder.alone():
-        if folder.is_complete():
-            print(f"{path}: its rows are there already")
-            return backbone
-        done = folder.done()
-        if done:
-            print(f"{path}: {len(done)} of {len(passages)} passages are there from an earlier start", file=sys.stderr)
-        if backbone is None and len(done) < len(passages):
+    if is_complete(path, identity):
+        print(f"{path}: its rows are there already")
+        return backbone
+    target, numbers = gathering(path), range(len(passages))
+    with (
+        open_lines(target, identity, (start_of_line({"passage": number}) for number in numbers)) as lines,
+        RowsBar(len(passages), lines.count, title=f"passages of {Path(task.document).name}") as bar,
+    ):
+        if lines.count:
+            print(f"{path}: {lines.count} of {len(passages)} passages are there from an earlier start", file=sys.stderr)
+        if backbone is None and lines.count < len(passages):
             backbone = load_backbone(
                 config.backbone, Grid(device=local_device(0)), language=True, description=described
             )
-        with RowsBar(len(passages), len(done), title=f"passages of {Path(task.document).name}") as bar:
-            for number in range(len(done), len(passages)):
-                assert backbone is not None
-                done.append(synthesise(backbone, task, encoding, passages[number], number, asking))
-                folder.add(done[-1])
-                bar.show(len(done))
-        counts = folder.finish(done)
-    rows = " and ".join(f"{count} rows in {split}.jsonl" for split, count in sorted(counts.items(), reverse=True))
-    print(f"{path}: {rows}, about {len(passages)} passages of {task.document}")
+        for number in numbers[lines.count :]:
+            assert backbone is not None
+            rows = synthesise(backbone, task, encoding, passages[number], number, asking)
+            lines.write([json_line({"passage": number, "rows": rows})])
+            bar.show(lines.count)
+        counts = write_splits(path, identity)
+    assert target.file is not None
+    target.file.unlink()  # its rows are in the splits now
+    said = " and ".join(f"{count} rows in {split}.jsonl" for split, count in sorted(counts.items(), reverse=True))
+    print(f"{path}: {said}, about {len(passages)} passages of {task.document}")
     return backbone

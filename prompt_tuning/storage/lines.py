@@ -55,12 +55,19 @@ class Target:
     name: str
     file: Path | None = None
     descriptor: int | None = None
+    option: str = "--output"
+    """What has named it, for messages."""
 
     @property
     def partial(self) -> Path:
         """Where the lines of a file gather until it is complete."""
         assert self.file is not None
         return self.file.with_name(f"{self.file.name}.partial")
+
+    @property
+    def record(self) -> Path:
+        """Where the identity of those lines stands."""
+        return self.partial.with_name(f"{self.partial.name}.json")
 
     @property
     def is_terminal(self) -> bool:
@@ -142,14 +149,13 @@ def open_lines(target: Target, identity: dict[str, Any], starts: Iterable[bytes]
         with _stream(target) as stream:
             yield Lines(stream)
         return
-    partial = target.partial
-    record = partial.with_name(f"{partial.name}.json")
+    partial, record = target.partial, target.record
     if partial.exists() and not record.exists():
         raise UserError(f"{partial}: not left by an earlier run of this command; move it away")
     try:
-        is_known = _recorded(record) == identity
+        is_known = recorded(target) == identity
         with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
-            _lock(stream, partial)
+            _lock(stream, target)
             lines = Lines(stream)
             write_json(record, identity)
             lines.keep(starts if is_known else ())
@@ -167,21 +173,24 @@ def open_lines(target: Target, identity: dict[str, Any], starts: Iterable[bytes]
             partial.replace(target.file)
             record.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"--output {target.name}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{target.option} {target.name}: cannot be written: {error.strerror or error}") from None
 
 
-def _recorded(record: Path) -> Any:
+def recorded(target: Target) -> Any:
+    """The identity of the lines that an unfinished run has left for a target; None: there is none that can be read."""
     try:
-        return json.loads(record.read_text(encoding="utf-8"))
+        return json.loads(target.record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _lock(stream: BinaryIO, partial: Path) -> None:
+def _lock(stream: BinaryIO, target: Target) -> None:
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{partial}: another process is writing it; wait for it or choose another --output") from None
+        raise UserError(
+            f"{target.partial}: another process is writing it; wait for it or choose another {target.option}"
+        ) from None
     except OSError:
         pass  # a file system without locks
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from launcher.cli import main
-from prompt_tuning.documents import synthesise
+from prompt_tuning.documents import files, synthesise
 from prompt_tuning.documents.context import context_ids, context_prompt
 from prompt_tuning.documents.files import MANIFEST
 from prompt_tuning.predict import attach
@@ -81,17 +81,54 @@ def test_cut_off_it_goes_on_behind_the_last_whole_passage_to_the_same_bytes(plac
     monkeypatch.setattr(synthesise, "synthesise", until_two)
     file = run_file(place, broken)
     assert ask(file) != 0
-    partial = broken / "data/train.jsonl.partial"
+    partial = broken / "data/passages.jsonl.partial"
     kept = partial.read_bytes()
-    partial.write_bytes(kept + b'{"rows": [{"ques')  # as a kill leaves it
+    partial.write_bytes(kept + b'{"passage": 2, "rows": [{"ques')  # as a kill leaves it
     capsys.readouterr()
     assert ask(file) != 0 and asked == [0, 1, 2, 2, 3]
     assert "2 of 6 passages are there from an earlier start" in capsys.readouterr().err
     assert partial.read_bytes().startswith(kept)
-    assert len([json.loads(line) for line in partial.read_bytes().splitlines()]) == 1 + 3, "the half line is gone"
+    assert len([json.loads(line) for line in partial.read_bytes().splitlines()]) == 3, "the half line is gone"
     partial.write_bytes(partial.read_bytes()[:-1])  # all of a line but its end
     assert ask(file) == 0 and asked == [0, 1, 2, 2, 3, 2, 3, 4, 5]
     assert contents(broken / "data") == contents(whole / "data")
+
+
+@pytest.mark.parametrize("after", ["dev.jsonl", "train.jsonl"])
+def test_cut_off_between_its_files_it_writes_them_as_if_it_had_not_been(place, tmp_path, monkeypatch, after):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    assert ask(run_file(place, whole)) == 0
+    real = files.write_text
+
+    def dies(file, text):
+        real(file, text)
+        if file.name == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "write_text", dies)
+    assert ask(run_file(place, broken)) != 0 and (broken / "data" / after).exists()
+    monkeypatch.undo()
+    assert ask(run_file(place, broken)) == 0
+    assert contents(broken / "data") == contents(whole / "data")
+
+
+def test_passages_begun_otherwise_are_not_gone_on_with(place, tmp_path, monkeypatch, capsys):
+    file, real = run_file(place, tmp_path), synthesise.synthesise
+
+    def once(backbone, task, encoding, passage, number, asking):
+        if number:
+            raise KeyboardInterrupt
+        return real(backbone, task, encoding, passage, number, asking)
+
+    monkeypatch.setattr(synthesise, "synthesise", once)
+    assert ask(file) != 0
+    before = contents(tmp_path / "data")
+    capsys.readouterr()
+    assert ask(file, "--seed", "1") == 1
+    assert "was begun from another document, by another model or otherwise; remove it" in capsys.readouterr().err
+    assert contents(tmp_path / "data") == before
 
 
 def test_rows_made_otherwise_are_not_taken_for_these(place, tmp_path, capsys):
@@ -233,7 +270,11 @@ def test_prompts_of_other_kinds_and_backbones_are_not_joined(place, trained, tmp
         place / "backbone", trained[0] / "data", place / "document.txt", prompt={"positions": "from_zero"}
     )
     export_member(tmp_path / "zero", open_fleet(zero).members[0])
+    codes = document_run(place / "backbone", trained[0] / "data", place / "document.txt")
+    codes["backbone"] |= {"quantize": "int8", "dtype": "float32"}
+    export_member(tmp_path / "codes", open_fleet(codes).members[0])
     for name, words in (
+        ("codes", r"or on other weights of it \(quantize\)"),
         ("writes", "of kind generation; prompts of kind 'document' can be joined"),
         ("foreign", "trained on another backbone"),
         ("zero", "its positions is from_zero, and that of .* is after_prefix"),
