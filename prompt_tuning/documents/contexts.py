@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.backbone.writer import cache_of, writer
 from prompt_tuning.documents.context import context_ids
 from prompt_tuning.errors import UserError
-from prompt_tuning.forward.write import text_of
+from prompt_tuning.forward.write import write_behind
 from prompt_tuning.metrics.generation import Written
 from prompt_tuning.predict import AttachedPrompts
+from prompt_tuning.tokens.continuation import leading_tokens
 from prompt_tuning.tokens.features import Features
 from prompt_tuning.tokens.passages import Document
 
@@ -38,6 +37,8 @@ class Context:
 
     name: str
     tokens: int
+    start: int
+    """Position of the first token behind it."""
     cache: DynamicCache
 
     @property
@@ -65,28 +66,26 @@ def compare_contexts(
     backbone, task, prompt = model.backbone, model.tasks[0], model.prompts[0].prompt
     assert prompt.prefix is not None
     ids, length = context_ids(backbone, document.text), prompt.length
-    first = len(ids) - len(backbone.tokenizer(document.text, add_special_tokens=False)["input_ids"])
-    most = model.prompts[0].encoding.max_target_length
-    longest = int(np.diff(features.offsets).max()) + max(written, most)
+    longest = int(np.diff(features.offsets).max()) + max(written, model.prompts[0].encoding.max_target_length)
     limit = backbone.description.family.max_positions(backbone.model.config)
     if len(ids) + longest > limit:
         raise UserError(
             f"the document's {len(ids)} tokens and {longest} behind them do not fit into the {limit} positions of {backbone.path};"
             " compare with a part of it"
         )
+    gold = [list(texts) for texts in features.notes.targets]
     found = []
     with backbone.at_work(), writer(backbone, backbone.attention) as stock, torch.no_grad():
         table = cache_of([prompt.prefix.table()], 1, stock.dtype)
         assert table is not None
         contexts = [
-            _read("no context", stock, ids[:first]),
+            _read("no context", stock, ids[: len(leading_tokens(backbone.tokenizer))]),
             _read(f"first {length} tokens", stock, ids[:length]),
             _read("whole document", stock, ids),
-            Context("prompt", length, table),
+            Context("prompt", length, prompt.text_start, table),
         ]
         for own in contexts:
-            outputs = _outputs(backbone, stock, own, features, most)
-            gold = [list(texts) for texts in features.notes.targets]
+            outputs = _outputs(model, stock, own, features)
             metrics = {name: metric(gold, outputs) for name, metric in task.metrics.items()}
             rate = _rate(stock, own, features, batch, written)
             found.append(Worth(own.name, own.tokens, own.num_bytes, metrics, rate))
@@ -98,79 +97,48 @@ def _read(name: str, stock: PreTrainedModel, ids: np.ndarray) -> Context:
     cache = DynamicCache(config=stock.config)
     if len(ids):
         stock(input_ids=torch.from_numpy(ids)[None].to(stock.device), past_key_values=cache, logits_to_keep=1)
-    return Context(name, len(ids), cache)
+    return Context(name, len(ids), len(ids), cache)
 
 
-def _behind(context: Context, rows: int) -> DynamicCache:
-    """A copy of a context for some rows."""
+def _inputs(context: Context, rows: np.ndarray, device: torch.device) -> dict[str, Any]:
+    """Rows [B, L] of one length behind a context: without padding, which local layers would count as text."""
     cache = copy.deepcopy(context.cache)
     if context.tokens:
-        cache.batch_repeat_interleave(rows)
-    return cache
-
-
-def _inputs(context: Context, rows: np.ndarray, device: torch.device) -> dict[str, Tensor]:
-    """Rows [B, L] of one length behind a context: without padding, which local layers would count as text."""
+        cache.batch_repeat_interleave(len(rows))
     ids = torch.from_numpy(rows.astype(np.int64)).to(device)
-    positions = context.tokens + torch.arange(rows.shape[1], device=device).expand(len(rows), -1)
+    positions = context.start + torch.arange(rows.shape[1], device=device).expand(len(rows), -1)
     mask = torch.ones(len(rows), context.tokens + rows.shape[1], dtype=torch.int64, device=device)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
 
 
-def _outputs(
-    backbone: Backbone, stock: PreTrainedModel, context: Context, features: Features, most: int
-) -> list[Written]:
-    """What each row writes behind a context, and how likely its target is."""
-    counts, sources = features.notes.num_labels.tolist(), features.notes.num_source.tolist()
+def _outputs(model: AttachedPrompts, stock: PreTrainedModel, context: Context, features: Features) -> list[Written]:
+    """What each row writes behind a context, as the prompt was trained to write, and how likely its target is."""
+    exported, counts = model.prompts[0], features.notes.num_labels.tolist()
     rows = [features.tokens[a:b] for a, b in zip(features.offsets[:-1], features.offsets[1:], strict=True)]
-    scores = _scores(stock, context, features, rows)
-    config = GenerationConfig(
-        max_new_tokens=most, pad_token_id=backbone.description.pad_token, eos_token_id=_line_ends(backbone)
-    )
+    sources = [row[:count] for row, count in zip(rows, features.notes.num_source, strict=True)]
     texts: dict[int, str] = {}
-    for length in sorted(set(sources)):
-        alike = [place for place, own in enumerate(sources) if own == length]
+    for length in sorted(set(map(len, sources))):
+        alike = [place for place, own in enumerate(sources) if len(own) == length]
         for some in (alike[first : first + TOGETHER] for first in range(0, len(alike), TOGETHER)):
-            ids = _written(stock, context, np.stack([rows[place][:length] for place in some]), config)
-            texts |= {place: text_of(backbone.tokenizer, own, ["\n"]) for place, own in zip(some, ids, strict=True)}
+            inputs = _inputs(context, np.stack([sources[place] for place in some]), stock.device)
+            found = write_behind(model.backbone, stock, inputs, exported.decode, exported.encoding.max_target_length)
+            texts |= {place: own.text for place, own in zip(some, found, strict=True)}
+    scores = _scores(stock, context, features, rows)
     return [Written(texts[place], *own) for place, own in enumerate(zip(scores, counts, strict=True))]
-
-
-def _line_ends(backbone: Backbone) -> list[int]:
-    """Tokens behind which no more of a line comes."""
-    vocabulary = range(len(backbone.tokenizer))
-    texts = backbone.tokenizer.convert_ids_to_tokens(list(vocabulary))
-    marks = {"\n", "\u010a", "<0x0A>"}  # as SentencePiece, byte-level BPE and byte fallback write it
-    ends = [token for token, text in zip(vocabulary, texts, strict=True) if text in marks]
-    own = backbone.tokenizer.eos_token_id
-    return ends + ([] if own is None else [int(own)])
 
 
 def _scores(stock: PreTrainedModel, context: Context, features: Features, rows: Sequence[np.ndarray]) -> list[float]:
     """Natural logarithm of the probability of each row's target; NaN where it has none."""
-    assert features.tags is not None
     found = []
     for place, row in enumerate(rows):
-        tags = features.tags[features.offsets[place] : features.offsets[place + 1]]
-        asked = np.flatnonzero(tags >= 0)
-        if not len(asked):
+        wanted = features.asked(place)
+        if not len(wanted):
             found.append(math.nan)
             continue
-        keep = len(row) - int(asked[0])
-        logits = stock(
-            **_inputs(context, row[None], stock.device), past_key_values=_behind(context, 1), logits_to_keep=keep
-        ).logits[0]
+        # Each is asked of the token before it, and the last one is asked for and not read.
+        logits = stock(**_inputs(context, row[None], stock.device), logits_to_keep=len(wanted)).logits[0]
         logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
-        wanted = torch.from_numpy(tags[asked].astype(np.int64))
-        found.append(float(logs[torch.from_numpy(asked - asked[0]), wanted].double().sum()))
-    return found
-
-
-def _written(stock: PreTrainedModel, context: Context, sources: np.ndarray, config: GenerationConfig) -> np.ndarray:
-    """Tokens [B, written] behind a context and sources [B, L], greedily."""
-    inputs: dict[str, Any] = _inputs(context, sources, stock.device)
-    whole = stock.generate(**inputs, past_key_values=_behind(context, len(sources)), generation_config=config)
-    found: np.ndarray = whole[:, sources.shape[1] :].cpu().numpy()
+        found.append(float(logs[np.arange(len(wanted)), wanted.astype(np.int64)].double().sum()))
     return found
 
 
@@ -179,5 +147,5 @@ def _rate(stock: PreTrainedModel, context: Context, features: Features, batch: i
     source = features.tokens[: int(features.notes.num_source[0])]
     config = GenerationConfig(max_new_tokens=written, min_new_tokens=written, pad_token_id=0)
     started = time.perf_counter()
-    _written(stock, context, np.stack([source] * batch), config)
+    stock.generate(**_inputs(context, np.stack([source] * batch), stock.device), generation_config=config)
     return batch * written / (time.perf_counter() - started)

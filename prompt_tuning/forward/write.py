@@ -71,8 +71,6 @@ def write_texts(
         longest[p] = max(longest.get(p, 0), len(tokens))
     for p, length in longest.items():
         check_positions(backbone, prompts[p], length, most)
-    config = _generation_config(backbone, settings, most)
-    stops = _Stops(backbone.tokenizer, settings.stop)
     lengths = np.array([prompts[p].length + len(tokens) for p, tokens in sources])
     mine: list[tuple[int, Text]] = []
     tables = {p: _table(prompts[p], backbone.local_heads) for p in sorted({p for p, _ in sources})}
@@ -85,10 +83,25 @@ def write_texts(
                 torch.manual_seed(rng.key(seed, "write", int(batch[0])))
                 # Under ZeRO-3 no rank can go through the layers by itself.
                 is_together = backbone.zero is not None and backbone.grid.size > 1
-                ids = _generate(model, inputs, config, stops, streamer=streamer, synced_gpus=is_together)
-            mine += zip(batch.tolist(), _texts(backbone, ids, settings.stop), strict=True)
-    found = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
-    return [found[i] for i in range(len(sources))]
+                found = write_behind(
+                    backbone, model, inputs, settings, most, streamer=streamer, synced_gpus=is_together
+                )
+            mine += zip(batch.tolist(), found, strict=True)
+    whole = dict(pair for part in gather_over_data_ranks(mine, backbone.grid) for pair in part)
+    return [whole[i] for i in range(len(sources))]
+
+
+def write_behind(
+    backbone: Backbone,
+    model: PreTrainedModel,
+    inputs: dict[str, Any],
+    settings: DecodeSection,
+    most: int,
+    **how: Any,
+) -> list[Text]:
+    """What the backbone's language model, a :func:`writer`, writes to each row of inputs of `generate`, a cache perhaps among them."""
+    config, stops = _generation_config(backbone, settings, most), _Stops(backbone.tokenizer, settings.stop)
+    return _texts(backbone, _generate(model, inputs, config, stops, **how), settings.stop)
 
 
 def write(

@@ -19,7 +19,7 @@ from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.report.results import export_member
 from tests.support.documents import document_run, make_document, make_questions, make_reader
 from tests.support.fleets import open_fleet
-from tests.support.generation import make_passages, make_writer, stock_logits, writing_run
+from tests.support.generation import enlarge, make_passages, make_writer, stock_logits, writing_run
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +200,20 @@ def test_contexts_are_what_the_stock_model_says_behind_each(place, trained, tmp_
             count += len(answer)
         assert found[name]["metrics"]["perplexity"] == pytest.approx(np.exp(-total / count), rel=1e-6)
     assert found["whole document"]["num_bytes"] > found["prompt"]["num_bytes"] > found["no context"]["num_bytes"] > 0
+
+
+def test_a_prompt_is_compared_at_the_positions_it_was_trained_at(place, trained, tmp_path, capsys):
+    folder, _ = trained
+    sections = {"prompt": {"length": 4, "positions": "from_zero"}}
+    fleet = open_fleet(document_run(place / "backbone", folder / "data", place / "document.txt", **sections))
+    enlarge(fleet)
+    export_member(tmp_path / "prompt", fleet.members[0])
+    options = ["--prompt", str(tmp_path / "prompt"), "--data", str(folder / "data")]
+    assert main(["evaluate", *options, "--split", "test"]) == 0
+    expected = json.loads(capsys.readouterr().out)["metrics"]
+    assert main(["contexts", *options, "--batch", "1", "--written", "1", "--json", str(tmp_path / "c.json")]) == 0
+    found = json.loads((tmp_path / "c.json").read_text())["prompt"]["metrics"]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_contexts_are_for_documents_alone(place, tmp_path, capsys):
