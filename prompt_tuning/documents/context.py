@@ -9,13 +9,12 @@ from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.prompt.initialise import start_from_ids
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
-from prompt_tuning.tokens.continuation import leading_tokens
+from prompt_tuning.tokens.continuation import text_ids
 
 
 def context_ids(backbone: Backbone, text: str) -> np.ndarray:
     """int64: what the tokenizer puts in front of a text, and the text. Raises :class:`UserError` for unknown tokens."""
-    tokenizer = backbone.tokenizer
-    ids = np.array([*leading_tokens(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]], np.int64)
+    ids = text_ids(backbone.tokenizer, text)
     backbone.description.check_tokens(int(ids.max(initial=-1)))
     return ids
 

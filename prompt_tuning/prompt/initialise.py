@@ -21,7 +21,7 @@ from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.start import StartText
-from prompt_tuning.tokens.continuation import leading_tokens
+from prompt_tuning.tokens.continuation import text_ids
 from prompt_tuning.tokens.features import Features
 
 logger = logging.getLogger(__name__)
@@ -124,16 +124,16 @@ def start_ids(configs: Sequence[RunFile], described: Description) -> list[np.nda
 
 def _first_ids(init: StartText, length: int, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """The first token ids of a text, behind what the tokenizer puts in front of one."""
-    ids = [*leading_tokens(tokenizer), *tokenizer(init.read(), add_special_tokens=False)["input_ids"]]
+    ids = text_ids(tokenizer, init.read())
     if len(ids) < length:
         raise UserError(
             f"prompt.init: its text has {len(ids)} tokens, fewer than prompt.length={length}; set prompt.length={len(ids)},"
             " or give a longer text"
-            if ids
+            if len(ids)
             else "prompt.init: its text has no tokens; give it words"
         )
     logger.info("prompt.init: the prompt starts from the first %d of its text's %d tokens", length, len(ids))
-    return np.asarray(ids[:length], np.int64)
+    return ids[:length]
 
 
 def _some_tokens(features: Features, count: int, key: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,7 +10,9 @@ from pydantic import Field
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
 from prompt_tuning.section import Section
+from prompt_tuning.storage.texts import as_text, read_content
 
+_KEY = "prompt.init.file"
 CHOICES = ("normal", "zero", "data")
 
 
@@ -26,24 +27,19 @@ class StartText(Section):
         """The text. Raises :class:`UserError`, also where the file is not the one that was recorded."""
         if self.file is None:
             return self.text or ""
-        content = _content(self.file)
+        content = read_content(_KEY, self.file)
         if self.sha256 not in (None, _digest(content)):
             raise UserError(
                 f"prompt.init.file={self.file}: its content is not the recorded one (prompt.init.sha256); give the file as"
                 " it was, or train in a new folder"
             )
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"prompt.init.file={self.file}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"
-            ) from None
+        return as_text(_KEY, self.file, content)
 
     def recorded(self) -> StartText:
         """With the digest of its file, by which a changed file makes another experiment. Raises :class:`UserError`."""
         if self.file is None or self.sha256 is not None:
             return self
-        return self.model_copy(update={"sha256": _digest(_content(self.file))})
+        return self.model_copy(update={"sha256": _digest(read_content(_KEY, self.file))})
 
 
 def check_init(value: Any) -> Any:
@@ -69,13 +65,6 @@ def check_init(value: Any) -> Any:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _content(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"prompt.init.file={file}: cannot be read ({error.strerror}); give a text file") from None
 
 
 Init = Literal["normal", "zero", "data"] | StartText

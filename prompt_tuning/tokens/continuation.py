@@ -102,6 +102,11 @@ def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids[: count or next(i for i in range(len(ids)) if ids[i : i + len(plain)] == plain)]
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    """int64: a text behind what the tokenizer puts in front of one."""
+    return np.array([*leading_tokens(tokenizer), *tokenizer(text, add_special_tokens=False)["input_ids"]], np.int64)
+
+
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens in front of every text, and those behind it."""
     ids, start = list(tokenizer("a")["input_ids"]), leading_tokens(tokenizer)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.storage.texts import as_text, read_content
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,8 @@ class Document:
 
 def read_document(path: str) -> Document:
     """A UTF-8 text file. Raises :class:`UserError`."""
-    try:
-        content = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"task.document={path}: cannot be read ({error.strerror}); give a text file") from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"task.document={path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"
-        ) from None
+    content = read_content("task.document", path)
+    text = as_text("task.document", path, content)
     if not text.strip():
         raise UserError(f"task.document={path}: the document is empty; give it words")
     return Document(text, hashlib.sha256(content).hexdigest())
