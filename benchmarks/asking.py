@@ -31,8 +31,7 @@ import numpy as np
 from model_parallel.grid import Grid, local_device
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone, load_backbone
-from prompt_tuning.data.load import limits_of, source_of
-from prompt_tuning.data.splits import choose_rows, open_splits
+from prompt_tuning.data.load import chosen_rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.forward.plan import default_budget
@@ -49,14 +48,7 @@ from prompt_tuning.tokens.rows import sequences, template_of
 
 def read(config: RunFile, task: Task) -> dict[str, list[tuple[str, list[str]]]]:
     """Sources and their targets, by split."""
-    source = source_of(config)
-    rows = choose_rows(
-        task,
-        source,
-        open_splits(task, source, held_out=config.data.held_out),
-        limits_of(config.data),
-        config.data.held_out,
-    )
+    rows = chosen_rows(config)
     build = template_of(task, config.data.template)
 
     def pair(located: LocatedRow) -> tuple[str, list[str]]:

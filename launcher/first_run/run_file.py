@@ -12,8 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from launcher.first_run.reasons import Advice
 from prompt_tuning.backbone.find import Description, describe_backbone
-from prompt_tuning.data.load import check_data, limits_of, source_of
-from prompt_tuning.data.splits import choose_rows, open_splits
+from prompt_tuning.data.load import check_data, chosen_rows
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.build import check_lengths
 from prompt_tuning.settings.members import resolve
@@ -21,7 +20,6 @@ from prompt_tuning.settings.merge import put
 from prompt_tuning.settings.schema import RunFile
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import expand, write_text
-from prompt_tuning.tasks.find import find_task
 
 Json = dict[str, Any]
 
@@ -119,9 +117,7 @@ def try_run_file(raw: Json, output: Path, base: Path, described: Description | N
     run = resolve({**raw, "extends": str(base.resolve())}, output)
     config = run.shared
     if described is None:
-        task, source, data = find_task(config.task), source_of(config), config.data
-        splits = open_splits(task, source, held_out=data.held_out)
-        choose_rows(task, source, splits, limits_of(data), data.held_out)
+        chosen_rows(config)
         return
     for member in run.members:
         check_lengths(member.config, described)

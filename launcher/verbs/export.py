@@ -7,9 +7,12 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.errors import UserError
+
+if TYPE_CHECKING:
+    from prompt_tuning.prompt.export import ExportedPrompt
 
 
 def add(verbs: Any) -> None:
@@ -61,32 +64,36 @@ def run(options: argparse.Namespace) -> int:
         print(output)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        _own(argparse.Namespace(run=options.run, member=options.member, output=folder), quiet=True)
-        for own in sorted(Path(folder).iterdir()):
-            write(output / own.name, replace(load_prompt(own), folder=Path(own.name)))
-            print(output / own.name)
+        for name, exported in _members(options, folder).items():
+            write(output / name, exported)
+            print(output / name)
     return 0
+
+
+def _members(options: argparse.Namespace, folder: str) -> dict[str, ExportedPrompt]:
+    """The best prompts of a run by name, out of a folder that goes away, and so is not what messages call them."""
+    from prompt_tuning.prompt.export import load_prompt
+
+    _own(argparse.Namespace(run=options.run, member=options.member, output=folder), quiet=True)
+    found = {}
+    for path in sorted(file.parent for file in Path(folder).rglob("prompt.json")):
+        exported = load_prompt(path)
+        is_full = exported.manifest["method"] == "full"  # finds its model beside it
+        found[path.name] = exported if is_full else replace(exported, folder=Path(path.name))
+    return found
 
 
 def _onnx(options: argparse.Namespace) -> int:
     """Write prompts and their backbone as one graph."""
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.onnx.write import write_onnx
-    from prompt_tuning.prompt.export import load_prompt
+    from prompt_tuning.prompt.export import load_prompt, name_of
 
     quiet_libraries()
     given = Path(options.run)
     with tempfile.TemporaryDirectory() as folder:
-        if (given / "prompt.json").is_file():
-            own = given.resolve()
-            found = {own.parent.name if own.name == "prompt" else own.name: load_prompt(given)}
-        else:
-            _own(argparse.Namespace(run=options.run, member=options.member, output=folder), quiet=True)
-            found = {}
-            for path in sorted(path.parent for path in Path(folder).rglob("prompt.json")):
-                exported = load_prompt(path)
-                is_full = exported.manifest["method"] == "full"  # finds its model beside it
-                found[path.name] = exported if is_full else replace(exported, folder=Path(path.name))
+        is_prompt = (given / "prompt.json").is_file()
+        found = {name_of(given.resolve()): load_prompt(given)} if is_prompt else _members(options, folder)
         if not found:
             raise UserError(f"{given}: no prompt to write; wait for the first evaluation")
         for line in write_onnx(Path(options.output), found, options.backbone, options.int8):

@@ -69,18 +69,9 @@ def _look(run: Run) -> list[str]:
             if key not in lines:
                 lines[key] = ""
                 if described is None:
-                    from prompt_tuning.data.load import limits_of, source_of
-                    from prompt_tuning.data.splits import choose_rows, open_splits
+                    from prompt_tuning.data.load import chosen_rows
 
-                    task, source = find_task(config.task), source_of(config)
-                    held_out = config.data.held_out
-                    choose_rows(
-                        task,
-                        source,
-                        open_splits(task, source, held_out=held_out),
-                        limits_of(config.data),
-                        held_out,
-                    )
+                    chosen_rows(config)
                 else:
                     lines[key] = (
                         f"{find_task(config.task).name}: {check_data(config, described.tokenizer, described.has_encoder)}"

@@ -78,12 +78,8 @@ def _keep(
                 recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder)
                 with new_folder(cache.path) as folder:
                     _write(folder, recipe, rows)
-                    if (
-                        cache.path
-                        != _cache(
-                            config, tokenizer, has_encoder, open_splits(task, source, held_out=data.held_out)
-                        ).path
-                    ):
+                    again = open_splits(task, source, held_out=data.held_out)
+                    if cache.path != _cache(config, tokenizer, has_encoder, again).path:
                         raise UserError(f"{source.name}: data have changed while they were tokenised; start again")
                 found = cache.find(find_kind(task.kind))
     except OSError as error:
@@ -109,6 +105,12 @@ def source_of(config: RunFile) -> Source:
     task = config.task
     hub_config = task.get("hub_config") if isinstance(task, dict) else None
     return Source(config.data.path, config.data.files, hub_config)
+
+
+def chosen_rows(config: RunFile) -> dict[str, Rows]:
+    """The rows that a member would train and be judged on, by split. Raises :class:`UserError`."""
+    task, source, data = find_task(config.task), source_of(config), config.data
+    return choose_rows(task, source, open_splits(task, source, held_out=data.held_out), limits_of(data), data.held_out)
 
 
 def load_task_data(
@@ -229,10 +231,8 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder:
 
     Returns what is there, for people. Raises :class:`UserError` as training would.
     """
-    task, data = find_task(config.task), config.data
-    source = source_of(config)
-    rows = choose_rows(task, source, open_splits(task, source, held_out=data.held_out), limits_of(data), data.held_out)
-    recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder)
+    task, rows = find_task(config.task), chosen_rows(config)
+    recipe = Recipe(task, tokenizer, encoding_of(config.data), _labels(task, rows), has_encoder)
     counts = ", ".join(f"{split} {_check_split(recipe, split, found)} rows" for split, found in rows.items())
     labels = recipe.labels
     return f"{counts}; labels {', '.join(labels[:10])}{', ...' if len(labels) > 10 else ''}"

@@ -168,10 +168,10 @@ def _trace(file: Path, model: AttachedPrompts, has_types: bool) -> None:
                 external_data=size > ONE_FILE,
                 verbose=False,
             )
-    except Exception as error:  # torch's exporter raises many kinds
+    except torch.onnx.OnnxExporterError as error:
         raise UserError(
             f"backbone.path={backbone.path}: torch makes no ONNX graph of {backbone.model.config.model_type}"
-            f" ({type(error).__name__}: {reason(error)}); use another backbone for ONNX"
+            f" ({reason(error)}); use another backbone for ONNX"
         ) from error
 
 

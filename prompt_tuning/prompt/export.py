@@ -43,6 +43,11 @@ NAMES = ("prompt.json", "prompt.safetensors")
 _AGAIN = "export the prompt again, with `promptfleet export` or by its run"
 
 
+def name_of(folder: Path) -> str:
+    """What the prompt in a folder is called."""
+    return folder.parent.name if folder.name == "prompt" else folder.name
+
+
 @dataclass(frozen=True)
 class ExportedPrompt:
     """A prompt read back from disk: its tensors as a module, and ``manifest``, the content of prompt.json."""

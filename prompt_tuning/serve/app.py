@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
+from prompt_tuning.prompt.export import name_of
 from prompt_tuning.serve.batcher import Batcher, Job
 from prompt_tuning.serve.bounds import Limits
 from prompt_tuning.serve.completions import model_card, read_completion
@@ -36,7 +37,7 @@ from prompt_tuning.serve.limits import (
     take,
 )
 from prompt_tuning.serve.shelf import Shelf
-from prompt_tuning.serve.store import Store, name_of
+from prompt_tuning.serve.store import Store
 from prompt_tuning.serve.stream import Events, Growing
 from prompt_tuning.serve.work import Work
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
-from prompt_tuning.prompt.export import ExportedPrompt, load_prompt
+from prompt_tuning.prompt.export import ExportedPrompt, load_prompt, name_of
 from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.serve.shelf import Shelf, check_fits
 from prompt_tuning.tasks.types import WRITTEN
@@ -43,11 +43,6 @@ def find_prompts(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 _NAME_RULE = "200 letters, digits, `_`, `=`, `+`, `.` and `-` at most, neither `.` nor `-` first"
-
-
-def name_of(folder: Path) -> str:
-    """What the prompt in a folder is called."""
-    return folder.parent.name if folder.name == "prompt" else folder.name
 
 
 class Store:

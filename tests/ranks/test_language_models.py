@@ -6,15 +6,12 @@ import itertools
 
 import pytest
 
-from model_parallel.grid import Grid
 from prompt_tuning.backbone import language_head
 from prompt_tuning.backbone.families import families
-from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.forward.write import sources_of, write
 from prompt_tuning.settings.decode import DecodeSection
-from prompt_tuning.settings.sections import BackboneSection
-from tests.support.documents import document_run, make_document, make_questions, make_reader, taught_rows
+from tests.support.documents import document_run, make_document, make_questions, make_reader, open_backbone, taught_rows
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, writing_run
 from tests.support.ranks import run_ranks
@@ -61,9 +58,7 @@ def raws(tmp_path_factory):
         raw = run_json(make_language_backbone(folder / kind, kind), boolq, train={"batch_size": 3})
         found["fills", kind] = {**raw, "task": "boolq", "data": {**raw["data"], "max_length": 30, "template": "cloze"}}
     reader, document = make_reader(folder / "reader", **ODD), make_document(folder / "document.txt")
-    rows = taught_rows(
-        load_backbone(BackboneSection(path=str(reader), dtype="float64"), Grid(), language=True), document
-    )
+    rows = taught_rows(open_backbone(reader), document)
     write_jsonl(make_questions(folder / "document") / "train.jsonl", rows)
     found["teaches", "llama"] = document_run(reader, folder / "document", document)
     return found

@@ -9,12 +9,16 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from model_parallel.grid import Grid
+from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.documents.context import context_ids, context_prompt
 from prompt_tuning.documents.questions import BEGINNINGS
 from prompt_tuning.documents.synthesise import Asking, Question, Teaching
+from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.passages import read_document
 from prompt_tuning.tokens.recipe import Encoding
+from tests.support.fleets import open_fleet
 from tests.support.tiny import SPECIAL, WORDS, make_language_backbone, run_json, write_jsonl
 
 KNOWN = [*WORDS[:53], "\n", "Question:", "Answer:", "Who", "Why", "?", "goes"]
@@ -105,3 +109,22 @@ def taught_rows(backbone: Any, document: Path, count: int = 11, seed: int = 3) -
 
 
 ASKING = Asking(questions=4, passage_tokens=20, seed=0, beginnings=BEGINNINGS)
+
+
+def open_backbone(folder: Path) -> Any:
+    """A reader with its language head, float64."""
+    return load_backbone(BackboneSection(path=str(folder), dtype="float64"), Grid(), language=True)
+
+
+def make_place(folder: Path) -> Path:
+    """A tiny LLaMA in `backbone`, a `document.txt`, and in `data` rows that a teacher has answered beside people's questions."""
+    make_reader(folder / "backbone")
+    make_document(folder / "document.txt")
+    rows = taught_rows(open_backbone(folder / "backbone"), folder / "document.txt")
+    write_jsonl(make_questions(folder / "data") / "train.jsonl", rows)
+    return folder
+
+
+def open_document_fleet(place: Path, **sections: Any) -> Any:
+    """One member that learns the document of a place."""
+    return open_fleet(document_run(place / "backbone", place / "data", place / "document.txt", **sections))

@@ -17,7 +17,7 @@ from prompt_tuning.documents.files import MANIFEST
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.report.results import export_member
-from tests.support.documents import document_run, make_document, make_questions, make_reader
+from tests.support.documents import document_run, make_document, make_questions, make_reader, open_backbone
 from tests.support.fleets import open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, stock_logits, writing_run
 
@@ -224,8 +224,6 @@ def test_contexts_are_for_documents_alone(place, tmp_path, capsys):
 
 
 def test_a_context_is_a_prompt_of_its_own_keys_and_values(place):
-    from tests.unit.test_documents import open_backbone
-
     backbone = open_backbone(place / "backbone")
     ids = context_ids(backbone, "w1 w2 w3")
     assert ids.tolist() == backbone.tokenizer("w1 w2 w3")["input_ids"]

@@ -20,17 +20,11 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.onnx import write
 from prompt_tuning.onnx.check import check, graph_logits, packed_logits
 from prompt_tuning.onnx.graph import Graph, padded_attention, takes_types
-from prompt_tuning.onnx.texts import text_forms, write_tokenizer
 from prompt_tuning.onnx.write import write_onnx
-from prompt_tuning.tasks.find import find_task
-from prompt_tuning.tokens.recipe import Encoding
-from tests.support.failures import cli_failure
 from tests.support.served import export
 from tests.support.tiny import (
     WORDS,
     make_backbone,
-    make_copa,
-    make_tags,
     make_texts,
     make_values,
     run_json,
@@ -242,113 +236,6 @@ def test_the_padded_forward_equals_the_packed_one(family, tmp_path):
     found = graph_logits(session, features, [3, 3], np.random.default_rng(2))
     assert np.ptp(expected[0]) > 0.1
     assert max(np.abs(a - b).max() for a, b in zip(found, expected, strict=True)) < 1e-5  # prompts in float32
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("sections", "why"),
-    [
-        ({"method": "shallow_prompt", "prompt": {"length": 3}}, "method 'shallow_prompt': a graph has no place"),
-        ({"train": {"also": ["biases"]}}, "train.also: a graph has no place"),
-        (
-            {"task": {"kind": "tagging", "name": "tags"}},
-            "task 'tags' is of kind tagging, and a graph answers classification",
-        ),
-        ({"task": "copa"}, "task 'copa' is of kind choice"),
-    ],
-    ids=["shallow", "deltas", "tagging", "choice"],
-)
-def test_what_a_graph_has_no_place_for_is_refused(sections, why, tmp_path, capsys):
-    backbone = make_backbone(tmp_path / "backbone", "bert")
-    task = sections.get("task")
-    data = make_copa if task == "copa" else make_texts if task is None else make_tags
-    export(tmp_path, "it", run_json(backbone, data(tmp_path / "data"), **sections))
-    command = ["export", str(tmp_path / "prompts" / "it"), "--format", "onnx", "--output", str(tmp_path / "onnx")]
-    message = cli_failure(capsys, *command)
-    assert f"it: {why}" in message and "cannot be written for ONNX" in message and not (tmp_path / "onnx").exists()
-
-
-def refusal(prompts, folder, **options):
-    with pytest.raises(UserError) as error:
-        write_onnx(folder / "onnx", prompts, **options)
-    assert not (folder / "onnx").exists() and "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_quantised_backbones_and_lora_are_refused(tmp_path):
-    export(tmp_path, "it", run_json(make_backbone(tmp_path / "backbone", "bert"), make_texts(tmp_path / "texts")))
-    exported = load_prompt(tmp_path / "prompts" / "it")
-    manifest = {**exported.manifest, "backbone": {**exported.manifest["backbone"], "quantize": "int8"}}
-    assert "it: backbone.quantize 'int8'" in refusal({"it": replace(exported, manifest=manifest)}, tmp_path)
-    exported.prompt.lora = torch.nn.ParameterDict({"a": torch.zeros(1)})
-    assert "it: method 'lora'" in refusal({"it": exported}, tmp_path)
-
-
-@pytest.mark.parametrize("family", ["deberta-v2", "t5"])
-def test_families_that_attend_in_ways_of_their_own_are_refused(family, tmp_path):
-    export(tmp_path, "it", run_json(make_backbone(tmp_path / "backbone", family), make_texts(tmp_path / "texts")))
-    message = refusal({"it": load_prompt(tmp_path / "prompts" / "it")}, tmp_path)
-    assert f"{family} attends in a way of its own" in message and "use a backbone such as BERT" in message
-
-
-def test_rows_for_8_bits_are_read_before_anything_that_takes_long(tmp_path, monkeypatch):
-    export(tmp_path, "it", run_json(make_backbone(tmp_path / "backbone", "bert"), make_texts(tmp_path / "texts")))
-    monkeypatch.setattr(write, "_trace", None)
-    prompts = {"it": load_prompt(tmp_path / "prompts" / "it")}
-    empty = write_jsonl(tmp_path / "empty.jsonl", [])
-    assert "no rows there" in refusal(prompts, tmp_path, int8=str(empty))
-    other = write_jsonl(tmp_path / "other.jsonl", [{"texts": "w1"}])
-    assert "no column `text`" in refusal(prompts, tmp_path, int8=str(other))
-
-
-def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "pip install 'promptfleet[onnx]'" in refusal({}, tmp_path)
-
-
-def test_a_folder_with_other_files_is_not_replaced(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(
-        UserError, match="holds other files, which would be replaced; give a folder that is new or empty"
-    ):
-        write_onnx(tmp_path / "mine", {})
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-
-
-@pytest.mark.parametrize("option", ["--int8", "--backbone"])
-def test_options_of_onnx_are_refused_for_other_formats(option, capsys):
-    message = cli_failure(capsys, "export", "runs/none", "--format", "peft", option, "x", "--output", "y")
-    assert f"{option} x: only --format onnx takes it" in message
-
-
-def test_tokenizers_in_python_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"SimpleNamespace\) is written in Python and has no tokenizer.json"):
-        write_tokenizer(tmp_path / "tokenizer.json", SimpleNamespace(is_fast=False), {8})
-
-
-# Texts
-
-
-def form(task, template=None):
-    return text_forms(find_task(task), Encoding(64, template))
-
-
-def test_templates_are_told_by_their_columns():
-    own = {"kind": "classification", "name": "pairs", "text": "title", "text_pair": "body"}
-    assert form(own) == ["{title}", "{body}"]
-    assert form({"kind": "regression", "name": "values"}) == ["{text}"]
-
-
-def test_a_template_that_does_more_than_join_columns_is_not_told():
-    task = find_task({"kind": "classification", "name": "texts"})
-    for other in (lambda row: ((row["text"].strip(), None),), lambda row: ((row["text"].lower(), None),)):
-        assert text_forms(replace(task, templates={"plain": other}), Encoding(64)) is None
-    joined = replace(task, templates={"plain": lambda row: ((f"Q: {row['text']}!", None),)})
-    assert text_forms(joined, Encoding(64)) == ["Q: {text}!"]
-    assert form("wsc") is None and form("multirc") == ["{paragraph}", "{question} {answer}"]
 
 
 def test_the_benchmark_compares_a_graph_with_torch(written):
