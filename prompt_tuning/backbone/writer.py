@@ -55,7 +55,7 @@ def writer(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
     # The shell scales and caps logits itself.
     chain: Any = getattr(backbone.language_head, "head", backbone.language_head)
     (output,) = chain.children()
-    shell.set_output_embeddings(_Whole(output) if isinstance(output, VocabularyParallelOutput) else output)
+    shell.set_output_embeddings(_Logits(output))
     was_training, modules = model.training, backbone.family.attention_modules(model)
     shell.eval()
     select_attention(model, modules, kernel)
@@ -153,15 +153,18 @@ AttentionInterface.register(_WRITTEN, _behind_prefix)
 AttentionMaskInterface.register(_WRITTEN, eager_mask)
 
 
-class _Whole(nn.Module):
-    """All logits from those that each tensor rank has of its part of the vocabulary, so that all choose the same tokens."""
+class _Logits(nn.Module):
+    """The language head as `generate` calls it; of tensor ranks that have a part of the vocabulary each, all logits, so that all
+    choose the same tokens."""
 
-    def __init__(self, output: VocabularyParallelOutput) -> None:
+    def __init__(self, output: nn.Module) -> None:
         super().__init__()
         self.output = output
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.output.whole(self.output(hidden))
+        # The last states of texts do not lie end to end, and torch would copy the weights once for each of them.
+        logits: Tensor = self.output(hidden.contiguous())
+        return self.output.whole(logits) if isinstance(self.output, VocabularyParallelOutput) else logits
 
 
 def cache_of(tables: list[Tensor], repeats: int, dtype: torch.dtype) -> DynamicCache | None:
