@@ -33,16 +33,16 @@ from launcher.ranks.environment import (
     threads,
 )
 from launcher.ranks.exit_codes import DIVERGED, INTERRUPTED, STOPPED
-from launcher.ranks.lock import locked
 from launcher.ranks.logs import log_to_file, start_logging
-from launcher.ranks.provenance import record
 from launcher.ranks.rendezvous import meet
 from launcher.ranks.stop import Stopped, StopRequest
-from launcher.runs.folder import prepare_folder, say_what_changed
 from prompt_tuning.errors import UserError, reason
+from prompt_tuning.report.provenance import record
+from prompt_tuning.run_folder import prepare_folder, say_what_changed
 from prompt_tuning.settings.members import load_run
 from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import make_folder, write_json
+from prompt_tuning.storage.lock import locked
 
 if TYPE_CHECKING:
     from model_parallel.grid import Grid
@@ -161,7 +161,7 @@ def work(run: Run, process: Process, options: argparse.Namespace, stop: StopRequ
             if zero:
                 name_local_rank(process)
             grid = make_grid(rank, size, device, tensor)
-            environment = {**record(process, num_threads, hosts), "tensor": grid.tensor, "zero": zero}
+            environment = {**record(num_threads, hosts), "tensor": grid.tensor, "zero": zero}
             return train_in_folder(run, grid, options, stop, environment)
         except RankLost as error:
             stop()  # the launcher may be ending the others by now, which is not the reason

@@ -30,6 +30,7 @@ from prompt_tuning.placement.foresee import foresee
 from prompt_tuning.prompt.build import build_prompt, check_lengths
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.prompt.initialise import measure_scale, start_from_data, start_from_ids, start_from_prompt, start_ids
+from prompt_tuning.report.curve import open_progress
 from prompt_tuning.report.holdings import prove_frozen
 from prompt_tuning.report.metrics_log import MetricsLog
 from prompt_tuning.report.progress import Progress
@@ -65,7 +66,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     ahead = [m.total_steps - m.step for m in fleet.members if m.status == "running"]
     horizon = step + max(max(ahead, default=0), math.ceil(sum(ahead) / fleet.concurrent))
     stop()  # what is asked from here on is answered after a step
-    with Progress(horizon, step, visible=grid.is_first) as progress:
+    with open_progress(horizon, step, visible=grid.is_first) as progress:
         while fleet.running():
             step += 1
             _step(fleet, pending, rates)

@@ -18,13 +18,13 @@ from pathlib import Path
 from launcher.clusters.backends import Submission, open_process, render, slurm
 from launcher.clusters.placement import Place, divide, place_on, submission
 from launcher.ranks.exit_codes import STOPPED
-from launcher.ranks.lock import locked
 from launcher.ranks.stop import DRIVER_SIGNALS, POLL_SECONDS, StopRequest, ask_to_stop
 from launcher.runs.journal import queued, read_starts, record_starts, submit_array
 from launcher.runs.plan import FleetJob, find_jobs, plan
 from launcher.runs.state import owner_of, result_status, saved_step
 from prompt_tuning.errors import UserError
 from prompt_tuning.storage.atomic import make_folder, write_json
+from prompt_tuning.storage.lock import locked
 
 _MOST_FAILURES = 3
 """Starts without progress, one after the other, after which a place gets no more of them."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from launcher.clusters.placement import add_placement, count
 from launcher.options import add_overrides
 from launcher.ranks.exit_codes import STOPPED
-from launcher.ranks.lock import locked
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import show
 from prompt_tuning.storage.atomic import make_folder
+from prompt_tuning.storage.lock import locked
 
 if TYPE_CHECKING:
     from launcher.runs.comparison import Plan

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.clusters.placement import add_placement, count
 from launcher.options import add_overrides
 from launcher.ranks.exit_codes import STOPPED
-from launcher.ranks.lock import locked
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.members import load_run
+from prompt_tuning.storage.lock import locked
 
 if TYPE_CHECKING:
     from launcher.runs.tuning import Score, Tuning

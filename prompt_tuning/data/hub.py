@@ -50,12 +50,12 @@ def read_hub_split(task: Task, path: str | None, split: str, hub_config: str | N
 
     def read() -> Iterator[LocatedRow]:
         for number, row in enumerate(rows, 1):
-            yield f"{repository}:{name} row {number}", _named(row, rows.features)
+            yield f"{repository}:{name} row {number}", named_row(row, rows.features)
 
     return Rows(read, lambda: str(rows._fingerprint))
 
 
-def _named(row: dict[str, Any], features: Any) -> dict[str, Any]:
+def named_row(row: dict[str, Any], features: Any) -> dict[str, Any]:
     """A hub row with the names of its classes instead of their numbers, in lists too."""
     from datasets import ClassLabel
 

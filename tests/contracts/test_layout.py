@@ -33,7 +33,8 @@ def test_imports_go_one_way(file):
 
 
 STOREYS = (
-    "serve", "trainer", "placement", "report", "documents", "onnx", "predict", "fleet", "forward", "prompt", "backbone", "data", "kinds",
+    "serve", "python", "run_folder", "trainer", "placement",
+    "report", "documents", "onnx", "predict", "fleet", "forward", "prompt", "backbone", "data", "kinds",
     "tokens",
     "settings", "tasks", "metrics", "formats", "storage", "section", "bars", "messages", "errors",
 )  # fmt: skip

@@ -14,12 +14,12 @@ import pytest
 from launcher import cli
 from launcher.clusters.backends import Rendered, Submission, slurm
 from launcher.clusters.hostfile import Host
-from launcher.ranks.lock import locked
 from launcher.runs import dispatch
 from launcher.runs import journal as starts
 from launcher.runs.plan import FleetJob
 from launcher.runs.state import State, owner_of, read_state, saved_step
 from launcher.verbs.status import read_rows
+from prompt_tuning.storage.lock import locked
 
 queue = slurm.queue
 HOSTS = (Host("a", (0, 1)), Host("b", (0,)), Host("c", (0,)))

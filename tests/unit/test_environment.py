@@ -7,10 +7,10 @@ import json
 import pytest
 
 from launcher.ranks.environment import Process, find_process, threads
-from launcher.ranks.provenance import record
 from launcher.ranks.rendezvous import meet, rendezvous
 from model_parallel.cores import usable_cores
 from prompt_tuning.errors import UserError
+from prompt_tuning.report.provenance import record
 
 MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -78,7 +78,7 @@ def test_omp_num_threads_counts_for_one_process():
 
 
 def test_the_record_names_versions_and_ranks():
-    found = record(Process(world_size=3, local_world_size=3), 5, ["a", "a", "b"])
+    found = record(5, ["a", "a", "b"])
     assert found["versions"]["torch"] and found["versions"]["transformers"] and found["versions"]["python"]
     assert (found["world_size"], found["threads"]) == (3, 5)
     assert found["hosts"] == ["a", "a", "b"] and found["processor"]

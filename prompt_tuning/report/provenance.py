@@ -8,17 +8,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from launcher.ranks.environment import ROOT, Process
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def record(process: Process, num_threads: int, hosts: list[str]) -> dict[str, Any]:
+def record(num_threads: int, hosts: list[str]) -> dict[str, Any]:
     """What environment.json holds: versions, the host of every rank, processor, threads and source revision."""
     packages = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "hosts": hosts,
         "processor": _processor(),
-        "world_size": process.world_size,
+        "world_size": len(hosts),
         "threads": num_threads,
         "revision": _revision(),
     }

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from launcher.ranks.lock import locked
 from prompt_tuning.errors import UserError
 from prompt_tuning.messages import difference
 from prompt_tuning.settings.identity import Comparison, compare, experiment
 from prompt_tuning.settings.merge import read_json
 from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.atomic import make_folder
+from prompt_tuning.storage.lock import locked
 
 logger = logging.getLogger("launcher.run")
 
