@@ -14,4 +14,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_path != "index.md":
         return markdown
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    return re.sub(r"\[([^\]]+)\]\(((?:[\w-]+/)*(?:README|CONTRIBUTING|CHANGELOG)\.md)\)", r"\1 (`\2`)", text)
+    return re.sub(
+        r"\[([^\]]+)\]\(((?:[\w-]+/)*(?:README|CONTRIBUTING|CHANGELOG)\.md|examples/[^)]+)\)", r"\1 (`\2`)", text
+    )
