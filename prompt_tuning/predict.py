@@ -69,8 +69,9 @@ class Question:
 class AttachedPrompts:
     """Prompts on their backbone, ready to predict.
 
-    >>> model = attach([load_prompt("runs/a/prompt"), load_prompt("runs/b/prompt")])   # doctest: +SKIP
-    >>> model.predict([{"text": "It crashes."}, {"text": "Thank you!"}], prompts=[0, 1])   # doctest: +SKIP
+    Examples:
+        >>> model = attach([load_prompt("runs/a/prompt"), load_prompt("runs/b/prompt")])   # doctest: +SKIP
+        >>> model.predict([{"text": "It crashes."}, {"text": "Thank you!"}], prompts=[0, 1])   # doctest: +SKIP
     """
 
     def __init__(

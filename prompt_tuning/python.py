@@ -85,16 +85,17 @@ def train(
     A run that was interrupted goes on where it was left, and one that has finished is only read: the same call again does
     what is missing, as the same command does. Several ranks need a launcher: ``launcher/run.py``.
 
-    >>> trained = train({"task": {"kind": "classification"}, "backbone": {"path": "bert-base-cased"}},
-    ...                 data={"train": frame, "dev": other}, output="runs/mine")   # doctest: +SKIP
-    >>> trained.attach().predict([{"text": "It crashes."}])   # doctest: +SKIP
-
     Args:
         settings: a run file, or what one would hold, whose ``extends`` is then relative to the working directory.
         data: rows of ``train``, ``dev`` and ``test`` that the program holds, each a pandas frame, a ``datasets.Dataset``, an Arrow
             table or objects; or a ``DatasetDict``. They are kept in the run folder. None: those that the settings name.
         output: the run folder; None: that of the settings.
         fresh: move a run that is in the folder aside, and start anew.
+
+    Examples:
+        >>> settings = {"task": {"kind": "classification"}, "backbone": {"path": "bert-base-cased"}}
+        >>> trained = train(settings, {"train": frame, "dev": other}, "runs/mine")   # doctest: +SKIP
+        >>> trained.attach().predict([{"text": "It crashes."}])   # doctest: +SKIP
 
     Raises :class:`UserError`.
     """

@@ -285,10 +285,10 @@ def some_request(chance, names):
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_nothing_that_is_sent_breaks_anything(request, kind, caplog):
-    """4,000 requests, many at once: each gets an answer or one sentence."""
+    """10,000 requests, many at once: each gets an answer or one sentence."""
     model, names = request.getfixturevalue({"encoder": "attached", "decoder": "writers"}[kind])
     chance = random.Random(kind)
-    asked = [some_request(chance, names) for _ in range(2000)]
+    asked = [some_request(chance, names) for _ in range(5000)]
 
     async def story(send):
         found = []
