@@ -67,6 +67,8 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     horizon = step + max(max(ahead, default=0), math.ceil(sum(ahead) / fleet.concurrent))
     stop()  # what is asked from here on is answered after a step
     with open_progress(horizon, step, visible=grid.is_first) as progress:
+        _evaluate(fleet, [index for index in fleet.running() if not fleet.members[index].total_steps], log, progress)
+        _finish(fleet)
         while fleet.running():
             step += 1
             _step(fleet, pending, rates)
@@ -156,7 +158,7 @@ def _check_same_data(data: dict[str, TaskData], grid: Grid) -> None:
 
 def _data_of(spec: MemberSpec) -> str:
     """Equal for members that train and are judged on the same tokens."""
-    return repr((spec.config.task, spec.config.data))
+    return repr((spec.config.task, spec.config.data, spec.config.asking))
 
 
 def _build_member(

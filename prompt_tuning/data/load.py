@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.bars import RowsBar
+from prompt_tuning.data.asking import member_task
 from prompt_tuning.data.cache import Cache, Entry, default_folder, describe
 from prompt_tuning.data.encode import chunks, encode, encoded, no_example, num_processes
 from prompt_tuning.data.parts import Parts
@@ -54,6 +55,7 @@ def task_data(config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder: 
     splits = open_splits(task, source, held_out=data.held_out)
     if _are_small(task, splits, limits):
         rows = choose_rows(task, source, splits, limits, data.held_out)
+        task = member_task(config, rows)
         return _tokenise(Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder), rows)
     cache = _cache(config, tokenizer, has_encoder, splits)
     found = cache.find(find_kind(task.kind))
@@ -75,6 +77,7 @@ def _keep(
             found = cache.find(find_kind(task.kind))
             if found is None:
                 rows = choose_rows(task, source, splits, limits_of(data), data.held_out)
+                task = member_task(config, rows)
                 recipe = Recipe(task, tokenizer, encoding_of(data), _labels(task, rows), has_encoder)
                 with new_folder(cache.path) as folder:
                     _write(folder, recipe, rows)
@@ -201,6 +204,7 @@ def _cache(
     if folder is None:
         raise UserError("this user has no home for tokenised data; set data.cache to a folder")
     facts = {
+        **({} if config.asking is None else {"asking": list(config.asking)}),
         "task": config.task,
         "encoding": asdict(encoding_of(data)),
         "limits": dict(limits_of(data)),
@@ -231,7 +235,8 @@ def check_data(config: RunFile, tokenizer: PreTrainedTokenizerBase, has_encoder:
 
     Returns what is there, for people. Raises :class:`UserError` as training would.
     """
-    task, rows = find_task(config.task), chosen_rows(config)
+    rows = chosen_rows(config)
+    task = member_task(config, rows)
     recipe = Recipe(task, tokenizer, encoding_of(config.data), _labels(task, rows), has_encoder)
     counts = ", ".join(f"{split} {_check_split(recipe, split, found)} rows" for split, found in rows.items())
     labels = recipe.labels

@@ -83,7 +83,8 @@ class Member:
                 {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": own_decay}
                 for parameters, lr, own_decay in groups
                 if parameters
-            ],
+            ]
+            or [{"params": []}],  # of a model that is only asked
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             fused=True,
@@ -115,8 +116,10 @@ class Member:
 
     @property
     def total_steps(self) -> int:
-        """Where its training and its schedule end."""
+        """Where its training and its schedule end; a model that is only asked has none."""
         train = self.spec.config.train
+        if self.spec.config.method == "none":
+            return 0
         return train.max_steps or train.epochs * self.steps_per_epoch
 
     def step_examples(self, step: int) -> np.ndarray:

@@ -28,7 +28,7 @@ def finish_member(run: Run, member: Member, tests: dict[str, tuple[dict[str, flo
     folder = run.output / "members" / member.name
     config, best = member.spec.config, member.best
     exported = None
-    if best is not None:
+    if best is not None and member.parameters + member.borrowed:
         export_member(folder / "prompt", member, {"step": best.step, "metrics": best.metrics})
         parts = [part for part in (folder / "prompt", folder / "model") if part.is_dir()]
         exported = sum(file.stat().st_size for part in parts for file in part.iterdir())
@@ -76,7 +76,7 @@ def earlier_result(run: Run, member: Member) -> MemberResult | None:
     best = result.get("best")
     as_now = {"member": member.name, "overrides": member.spec.overrides, "status": member.status, "steps": member.step}
     is_its = all(result.get(key) == value for key, value in as_now.items()) and steps == (best and best["step"])
-    is_whole = member.best is None or (folder / "prompt" / "prompt.json").exists()
+    is_whole = member.best is None or not member.total_steps or (folder / "prompt" / "prompt.json").exists()
     return cast(MemberResult, result) if is_its and is_whole else None
 
 

@@ -37,6 +37,12 @@ class PromptSection(Section):
         ge=0,
         description="First prompt tokens that stay as they start, such as attention sinks; needs a start from text.",
     )
+    text: str | None = Field(
+        None, min_length=1, description="Of method none: what the language model is told before each source."
+    )
+    shots: int = Field(
+        0, ge=0, le=1000, description="Of method none: training rows shown before each source, drawn by the seed."
+    )
     reparameterisation: Literal["none", "mlp"] = Field(
         "none", description="mlp: table -> Linear -> tanh -> Linear; folded to a plain table on export."
     )

@@ -5,7 +5,8 @@ Importing this module does not import torch, so a file is checked in millisecond
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,6 +27,9 @@ from prompt_tuning.settings.sections import (
     ParallelSection,
     TrainSection,
 )
+
+if TYPE_CHECKING:
+    from prompt_tuning.tasks.types import Task
 
 
 class Published(Section):
@@ -56,9 +60,10 @@ class RunFile(Section):
         None, description="Published results of these settings; false: settings of our own.", json_schema_extra=PEOPLE
     )
     task: str | dict[str, Any] = Field(description="Name of a task, or an object with `kind` for one's own data.")
-    method: Literal["deep_prompt", "shallow_prompt", "head", "lora", "full"] = Field(
+    method: Literal["deep_prompt", "shallow_prompt", "head", "lora", "full", "none"] = Field(
         "deep_prompt",
-        description="What is trained: prefixes, input prompts, the head alone, LoRA (extra `lora`), or the whole backbone.",
+        description="What is trained: prefixes, input prompts, the head alone, LoRA (extra `lora`), the whole backbone; or none: the"
+        " frozen language model is asked.",
     )
     backbone: BackboneSection
     data: DataSection = DataSection()
@@ -96,14 +101,29 @@ class RunFile(Section):
         """Whether the backbone's language head answers, so that there is none to train."""
         return self.is_cloze or self.is_written
 
+    @property
+    def asking(self) -> tuple[str | None, int, int] | None:
+        """What a model that nothing has trained reads before each source: a text, and so many rows that a seed draws."""
+        prompt = self.prompt
+        if self.method != "none" or not (prompt.text or prompt.shots):
+            return None
+        return prompt.text, prompt.shots, self.train.seed if prompt.shots else 0
+
     @model_validator(mode="before")
     @classmethod
     def _lines(cls, value: Any) -> Any:
-        """Answers about documents are lines, which end at a line break unless ``decode.stop`` says otherwise."""
-        if isinstance(value, dict) and isinstance(value.get("task"), dict) and value["task"].get("kind") == "document":
-            decode = value.get("decode", {})
-            if isinstance(decode, dict):
-                return {**value, "decode": {"stop": ["\n"], **decode}}
+        """Answers about documents, and of a model that has not learned to end them, are lines, which end at a line break unless
+        ``decode.stop`` says otherwise."""
+        from prompt_tuning.tasks.find import find_task
+
+        if not isinstance(value, dict) or not isinstance(value.get("decode", {}), dict):
+            return value
+        task, is_asked = value.get("task"), value.get("method") == "none"
+        if not isinstance(task, (str, dict)):
+            return value
+        with suppress(UserError):
+            if (is_asked and find_task(task).is_written) or (isinstance(task, dict) and task.get("kind") == "document"):
+                return {**value, "decode": {"stop": ["\n"], **value.get("decode", {})}}
         return value
 
     @field_validator("published", mode="before")
@@ -146,8 +166,8 @@ class RunFile(Section):
                 "prompt.positions='from_zero' does not fit method 'shallow_prompt': its prompts take the first positions;"
                 " use 'after_prefix'"
             )
-        problems += self._writing_problems() + self._frozen_problems()
-        if self.is_cloze and self.method not in ("deep_prompt", "shallow_prompt"):
+        problems += self._writing_problems() + self._frozen_problems() + self._asking_problems(task)
+        if self.is_cloze and self.method not in ("deep_prompt", "shallow_prompt", "none"):
             problems.append(
                 f"data.template={self.data.template!r} lets the language model answer, so there is no head to train;"
                 " use method 'deep_prompt' or 'shallow_prompt'"
@@ -216,14 +236,36 @@ class RunFile(Section):
             found.append(f"{what} needs a table of its own; set prompt.reparameterisation 'none'")
         return found
 
+    def _asking_problems(self, task: Task) -> list[str]:
+        """Why a model that nothing has trained cannot be asked so."""
+        given = [f"prompt.{name}" for name in ("text", "shots") if getattr(self.prompt, name)]
+        if self.method != "none":
+            return [f"{' and '.join(given)} are for method 'none', which asks the frozen model"] if given else []
+        found = []
+        if not self.asks_language_model:
+            choices = ", ".join(task.cloze)
+            instead = f"set data.template to one with a gap ({choices})" if choices else "use 'head' or 'deep_prompt'"
+            found.append(f"method 'none' asks the language model, and here a head answers, which is trained; {instead}")
+        if self.train.also:
+            found.append("train.also does not fit method 'none', which trains nothing; leave it out")
+        if task.kind == "document":
+            found.append(
+                "method 'none' does not fit a document, which `promptfleet contexts` puts before questions itself"
+            )
+        if given and (not self.is_written or task.is_chat):
+            found.append(
+                f"{' and '.join(given)} stand before the sources of tasks of kind 'generation' with texts; leave them out"
+            )
+        return found
+
     def _writing_problems(self) -> list[str]:
         """What does not fit a task whose answers the language model writes, and what fits no other."""
         if not self.is_written:
             is_default = self.decode == DecodeSection()
             return [] if is_default else ["decode says how texts are written, which is for tasks of kind 'generation'"]
         found = []
-        if self.method != "deep_prompt":
-            found.append(f"method {self.method!r} does not fit a generation task; use 'deep_prompt'")
+        if self.method not in ("deep_prompt", "none"):
+            found.append(f"method {self.method!r} does not fit a generation task; use 'deep_prompt' or 'none'")
         if self.prompt.layers is not None:
             found.append("prompt.layers does not fit a generation task, whose prompt is in every layer; leave it out")
         if self.train.also:

@@ -89,6 +89,8 @@ class Task:
     """Metrics of a tagging task whose tags name no spans (no B-, I- or O); none: its tags must."""
     lead: str = ""
     """What stands in front of the source where the answer is written (kinds :data:`WRITTEN`)."""
+    is_whole: bool = False
+    """Whether a source that would be cut is a mistake, as a question behind examples is."""
     separator: str = "\n"
     """What stands between source and target there."""
     goes_on: bool = False

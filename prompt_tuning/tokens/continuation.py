@@ -85,6 +85,12 @@ def source_tokens(
     whole = [task.lead + text for text in texts]
     found = tokenizer(whole, add_special_tokens=False)["input_ids"] if len(texts) else []
     cut = sum(len(own) > room for own in found)
+    if cut and task.is_whole:
+        most = max(map(len, found)) + max_length - room
+        raise UserError(
+            f"data.max_length={max_length} would cut {cut} of {len(found)} sources behind prompt.text and prompt.shots, at their"
+            f" ends, where the question is; set it to {most}, or lower prompt.shots"
+        )
     rows = [[*start, *own[:room], *between] for own in found]
     if not all(rows):
         raise UserError(

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.generation import make_passages, make_writer, writing_run
 from tests.support.tiny import WORDS, make_backbone, make_copa, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,18 +231,6 @@ def test_prediction_gives_the_answers_of_a_padded_loop_and_tells_what_rows_take(
     assert [one["rows"] for one in work["commands"]] == [40, 400] and "rows_per_second" in work
     assert [one["rows"] for one in work["calls"]] == [4, 20] and min(one["bytes"] for one in work["calls"]) > 0
     assert work["commands"][1]["bytes"] < 1.5 * work["commands"][0]["bytes"]
-
-
-def test_asking_shows_training_rows_and_scores_what_is_written(tmp_path):
-    raw = writing_run(make_writer(tmp_path / "llama", "llama"), make_passages(tmp_path / "data"))
-    (tmp_path / "run.json").write_text(json.dumps(raw))
-    shape = ["--instruction", "w1 w2", "--shots", "0", "2", "--json", str(tmp_path / "report.json")]
-    done = run("asking", str(tmp_path / "run.json"), *shape)
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report) == {"0", "2"} and report["0"]["texts"] != report["2"]["texts"]
-    for own in report.values():
-        assert set(own["metrics"]) == {"f1", "exact_match"} and len(own["texts"]) == 5
 
 
 @needs_peft
