@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 
+from launcher.completion import add_completion
 from launcher.ranks.environment import share_processor
 from launcher.ranks.exit_codes import INTERRUPTED
 from launcher.ranks.stop import Stopped
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_completion(options)
     verbs = options.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name in VERBS:
         importlib.import_module(f"launcher.verbs.{name}").add(verbs)
