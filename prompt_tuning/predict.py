@@ -123,9 +123,11 @@ class AttachedPrompts:
         return self.predict_located([(f"row {i}", dict(row)) for i, row in enumerate(rows, 1)], choice)
 
     def generate(
-        self, texts: Sequence[str], prompts: int | Sequence[int] = 0, streamer: Any = None, **settings: Any
+        self, texts: Sequence[Any], prompts: int | Sequence[int] = 0, streamer: Any = None, **settings: Any
     ) -> list[str]:
         """What the language model writes behind each text; ``prompts``: which prompt it stands behind.
+
+        A prompt that was trained on conversations takes them too: lists of messages, each with ``role`` and ``content``.
 
         ``settings`` are those of the run file's section `decode`, such as ``num_beams=4``; what is not given is as the first of
         the prompts was trained. ``streamer``: of transformers, for one text. Raises :class:`UserError`.
@@ -148,7 +150,7 @@ class AttachedPrompts:
             )
         return [own.text for own in self.written(sources, decode, first.encoding.max_target_length, streamer=streamer)]
 
-    def sources(self, prompt: int, texts: Sequence[str]) -> list[Source]:
+    def sources(self, prompt: int, texts: Sequence[Any]) -> list[Source]:
         """Texts, tokenised, behind which a prompt is to write. Raises :class:`UserError`."""
         self._check_writes(prompt)
         task, most = self.tasks[prompt], self.prompts[prompt].encoding.max_length

@@ -24,7 +24,7 @@ from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.prompt.export import name_of
 from prompt_tuning.serve.batcher import Batcher, Job
 from prompt_tuning.serve.bounds import Limits
-from prompt_tuning.serve.completions import model_card, read_completion
+from prompt_tuning.serve.completions import Asked, Completion, Conversation, model_card, read_asked
 from prompt_tuning.serve.guard import PATHS, Guard, Meters
 from prompt_tuning.serve.limits import (
     Keys,
@@ -71,7 +71,7 @@ class Service:
         self.meters.watch("prompts", "Prompts that are served.", lambda: len(self.store.places))
         self.meters.watch("prompts_held", "Prompts whose tensors are on the device.", lambda: shelf.num_held)
         self.meters.watch("prompt_bytes", "What the tensors of prompts take there.", lambda: shelf.bytes)
-        routes = {
+        routes: dict[tuple[str, str], Handler] = {
             ("/predict", "POST"): self.predict,
             ("/generate", "POST"): self.generate,
             ("/prompts", "GET"): self.list_prompts,
@@ -79,7 +79,8 @@ class Service:
             ("/prompts/{name}", "DELETE"): self.remove_prompt,
             ("/v1/models", "GET"): self.list_models,
             ("/v1/models/{name}", "GET"): self.show_model,
-            ("/v1/completions", "POST"): self.completions,
+            ("/v1/completions", "POST"): partial(self.completions, Completion),
+            ("/v1/chat/completions", "POST"): partial(self.completions, Conversation),
             ("/health", "GET"): self.health,
             ("/metrics", "GET"): self.metrics,
         }
@@ -119,17 +120,18 @@ class Service:
         self.meters.rows.inc(len(texts))
         return reply({"prompt": name, "texts": [text.text for _, text in written]})
 
-    async def completions(self, request: Request) -> Response:
-        """A text by OpenAI's protocol for completions."""
-        asked = read_completion(await read_json(request, self.limits))
-        check_count(len(asked.prompt), self.limits.rows, "texts")
+    async def completions(self, kind: type[Asked], request: Request) -> Response:
+        """Texts by OpenAI's protocol for completions, or a reply by that for chats."""
+        asked = read_asked(kind, await read_json(request, self.limits))
+        sources = asked.sources
+        check_count(len(sources), self.limits.rows, "texts")
         exported = self.store.find(asked.model)
         seed = secrets.randbits(31) if asked.seed is None else asked.seed
-        job = partial(self.work.generate, asked.model, asked.prompt, asked.settings(exported.decode), seed=seed)
+        job = partial(self.work.generate, asked.model, sources, asked.settings(exported.decode), seed=seed)
         if asked.stream:
-            return await self._stream(request, job, len(asked.prompt), asked.events())
+            return await self._stream(request, job, len(sources), asked.events())
         written = await self._done(job(), request)
-        self.meters.rows.inc(len(asked.prompt))
+        self.meters.rows.inc(len(sources))
         return reply(asked.answer(written))
 
     async def list_models(self, request: Request) -> Response:

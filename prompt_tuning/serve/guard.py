@@ -12,7 +12,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from prompt_tuning.serve.bounds import Limits
 from prompt_tuning.serve.limits import Keys, Refusal, refused
 
-PATHS = ("/predict", "/generate", "/prompts", "/v1/models", "/v1/completions", "/health", "/metrics")
+PATHS = (
+    "/predict",
+    "/generate",
+    "/prompts",
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/health",
+    "/metrics",
+)
 _POWERS = tuple(4.0**i for i in range(9))
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, math.inf)
 

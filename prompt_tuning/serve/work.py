@@ -15,7 +15,6 @@ from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.serve.store import Store
 from prompt_tuning.serve.stream import Streamer
 from prompt_tuning.settings.decode import DecodeSection
-from prompt_tuning.tokens.rows import checked_text
 
 ROWS_BETWEEN = 1000
 """Memory is given back to the system after so many rows, as `predict` does."""
@@ -91,8 +90,6 @@ class Work:
                 raise Refusal(
                     400, f"prompt {name!r} answers {self.model.tasks[place].kind} and writes no texts; use /predict"
                 )
-            for i, text in enumerate(texts, 1):
-                checked_text(f"text {i}", text)
             sources = self.model.sources(place, texts)
             lengths = [len(tokens) for _, tokens in sources]
             check_positions(self.model.backbone, exported.prompt, max(lengths, default=0), most)

@@ -32,6 +32,14 @@ def replies(column: str) -> Callable[[Row], Iterator[Row]]:
     return expand
 
 
+def conversation(messages: Any) -> str:
+    """Messages that are to be answered, as a row of such a task has them. Raises :class:`ValueError`."""
+    found = [_message(place, own) for place, own in enumerate(_listed("messages", messages), 1)]
+    if found[-1]["role"] == "assistant":
+        raise ValueError("the last message is the assistant's, and there is nothing to answer")
+    return json.dumps(found, ensure_ascii=False)
+
+
 def _listed(column: str, value: Any) -> list[Any]:
     """A list of messages, which some formats keep as JSON text."""
     if isinstance(value, str):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.tasks.chat import conversation
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.arrays import ends_of
 from prompt_tuning.tokens.chat import conversation_tokens, one_message
 from prompt_tuning.tokens.features import NO_TAG, Remarks
 from prompt_tuning.tokens.recipe import Recipe
+from prompt_tuning.tokens.rows import checked_text
 from prompt_tuning.tokens.tokenise import word_lead
 
 
@@ -53,9 +55,21 @@ def line_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return found
 
 
-def as_sources(task: Task, texts: Sequence[str]) -> list[str]:
-    """Texts of people as a task's sources: of a task of conversations, the first message of each."""
-    return [one_message(text) if task.is_chat else text for text in texts]
+def as_sources(task: Task, texts: Sequence[Any]) -> list[str]:
+    """Texts of people as a task's sources: of a task of conversations, the first message of each, or all messages, a list of objects
+    with `role` and `content`. Raises :class:`UserError`."""
+    return [_as_source(task, f"text {place}", text) for place, text in enumerate(texts, 1)]
+
+
+def _as_source(task: Task, where: str, text: Any) -> str:
+    if not isinstance(text, list):
+        return one_message(checked_text(where, text)) if task.is_chat else checked_text(where, text)
+    if not task.is_chat:
+        raise UserError(f"{where}: the prompt was trained on texts, and not on conversations; give a text")
+    try:
+        return checked_text(where, conversation(text))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def source_tokens(

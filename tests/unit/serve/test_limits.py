@@ -244,7 +244,8 @@ VALUES = [
 ]  # fmt: skip
 KEYS = ["prompt", "rows", "text", "words", "question", "context", "premise", "choice1", "choice2", "label", "texts", "source",
         "settings", "stream", "folder", "name", "max_new_tokens", "num_beams", "stop", "temperature", "sample", "\ud83d", "model", "seed",
-        "top_p", "max_tokens", "logprobs", "stream_options", "n", "echo"]  # fmt: skip
+        "top_p", "max_tokens", "logprobs", "stream_options", "n", "echo", "messages", "role", "content", "type",
+        "max_completion_tokens"]  # fmt: skip
 
 
 def some_value(chance, depth=0):
@@ -258,7 +259,10 @@ def some_value(chance, depth=0):
 
 def some_request(chance, names):
     """A request that is right but for one or two places."""
-    path, method = chance.choice(["/predict", "/predict", "/generate", "/prompts", "/v1/completions"]), "POST"
+    path, method = (
+        chance.choice(["/predict", "/predict", "/generate", "/prompts", "/v1/completions", "/v1/chat/completions"]),
+        "POST",
+    )
     if chance.random() < 0.05:
         return "DELETE", f"/prompts/{chance.choice(['%00', '..', '%2e%2e%2f', 'no', 'x' * 300, '%F0%9F'])}", None
     row = {key: chance.choice([*VALUES, "w1 w2", ["w1"]]) for key in chance.sample(KEYS[2:12], chance.randint(1, 6))}
@@ -267,6 +271,11 @@ def some_request(chance, names):
         "/predict": {"prompt": chance.choice(names), "rows": rows},
         "/generate": {"prompt": chance.choice(names), "texts": ["w1"], "settings": {"max_new_tokens": 1}},
         "/v1/completions": {"model": chance.choice(names), "prompt": ["w1"], "max_tokens": 1},
+        "/v1/chat/completions": {
+            "model": chance.choice(names),
+            "messages": [{"role": "user", "content": "w1"}],
+            "max_tokens": 1,
+        },
         "/prompts": {"folder": chance.choice(["no", "..", "/etc", "a/../..", "x" * 5000, "\0"]), "name": "n"},
     }[path]
     if chance.random() < 0.6:
