@@ -143,7 +143,7 @@ def _answers(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
 
 
 def _targets(advice: Advice, task: Task, splits: Mapping[str, Split]) -> None:
-    values = [row.get(task.label_column) for _, row in splits["train"].rows]
+    values = [row.get(task.label_column) for _, row in own_rows(task, splits["train"].rows)]
     firsts = [value[0] if isinstance(value, list) and value else value for value in values]
     words = statistics.fmean([len(value.split()) for value in firsts if isinstance(value, str)] or [0.0])
     said = f"targets have {words:.0f} words on average"

@@ -54,7 +54,9 @@ def choose_lengths(
         room -= 0 if described.has_encoder else target
     longest = max(int(own.texts.max()) for own in sizes.values())
     cap = LONGEST_WINDOW if task.kind == "span" else LONGEST
-    what = "questions with contexts" if task.kind == "span" else "sources" if task.is_written else "texts"
+    what = "questions with contexts" if task.kind == "span" else "texts"
+    if task.is_written:
+        what = "conversations" if task.is_chat else "sources"
     length = _kept(advice, "data.max_length", what, longest, min(cap, room), limit if room < cap else "")
     if task.kind != "span":
         _say_cut(advice, what, {name: (own.texts, own.are_all) for name, own in sizes.items()}, length)
@@ -112,8 +114,9 @@ def _say_cut(advice: Advice, what: str, sizes: Mapping[str, tuple[np.ndarray, bo
         cut = int((own > kept).sum())
         if cut:
             measured = "" if are_all else " that were measured"
+            lost = "their oldest messages are" if what == "conversations" else "their ends are"
             advice.notes.append(
-                f"{name}: {cut} of {len(own)} {what}{measured} are longer than {kept} tokens, and their ends are cut"
+                f"{name}: {cut} of {len(own)} {what}{measured} are longer than {kept} tokens, and {lost} cut"
             )
 
 

@@ -38,6 +38,7 @@ OF_COLUMNS = (
     "choices",
     "words",
     "tags",
+    "messages",
 )
 """Settings of tasks that name columns."""
 

@@ -33,7 +33,7 @@ def recognise(columns: Columns, given: Json, where: str) -> Recognised:
         for name in (value if isinstance(value, list) else [value]) if key in OF_COLUMNS else ():
             if name not in columns:
                 raise UserError(f"{where}: no column {show(name)}, as task.{key} names it; {columns_there(columns)}")
-    readers = {"tagging": _tagging, "span": _span, "choice": _choice, "generation": _generation}
+    readers = {"tagging": _tagging, "span": _span, "choice": _choice, "generation": _written}
     kind = given.get("kind")
     if kind is not None:
         found = readers[kind](columns, given) if kind in readers else labelled(columns, given, where)
@@ -44,15 +44,20 @@ def recognise(columns: Columns, given: Json, where: str) -> Recognised:
         found = readers[name](columns, given)
         if found is not None:
             return _with_unused(found, columns)
-    written = None if {"text", "label"} & set(given) else _generation(columns, given)
+    written = None if {"text", "label"} & set(given) else _written(columns, given)
     if written is None:
         return _with_unused(labelled(columns, given, where), columns)
-    answer = columns[written.task["target"]]
-    if {"source", "target"} & set(given) or not (_label_by_name(columns, answer.name) or answer.repeats):
+    read, answer = (
+        columns[written.task[key]] for key in (("messages",) * 2 if _is_chat(written) else ("source", "target"))
+    )
+    has_labels = _label_by_name(columns, answer.name) or answer.repeats
+    if {"source", "target", "messages"} & set(given) or not has_labels:
         return _with_unused(written, columns)
+    what = f"columns {show(read.name)} and {show(answer.name)} could be texts and what is to be written behind them"
+    if _is_chat(written):
+        what = f"column {show(read.name)} could be conversations whose replies are to be written"
     raise UserError(
-        f"{where}: columns {show(written.task['source'])} and {show(answer.name)} could be texts and what is to be written"
-        " behind them, and there are labels too or answers that repeat; say which with --kind generation, classification or"
+        f"{where}: {what}, and there are labels too or answers that repeat; say which with --kind generation, classification or"
         " regression"
     )
 
@@ -64,8 +69,8 @@ _WANTED = {
     " them with --set task.question=COLUMN, task.context=COLUMN and task.answers=COLUMN",
     "choice": "kind choice needs a text, choices (columns choice1, choice2, ... or one list) and a label; name them with --set"
     ' task.text=COLUMN, --set \'task.choices=["a", "b"]\' and --set task.label=COLUMN',
-    "generation": "kind generation needs a column of texts and one of what is written behind them; name them with --set"
-    " task.source=COLUMN and --set task.target=COLUMN",
+    "generation": "kind generation needs a column of texts and one of what is written behind them, or one of chat messages; name"
+    " them with --set task.source=COLUMN and --set task.target=COLUMN, or --set task.messages=COLUMN",
 }
 
 
@@ -142,6 +147,34 @@ def _is_list_of_choices(column: Column) -> bool:
 
 def _num_choices(value: Any) -> int:
     return len(value["text"] if isinstance(value, dict) else value)
+
+
+def _is_chat(found: Recognised) -> bool:
+    return "messages" in found.task
+
+
+def _written(columns: Columns, given: Json) -> Recognised | None:
+    """Texts behind texts, or replies in conversations."""
+    return (None if {"source", "target"} & set(given) else _chat(columns, given)) or _generation(columns, given)
+
+
+def _chat(columns: Columns, given: Json) -> Recognised | None:
+    def are(column: Column, *keys: str) -> bool:
+        turns = [value for value in column.filled if isinstance(value, list) and value]
+        return bool(turns) and all(isinstance(own, dict) and set(keys) <= set(own) for value in turns for own in value)
+
+    name = given.get("messages") or next((name for name, own in columns.items() if are(own, "role", "content")), None)
+    other = next((name for name, own in columns.items() if are(own, "from", "value")), None)
+    if name is None and other is not None:
+        raise UserError(
+            f"column {show(other)} holds turns with `from` and `value`; write messages with `role` (system, user, assistant) and"
+            " `content`"
+        )
+    if name is None:
+        return None
+    return Recognised(
+        {"kind": "generation", "messages": name}, f"`{name}` holds chat messages, whose replies are written"
+    )
 
 
 def _generation(columns: Columns, given: Json) -> Recognised | None:

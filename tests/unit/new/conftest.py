@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from launcher import cli
 from tests.support.generation import make_writer
@@ -21,7 +22,11 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
-    return make_writer(tmp_path_factory.mktemp("decoder"), "llama", attention_bias=False)
+    folder = make_writer(tmp_path_factory.mktemp("decoder"), "llama", attention_bias=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

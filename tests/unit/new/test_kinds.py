@@ -37,6 +37,14 @@ def listed_choices(folder):
     write_jsonl(folder / "train.jsonl", rows)
 
 
+def chats(folder):
+    turns = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": f"w{i} w2"}]
+        for i, text in enumerate(TEXTS)
+    ]
+    write_jsonl(folder / "train.jsonl", [{"id": i, "messages": own * (1 + i % 2)} for i, own in enumerate(turns)])
+
+
 KINDS = {
     "classification": (make_texts, {"text": "text", "label": "label", "metric": "accuracy"}),
     "regression": (lambda folder: make_values(folder, {"train": 40, "dev": 6}), {"text": "text", "label": "label", "metric": "pearson"}),
@@ -47,6 +55,7 @@ KINDS = {
     "span": (make_questions, {"question": "question", "context": "context", "answers": "answers", "has_null": True}),
     "span (SQuAD)": (squad, {"has_null": False}),
     "generation": (make_passages, {"source": "source", "target": "target", "metrics": ["f1", "exact_match"]}),
+    "generation (chats)": (chats, {"messages": "messages", "metrics": ["exact_match", "f1"]}),
 }  # fmt: skip
 
 

@@ -107,3 +107,15 @@ def test_brackets_of_roles_are_no_tags(new, data):
 def test_lists_of_numbers_are_no_tags(new, tmp_path):
     write_jsonl(tmp_path / "data" / "train.jsonl", [{"tokens": ["w1", "w2"], "ner_tags": [0, 1]}] * 9)
     assert '"ner_tags" holds lists of numbers; write the names of the tags' in new()[1]
+
+
+def test_turns_of_another_shape_and_chats_with_labels_are_asked_about(new, tmp_path, decoder):
+    turns = [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]
+    write_jsonl(tmp_path / "data" / "train.jsonl", [{"conversations": turns}] * 9)
+    assert "write messages with `role` (system, user, assistant)" in new(backbone=decoder)[1]
+    said = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    write_jsonl(
+        tmp_path / "data" / "train.jsonl", [{"messages": said, "label": "ab"[i % 2], "text": "w1"} for i in range(9)]
+    )
+    assert 'column "messages" could be conversations' in new(backbone=decoder)[1]
+    assert new(tmp_path / "data", "--kind", "generation", backbone=decoder)[0]["task"]["messages"] == "messages"
