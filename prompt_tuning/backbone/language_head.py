@@ -7,12 +7,12 @@ The target of a generation task is scored as a single candidate.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from model_parallel.apply import Cut, share_output
@@ -55,12 +55,7 @@ class LanguageHead(nn.Module):
         (language_model,) = self._language_model
         assert language_model is not None and rows.tags is not None and rows.asked is not None
         asked, wanted = rows.asked, rows.tags[rows.asked]
-        if rows.teacher is None:
-            chosen = log_probabilities(language_model, hidden[asked], wanted)
-        else:
-            several = torch.cat([wanted[:, None], rows.teacher.tokens.clamp_min(0)], 1)
-            found = log_probabilities(language_model, hidden[asked], several)
-            chosen = torch.stack([found[:, 0], agreement(found, rows.teacher)], 1)
+        chosen = log_probabilities(language_model, hidden[asked], wanted, rows.teacher)
         return chosen.new_zeros(len(rows.lengths), *chosen.shape[1:]).index_add(0, rows.row_of_token[asked], chosen)
 
 
@@ -68,26 +63,60 @@ LOGITS_AT_ONCE = 1 << 25
 """Numbers of a chunk of logits: what the largest vocabularies take for a hundred tokens."""
 
 
-def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor) -> Tensor:
-    """Natural logarithm of the probability of each wanted token [a] or, several in each place, [a, k], int64, from hidden states
-    [a, H]; differentiable in them.
+def log_probabilities(head: nn.Module, hidden: Tensor, wanted: Tensor, teacher: Teacher | None = None) -> Tensor:
+    """Natural logarithm of the probability of each wanted token [a], int64, from hidden states [a, H]; with a teacher [a, 2], behind it
+    how well each place agrees with its own, see :func:`agreement`.
 
-    Logits [a, vocabulary] never exist whole: they are made chunk by chunk, and again in the backward, and over tensor ranks
-    each has those of its part of the vocabulary. float32, or float64 where the head is.
+    Differentiable in the hidden states, of two columns the last. Logits [a, vocabulary] never exist whole: they are made chunk by
+    chunk, once, and over tensor ranks each has those of its part of the vocabulary. float32, or float64 where the head is.
     """
     output, (chunk, dtype) = shared_output(head), _chunks(head)
 
-    def score(states: Tensor, tokens: Tensor) -> Tensor:
+    def score(states: Tensor, tokens: Tensor, *taught: Tensor) -> Tensor:
         logits = _logits(head, states, dtype)
+        if taught:
+            tokens = torch.cat([tokens[:, None], taught[0].clamp_min(0)], 1)
         if output is not None:
-            return output.log_probabilities(logits, tokens)
-        if tokens.dim() == 2:
-            chosen: Tensor = logits.gather(1, tokens) - logits.logsumexp(1, keepdim=True)
-            return chosen
-        return -nn.functional.cross_entropy(logits, tokens, reduction="none")
+            found = output.log_probabilities(logits, tokens)
+        elif taught:
+            found = logits.gather(1, tokens) - logits.logsumexp(1, keepdim=True)
+        else:
+            found = -nn.functional.cross_entropy(logits, tokens, reduction="none")
+        return torch.stack([found[:, 0], agreement(found, Teacher(*taught))], 1) if taught else found
 
-    pairs = zip(hidden.split(chunk), wanted.split(chunk), strict=True)
-    return torch.cat([checkpoint(score, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
+    given = (wanted,) if teacher is None else (wanted, teacher.tokens, teacher.log_probabilities)
+    pieces = list(zip(*(own.split(chunk) for own in given), strict=True))
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        found: Tensor = _Sloped.apply(hidden, chunk, score, pieces)
+        return found
+    return torch.cat([score(states, *piece) for states, piece in zip(hidden.split(chunk), pieces, strict=True)])
+
+
+class _Sloped(torch.autograd.Function):
+    """Scores of places, and with each chunk of them their slopes in the hidden states [a, H]: all that the backward needs, for what a
+    place scores depends on its own states alone. So no logits are kept, or made again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, chunk: int, score: Callable[..., Tensor], pieces: list[Any]) -> Tensor:
+        scores, slopes = [], []
+        for states, piece in zip(hidden.split(chunk), pieces, strict=True):
+            with torch.enable_grad():
+                own = states.detach().requires_grad_()
+                found = score(own, *piece)
+                slopes += torch.autograd.grad(_last(found).sum(), own)
+            scores.append(found.detach())
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(scores)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * _last(upstream[0])[:, None]).to(slopes.dtype), None, None, None
+
+
+def _last(found: Tensor) -> Tensor:
+    """[a] of [a], or the last of [a, n]."""
+    return found if found.dim() == 1 else found[:, -1]
 
 
 def likeliest(head: nn.Module, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,8 @@ class Span:
     """Its tokens that have a label, among those of all members."""
     longest: int
     """Text tokens of its longest row."""
+    is_taught: bool
+    """Whether its rows have teachers (:class:`Teacher`)."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Batch:
             tags,
             asked,
             span.longest,
-            _each(self.teacher, lambda tensor: tensor[span.asked]),
+            _each(self.teacher, lambda tensor: tensor[span.asked]) if span.is_taught else None,
         )
 
     def to(self, device: torch.device) -> Batch:

@@ -73,7 +73,8 @@ def lay_out(pool: Pool, items: Items, pad_token: int, device: torch.device) -> B
     reading = None if (reads == ALL).any() else np.sort(np.where(reads == FIRST, first, first + lengths - 1))
     asked = np.zeros(0, np.int64) if tags is None else np.flatnonzero(tags >= 0)
     teacher = _teacher(pool, row_members, row_examples, np.bincount(row_of_token[asked], minlength=len(lengths)))
-    spans = _spans(member_of_example, member_of_row, lengths, asked, len(members))
+    is_taught = [pool.sources[source].has_teacher for source in pool.source_of[members]]
+    spans = _spans(member_of_example, member_of_row, lengths, asked, is_taught)
     asked -= np.repeat([span.tokens.start for span in spans], [span.asked.stop - span.asked.start for span in spans])
     own_row = row_of_token - np.array([span.rows.start for span in spans])[member_of_row[row_of_token]]
     return Batch(
@@ -127,16 +128,17 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _spans(
-    examples: np.ndarray, rows: np.ndarray, lengths: np.ndarray, asked: np.ndarray, count: int
+    examples: np.ndarray, rows: np.ndarray, lengths: np.ndarray, asked: np.ndarray, is_taught: list[bool]
 ) -> tuple[Span, ...]:
     """Each member's part, given the sorted members of examples and rows, and the tokens that have a label."""
-    example_ends, row_ends = (np.searchsorted(x, np.arange(count), side="right").tolist() for x in (examples, rows))
+    own = np.arange(len(is_taught))
+    example_ends, row_ends = (np.searchsorted(x, own, side="right").tolist() for x in (examples, rows))
     token_ends = np.cumsum(lengths)
     spans, example, row, token, label = [], 0, 0, 0, 0
-    for example_end, row_end in zip(example_ends, row_ends, strict=True):
+    for example_end, row_end, taught in zip(example_ends, row_ends, is_taught, strict=True):
         token_end, longest = int(token_ends[row_end - 1]), int(lengths[row:row_end].max())
         label_end = int(np.searchsorted(asked, token_end))
         texts, labels = slice(token, token_end), slice(label, label_end)
-        spans.append(Span(slice(example, example_end), slice(row, row_end), texts, labels, longest))
+        spans.append(Span(slice(example, example_end), slice(row, row_end), texts, labels, longest, taught))
         example, row, token, label = example_end, row_end, token_end, label_end
     return tuple(spans)

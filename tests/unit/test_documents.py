@@ -23,7 +23,7 @@ from tests.support.documents import (
 )
 from tests.support.fleets import assert_same_course, follow, open_fleet
 from tests.support.generation import stock_logits
-from tests.support.tiny import write_jsonl
+from tests.support.tiny import make_copa, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_places_without_teacher_count_their_own_token():
 
 
 def test_a_document_beside_others_is_itself_alone(place, tmp_path):
-    """Documents, and a task of another kind, whose rows have no teacher."""
+    """Documents, and tasks of other kinds, whose rows have no teacher."""
     other = make_document(tmp_path / "other.txt", seed=9, paragraphs=1)
     make_questions(tmp_path / "data", seed=2, count=3)
     write_jsonl(tmp_path / "data/train.jsonl", taught_rows(open_backbone(place / "backbone"), other, 7, 5))
@@ -121,10 +121,16 @@ def test_a_document_beside_others_is_itself_alone(place, tmp_path):
             "decode": {"stop": []},
             "train": {"seed": 4},
         },
+        {
+            "name": "cloze",
+            "task": "copa",
+            "data": {"path": str(make_copa(tmp_path / "copa")), "template": "cloze"},
+            "decode": {"stop": []},
+        },
     ]
     raw = document_run(place / "backbone", place / "data", place / "document.txt", fleet={"members": members})
     together = follow(open_fleet(raw))
-    for name in ("one", "two", "plain"):
+    for name in ("one", "two", "plain", "cloze"):
         assert_same_course(together, follow(open_fleet(raw, only=name)), "float64", [name])
     assert together.losses["one"][-1] < together.losses["one"][0]
 
