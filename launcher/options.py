@@ -33,7 +33,12 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:
     """The options that name a prompt and its backbone."""
-    parser.add_argument("--prompt", required=True, metavar="DIR", help="exported prompt (a folder with prompt.json)")
+    parser.add_argument(
+        "--prompt",
+        required=True,
+        metavar="DIR",
+        help="exported prompt: a folder with prompt.json, or a hub id, owner/name[@revision]",
+    )
     parser.add_argument(
         "--backbone", metavar="PATH", help="the prompt's backbone, where it is not at its recorded path"
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from model_parallel.grid import Grid, local_device
 from prompt_tuning.backbone.find import find_folder
@@ -24,10 +23,9 @@ from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.forward.write import Source, Text, sources_of, write, write_texts
 from prompt_tuning.kinds import Kind, find_kind
 from prompt_tuning.kinds.generation import written
-from prompt_tuning.messages import sentences
-from prompt_tuning.prompt.export import ExportedPrompt
+from prompt_tuning.prompt.export import ExportedPrompt, load_prompt
 from prompt_tuning.prompt.lora import put_lora
-from prompt_tuning.settings.decode import DecodeSection
+from prompt_tuning.settings.decode import DecodeSection, checked_settings
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.tasks.types import Task
 from prompt_tuning.tokens.continuation import as_sources, source_tokens
@@ -43,16 +41,6 @@ def prediction_rows(task: Task, where: str, raw: Row) -> list[LocatedRow]:
         check_columns(task, where, row)
         found.append((where, Example({key: value for key, value in row.items() if key != task.label_column})))
     return found
-
-
-def checked_settings(decode: DecodeSection, changes: dict[str, Any]) -> DecodeSection:
-    """Settings of writing with some changed. Raises :class:`UserError`."""
-    try:
-        return DecodeSection.model_validate({**decode.model_dump(), **changes})
-    except ValidationError as error:
-        raise UserError(
-            "; ".join(f"{place}: {text}".lstrip(": ") for place, text in sentences(error, DecodeSection, ()))
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -121,6 +109,17 @@ class AttachedPrompts:
         if not len(rows):
             return []
         return self.predict_located([(f"row {i}", dict(row)) for i, row in enumerate(rows, 1)], choice)
+
+    def __call__(self, texts: str | Sequence[str]) -> list[dict[str, Any]]:
+        """The first prompt's answers in the shape of transformers' text-classification pipeline. Raises :class:`UserError`."""
+        task = self.tasks[0]
+        if task.kind != "classification" or len(task.columns) != 1:
+            instead = "generate" if task.is_written else f"predict, with {', '.join(task.columns)}"
+            raise UserError(
+                f"prompt 0 answers {task.name!r}, of kind {task.kind}, and no text with a class; use {instead}"
+            )
+        answers = self.predict([{task.columns[0]: text} for text in ([texts] if isinstance(texts, str) else texts)])
+        return [{"label": own["label"], "score": own["probabilities"][own["label"]]} for own in answers]
 
     def generate(
         self, texts: Sequence[Any], prompts: int | Sequence[int] = 0, streamer: Any = None, **settings: Any
@@ -267,15 +266,16 @@ def _not_shared(exported: ExportedPrompt) -> UserError:
 
 
 def attach(
-    prompts: ExportedPrompt | Sequence[ExportedPrompt],
+    prompts: ExportedPrompt | str | Sequence[ExportedPrompt | str],
     backbone: Backbone | str | None = None,
     device: str | None = None,
 ) -> AttachedPrompts:
     """Load the backbone that the prompts name (or take another path to it) and put the prompts on it.
 
-    Raises :class:`UserError` if the prompts belong to different backbones or to another one than given.
+    A text is what :func:`load_prompt` takes. Raises :class:`UserError` if they belong to different backbones or another than given.
     """
-    several = [prompts] if isinstance(prompts, ExportedPrompt) else list(prompts)
+    given = [prompts] if isinstance(prompts, (ExportedPrompt, str)) else prompts
+    several = [load_prompt(own) if isinstance(own, str) else own for own in given]
     if not several:
         raise UserError("no prompt to attach; give at least one")
     lora = [exported for exported in several if exported.prompt.lora is not None]

@@ -21,7 +21,9 @@ def add(verbs: Any) -> None:
         "export", help="write the best prompts of a run, finished or not, from its newest checkpoint"
     )
     verb.add_argument(
-        "run", metavar="RUN", help="run folder, for example runs/quickstart (or, with --format, a prompt folder)"
+        "run",
+        metavar="RUN",
+        help="run folder, for example runs/quickstart (or, with --format, a prompt's folder or hub id)",
     )
     verb.add_argument("--member", action="append", help="only this member (repeatable)")
     verb.add_argument(
@@ -53,14 +55,16 @@ def run(options: argparse.Namespace) -> int:
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.prompt.export import load_prompt
     from prompt_tuning.prompt.formats import formats, written_formats
+    from prompt_tuning.prompt.hub import local_copy
 
     if options.format not in written_formats():
         known = ", ".join([*written_formats(), "onnx"])
         raise UserError(f"--format {options.format}: not written; choose {known}")
     write, output = formats()[options.format].write, Path(options.output)
     quiet_libraries()
-    if (Path(options.run) / "prompt.json").is_file():
-        write(output, load_prompt(options.run))
+    given = local_copy(options.run)
+    if (given / "prompt.json").is_file():
+        write(output, load_prompt(given))
         print(output)
         return 0
     with tempfile.TemporaryDirectory() as folder:
@@ -88,9 +92,10 @@ def _onnx(options: argparse.Namespace) -> int:
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.onnx.write import write_onnx
     from prompt_tuning.prompt.export import load_prompt, name_of
+    from prompt_tuning.prompt.hub import local_copy
 
     quiet_libraries()
-    given = Path(options.run)
+    given = local_copy(options.run)
     with tempfile.TemporaryDirectory() as folder:
         is_prompt = (given / "prompt.json").is_file()
         found = {name_of(given.resolve()): load_prompt(given)} if is_prompt else _members(options, folder)

@@ -17,7 +17,12 @@ def add(verbs: Any) -> None:
         description="Write one prompt that holds the keys and values of several, in the order given, for questions about any of"
         " their documents. They must belong to one backbone.",
     )
-    verb.add_argument("prompts", nargs="+", metavar="PROMPT", help="exported prompts of kind 'document' (two or more)")
+    verb.add_argument(
+        "prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help="exported prompts of kind 'document' (two or more): folders or hub ids",
+    )
     verb.add_argument("--output", required=True, metavar="DIR", help="folder that becomes the joined prompt")
     verb.set_defaults(call=run)
 

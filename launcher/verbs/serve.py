@@ -29,8 +29,7 @@ def add(verbs: Any) -> None:
         "folders",
         nargs="+",
         metavar="DIR",
-        type=Path,
-        help="a prompt's folder, or one with prompts below it, such as a run's",
+        help="a prompt's folder, or one with prompts below it, such as a run's; or a prompt's hub id, owner/name[@revision]",
     )
     verb.add_argument("--backbone", metavar="PATH", help="the prompts' backbone, where it is not at its recorded path")
     verb.add_argument(
@@ -81,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("`serve` needs extra packages: pip install 'promptfleet[serve]'") from None
     from launcher.ranks.environment import quiet_libraries
     from prompt_tuning.predict import attach
+    from prompt_tuning.prompt.hub import local_copy
     from prompt_tuning.serve.app import Service
     from prompt_tuning.serve.limits import Keys
     from prompt_tuning.serve.shelf import open_prompts
@@ -89,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
     keys = Keys(read_keys(options.api_keys))
     memory = quantity(options.prompt_memory, "prompt_memory")
     prompt_bytes = None if memory is None else int(memory)
-    found = find_prompts(options.folders)
+    folders = [local_copy(given) for given in options.folders]  # here alone: clients name no hub ids
+    found = find_prompts(folders)
     listener = bind(options.host, options.port)
     quiet_libraries()
     model = attach(open_prompts(found, prompt_bytes), options.backbone)
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         stop_seconds=options.stop_timeout,
         prompt_bytes=prompt_bytes,
     )
-    service = Service(model, list(found), options.folders, limits, keys)
+    service = Service(model, list(found), folders, limits, keys)
     host, port = listener.getsockname()[:2]
     if not host.startswith("127.") and host != "::1" and not keys:
         print(f"warning: {host} may be reached from other machines, and no API keys are asked for", file=sys.stderr)

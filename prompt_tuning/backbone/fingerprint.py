@@ -61,15 +61,15 @@ class Identity:
         """
         if isinstance(recorded, str):
             return None if recorded == self.sampled else "other weights or sizes"
-        if not isinstance(recorded, Mapping) or not {"weights", "config", "tokenizer"} <= set(recorded):
+        if not isinstance(recorded, Mapping) or not isinstance(recorded.get("config"), Mapping):
             return "a record that this version cannot read"
-        if recorded["weights"] != self.weights:
+        if recorded.get("weights") != self.weights:
             return "other weights"
         for name in sorted({*recorded["config"], *self.config}):
             there, here = recorded["config"].get(name, "the default"), self.config.get(name, "the default")
             if there != here:
                 return f"the same weights, but another config.json ({name}: {there!r} there, {here!r} here)"
-        return None if recorded["tokenizer"] == self.tokenizer else "the same weights, but another tokenizer"
+        return None if recorded.get("tokenizer") == self.tokenizer else "the same weights, but another tokenizer"
 
 
 def identify(stored: dict[str, StoredTensor], config: Any, tokenizer: PreTrainedTokenizerBase) -> Identity:

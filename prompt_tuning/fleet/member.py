@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model_parallel import rng
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.kinds import Kind, find_kind
-from prompt_tuning.prompt.export import describe_prompt
+from prompt_tuning.prompt.manifest import describe_prompt
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.run import MemberSpec
 from prompt_tuning.tasks.types import Task

@@ -24,7 +24,9 @@ from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.errors import UserError, reason
 from prompt_tuning.prompt.beside import Beside
 from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.hub import NAMES, local_copy, published, repository_of
 from prompt_tuning.prompt.lora import read_lora
+from prompt_tuning.prompt.manifest import FORMATS, Manifest, check, digest, misfit, sealed
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.decode import DecodeSection
@@ -36,15 +38,14 @@ from prompt_tuning.tokens.recipe import Encoding
 
 logger = logging.getLogger(__name__)
 
-FORMATS = (2, 3)
-"""3: with deltas of the backbone's vectors (`train.also`), which a reader of format 2 would pass over."""
-Manifest = dict[str, Any]
-NAMES = ("prompt.json", "prompt.safetensors")
 _AGAIN = "export the prompt again, with `promptfleet export` or by its run"
 
 
 def name_of(folder: Path) -> str:
-    """What the prompt in a folder is called."""
+    """What the prompt in a folder is called; in the hub's copy like its repository, without the owner."""
+    repository = repository_of(folder)
+    if repository is not None:
+        return repository.rpartition("/")[2]
     return folder.parent.name if folder.name == "prompt" else folder.name
 
 
@@ -84,8 +85,17 @@ class ExportedPrompt:
 
     @property
     def backbone_path(self) -> str:
-        """The backbone as the run file named it, or the model folder that method ``full`` wrote beside the prompt."""
-        path = self.manifest["backbone"]["path"]
+        """The backbone as the run file named it, or the model folder that method ``full`` wrote beside the prompt.
+
+        Raises :class:`UserError` where nobody knows: what is on the hub names no folder of its owner's machine.
+        """
+        recorded = self.manifest["backbone"]
+        path = recorded["path"]
+        if path is None:
+            raise UserError(
+                f"{self.folder}: the prompt does not say where its backbone is ({recorded['model_type']}, fingerprint"
+                f" {recorded['fingerprint']}); give it by --backbone, or attach(..., backbone=)"
+            )
         return str(self.folder / path) if self.manifest["method"] == "full" else path
 
     def check_task(self) -> None:
@@ -107,9 +117,12 @@ class ExportedPrompt:
         other = backbone.identity.difference(recorded.get("identity", recorded["fingerprint"]))
         if other:
             raise UserError(
-                f"{self.folder}: the prompt was trained on {recorded['path']} ({recorded['model_type']}), and {backbone.path}"
+                f"{self.folder}: the prompt was trained on {recorded['path'] or 'another'} ({recorded['model_type']}), and {backbone.path}"
                 f" ({backbone.model.config.model_type}) is not that backbone: {other}; give its own (--backbone)"
             )
+        unfit = misfit(self.manifest, self.prompt, backbone)
+        if unfit is not None:
+            raise UserError(f"{self.folder}: the prompt does not fit the backbone that it names: {unfit}; {_AGAIN}")
         was = recorded.get("quantize")
         if was != backbone.quantize:
             logger.warning(
@@ -118,45 +131,6 @@ class ExportedPrompt:
                 was or "null",
                 backbone.quantize or "null",
             )
-
-
-def describe_prompt(
-    config: RunFile, task: Task, labels: tuple[str, ...], prompt: Prompt, backbone: Backbone
-) -> Manifest:
-    """All that prompt.json says of a member but its best evaluation and its tensors."""
-    shape = backbone.shape
-    return {
-        "format": FORMATS[prompt.beside is not None],
-        "method": config.method,
-        "task": config.task,
-        "task_version": task.version,
-        "labels": list(labels),
-        "template": task.template_name(config.data.template),
-        "max_length": config.data.max_length,
-        "stride": config.data.stride,
-        "length": prompt.length,
-        "positions": prompt.positions,
-        "layers": None if prompt.prefix is None or prompt.prefix.layers is None else list(prompt.prefix.layers),
-        "pooling": prompt.head.pooling,
-        "layout": "prefix: [layers, key/value, heads, tokens, head size]; inputs: [tokens, hidden]",
-        "shape": [shape.num_layers, shape.key_value_heads, shape.head_size, shape.hidden_size],
-        "backbone": {
-            "path": backbone.path,
-            "revision": config.backbone.revision,
-            "fingerprint": backbone.fingerprint,
-            "identity": backbone.identity.to_json(),
-            "model_type": backbone.model.config.model_type,
-            "dtype": config.backbone.dtype,
-            "quantize": config.backbone.quantize,
-            "attention": config.backbone.attention,
-        },
-        **({} if prompt.beside is None else {"also": prompt.beside.lengths}),
-        **(_of_writing(config) if config.is_written else {}),
-    }
-
-
-def _of_writing(config: RunFile) -> Manifest:
-    return {"max_target_length": config.data.max_target_length, "decode": config.decode.model_dump(mode="json")}
 
 
 def write_prompt(folder: Path, prompt: Prompt, description: Manifest, best: Manifest | None = None) -> None:
@@ -170,7 +144,7 @@ def write_prompt(folder: Path, prompt: Prompt, description: Manifest, best: Mani
     with new_folder(folder) as target:
         (target / "prompt.safetensors").write_bytes(save(tensors))
         manifest["sha256"] = sha256(target / "prompt.safetensors")
-        write_json(target / "prompt.json", {**manifest, "sha256_of_the_rest": _digest(manifest)})
+        write_json(target / "prompt.json", sealed(manifest))
 
 
 @torch.no_grad()
@@ -200,10 +174,6 @@ def rebuild_prompt(config: RunFile, description: Manifest, tensors: dict[str, Te
     return prompt
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 @torch.no_grad()
 def _tensors(prompt: Prompt) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {f"head.{name}": parameter for name, parameter in prompt.head.named_parameters()}
@@ -222,8 +192,11 @@ def _tensors(prompt: Prompt) -> dict[str, Tensor]:
 
 
 def load_prompt(folder: str | Path) -> ExportedPrompt:
-    """Read an exported prompt. Raises :class:`UserError` for a missing, damaged or foreign file."""
-    return _read(Path(folder), _whole)
+    """Read an exported prompt: its folder, or as a text ``owner/name`` or ``owner/name@revision`` of the Hugging Face hub.
+
+    A local folder of that name wins. Raises :class:`UserError` for a missing, damaged or foreign file.
+    """
+    return _read(local_copy(folder), _whole)
 
 
 def outline_prompt(folder: str | Path) -> ExportedPrompt:
@@ -256,14 +229,26 @@ def _read(folder: Path, tensors_of: Callable[[Path, str], dict[str, Tensor]]) ->
             known = " and ".join(map(str, FORMATS))
             raise UserError(f"{folder}: prompt format {manifest['format']}; this version reads {known}")
         declared = manifest.pop("sha256_of_the_rest")
-        if declared != _digest(manifest):
+        if declared != digest(manifest):
             raise UserError(f"{folder}: prompt.json is damaged or was edited (its checksum differs); {_AGAIN}")
         tensors = tensors_of(folder / "prompt.safetensors", manifest["sha256"])
+        _check(folder, manifest, tensors)
+        if repository_of(folder) is not None:
+            manifest = published(manifest)
         with next((tensor.device for tensor in tensors.values()), torch.device("cpu")):
             prompt = _build(manifest, tensors)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged ({reason(error)}); {_AGAIN}") from None
     return ExportedPrompt(folder, prompt.requires_grad_(False), manifest)
+
+
+def _check(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
+    try:
+        check(manifest, tensors)
+    except UserError as error:
+        raise UserError(f"{folder}: no run writes such a prompt.json ({error}); {_AGAIN}") from None
+    if manifest["method"] == "full" and repository_of(folder) is not None:
+        raise UserError(f"{folder}: method 'full' has a whole model beside its prompt, which is not taken from the hub")
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from prompt_tuning.backbone.attention import attention_name
 from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.backbone.fingerprint import identify
 from prompt_tuning.backbone.load import Backbone
-from prompt_tuning.prompt.export import Manifest
+from prompt_tuning.prompt.manifest import Manifest
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import new_folder
 

@@ -8,7 +8,8 @@ import torch
 
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.errors import UserError
-from prompt_tuning.prompt.export import ExportedPrompt, Manifest
+from prompt_tuning.prompt.export import ExportedPrompt
+from prompt_tuning.prompt.manifest import Manifest
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 

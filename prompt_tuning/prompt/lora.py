@@ -35,8 +35,12 @@ def start_lora(backbone: Backbone, seed: int) -> nn.ParameterDict:
 
 def put_lora(backbone: Backbone, trained: Mapping[str, Tensor]) -> None:
     """Put trained differences into a backbone. Raises :class:`UserError`."""
-    ranks = {tensor.shape[0] for name, tensor in trained.items() if name.endswith("/A")}
-    found = _inject(backbone, ranks.pop())
+    ranks = {tensor.shape[0] for name, tensor in trained.items() if name.endswith("/A") and tensor.ndim == 2}
+    found = _inject(backbone, ranks.pop() if len(ranks) == 1 else RANK)
+    if {n: p.shape for n, p in found.items()} != {n: t.shape for n, t in trained.items()}:
+        raise UserError(
+            "method 'lora': the differences are not of this backbone's layers; export the prompt again, by its run"
+        )
     with torch.no_grad():
         for name, parameter in found.items():
             parameter.copy_(trained[name])

@@ -10,6 +10,7 @@ from typing import Any
 from prompt_tuning.errors import UserError
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.prompt.export import ExportedPrompt, load_prompt, name_of
+from prompt_tuning.prompt.hub import repository_of
 from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.serve.shelf import Shelf, check_fits
 from prompt_tuning.tasks.types import WRITTEN
@@ -27,7 +28,8 @@ def find_prompts(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give a prompt's, or one with prompts in it, such as a run's")
-        own = sorted(path.parent for path in folder.rglob(_MANIFEST))
+        is_copy = repository_of(folder) is not None  # of what was asked for on the hub, and perhaps more
+        own = sorted(path.parent for path in folder.glob(_MANIFEST if is_copy else f"**/{_MANIFEST}"))
         if not own:
             raise UserError(
                 f"{folder}: no {_MANIFEST} in it or below; give a prompt's folder, or one with prompts in it"

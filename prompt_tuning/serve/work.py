@@ -8,13 +8,13 @@ from typing import Any
 
 from model_parallel.memory import give_back
 from prompt_tuning.forward.write import Source, Text, check_positions, text_of
-from prompt_tuning.predict import Question, checked_settings
+from prompt_tuning.predict import Question
 from prompt_tuning.serve.batcher import Job
 from prompt_tuning.serve.bounds import Limits
 from prompt_tuning.serve.limits import Refusal
 from prompt_tuning.serve.store import Store
 from prompt_tuning.serve.stream import Streamer
-from prompt_tuning.settings.decode import DecodeSection
+from prompt_tuning.settings.decode import DecodeSection, checked_settings
 
 ROWS_BETWEEN = 1000
 """Memory is given back to the system after so many rows, as `predict` does."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any
 
+from pydantic import Field, ValidationError, model_validator
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.messages import sentences
 from prompt_tuning.section import Section
 
 
@@ -33,3 +37,13 @@ class DecodeSection(Section):
         if "" in self.stop:
             raise ValueError("stop has an empty text, at which every text ends; remove it")
         return self
+
+
+def checked_settings(decode: DecodeSection, changes: dict[str, Any]) -> DecodeSection:
+    """Settings of writing with some changed. Raises :class:`UserError`."""
+    try:
+        return DecodeSection.model_validate({**decode.model_dump(), **changes})
+    except ValidationError as error:
+        raise UserError(
+            "; ".join(f"{place}: {text}".lstrip(": ") for place, text in sentences(error, DecodeSection, ()))
+        ) from None

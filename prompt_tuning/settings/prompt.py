@@ -11,12 +11,14 @@ from prompt_tuning.messages import show
 from prompt_tuning.section import Section
 from prompt_tuning.settings.start import Init, check_init
 
+Positions = Literal["after_prefix", "from_zero"]
+
 
 class PromptSection(Section):
     """What is put in front of the text."""
 
     length: int = Field(20, gt=0, le=65536, description="Prompt tokens P in front of every layer's attention.")
-    positions: Literal["after_prefix", "from_zero"] = Field(
+    positions: Positions = Field(
         "after_prefix", description="Position of the first text token: P (as the reference) or 0."
     )
     layers: list[int] | None = Field(
@@ -31,7 +33,9 @@ class PromptSection(Section):
         "normal",
         description="normal: N(0, 0.02); zero; data: the backbone's own keys and values of training text; or of a text below.",
     )
-    init_from: str | None = Field(None, min_length=1, description="Folder of an exported prompt to start from.")
+    init_from: str | None = Field(
+        None, min_length=1, description="Exported prompt to start from: its folder, or its hub id."
+    )
     frozen_tokens: int = Field(
         0,
         ge=0,

@@ -42,6 +42,9 @@ class Published(Section):
     source: str = Field(description="Where the number stands.")
 
 
+Method = Literal["deep_prompt", "shallow_prompt", "head", "lora", "full", "none"]
+
+
 class RunFile(Section):
     """One run: an experiment (what changes the numbers), where it is parallel, and where results go."""
 
@@ -60,7 +63,7 @@ class RunFile(Section):
         None, description="Published results of these settings; false: settings of our own.", json_schema_extra=PEOPLE
     )
     task: str | dict[str, Any] = Field(description="Name of a task, or an object with `kind` for one's own data.")
-    method: Literal["deep_prompt", "shallow_prompt", "head", "lora", "full", "none"] = Field(
+    method: Method = Field(
         "deep_prompt",
         description="What is trained: prefixes, input prompts, the head alone, LoRA (extra `lora`), the whole backbone; or none: the"
         " frozen language model is asked.",

@@ -18,7 +18,8 @@ from model_parallel.quantise import SCHEMES, block_size, nf4_levels
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.fidelity import gradient_cosine, say_fidelity
 from prompt_tuning.predict import attach
-from prompt_tuning.prompt.export import describe_prompt, load_prompt, write_prompt
+from prompt_tuning.prompt.export import load_prompt, write_prompt
+from prompt_tuning.prompt.manifest import describe_prompt
 from prompt_tuning.trainer import train
 from tests.support.fleets import make_run, open_fleet
 from tests.support.tiny import make_backbone, make_texts, run_json

@@ -24,9 +24,10 @@ from prompt_tuning.backbone.load import Backbone, load_backbone, prefix_shape
 from prompt_tuning.errors import UserError
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.prompt.build import check_lengths
-from prompt_tuning.prompt.export import describe_prompt, write_prompt
+from prompt_tuning.prompt.export import write_prompt
 from prompt_tuning.prompt.formats._found import Found, check_prefix
 from prompt_tuning.prompt.head import Head
+from prompt_tuning.prompt.manifest import describe_prompt
 from prompt_tuning.prompt.prefix import Prefix
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.schema import RunFile

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import socket
 
+import huggingface_hub
 import pytest
 
 from launcher import cli
@@ -144,3 +145,17 @@ def test_a_wrong_start_ends_in_a_sentence(folder, capsys, options, words):
         assert cli.main(["serve", *filled]) == 1
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_no_client_names_a_prompt_of_the_hub(folder, monkeypatch):
+    """That would let it choose what the server fetches."""
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *names, **_: asked.append(names) or str(folder))
+    model = attach([load_prompt(folder / "texts")])
+    with served(model, ["texts"], folder) as service:
+
+        async def story(send):
+            return [await send("POST", "/prompts", {"folder": name, "name": "new"}) for name in ("a/b", "a/b@v1")]
+
+        assert [found.status_code for found in ask(service, story)] == [404, 404]
+    assert not asked
