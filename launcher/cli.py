@@ -44,6 +44,7 @@ examples:
   promptfleet export runs/boolq --format peft --output peft/
   promptfleet export runs/boolq --format onnx --output onnx/
   promptfleet import peft/boolq-deep_prompt-seed11 --backbone roberta-large --task boolq --output imported/
+  promptfleet push runs/boolq/members/boolq-deep_prompt-seed11 owner/boolq --license apache-2.0 --dry-run
   promptfleet serve exported/ --port 8000"""
 
 
@@ -68,6 +69,7 @@ VERBS = (
     "evaluate",
     "export",
     "import",
+    "push",
     "serve",
 )
 """Files of :mod:`launcher.verbs`, in the order of ``--help``; each has ``add(verbs)`` and ``run(options)``."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
+
+import yaml
+
+TOKEN = "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"
 
 
 @contextmanager
@@ -28,13 +34,16 @@ def open_hub(root: Path) -> Iterator[Hub]:
 
 
 class Hub:
-    """The server, what it was asked, and which repositories it shows to nobody."""
+    """The server, what it was asked, which repositories it shows to nobody, and which to :data:`TOKEN` alone, who alone may write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.asked: list[str] = []
         self.unknown: list[str] = []
         self.gated: set[str] = set()
+        self.private: set[str] = set()
+        self.large: dict[str, bytes] = {}
+        """Files that came by LFS, by their digests."""
         hub = self
 
         class Handler(_Handler):
@@ -77,12 +86,35 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(body=True)
 
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        digest = hashlib.sha256(content).hexdigest()
+        assert self.path == f"/lfs/{digest}"
+        self.hub.large[digest] = content
+        self._send(200, b"")
+
+    @property
+    def is_owner(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
     def _answer(self, body: bool) -> None:
         place = urlparse(self.path)
         path = unquote(place.path)
         length = int(self.headers.get("Content-Length") or 0)
         sent = self.rfile.read(length).decode() if length else ""
         self.hub.asked.append(f"{self.command} {path}")
+        written = re.fullmatch(
+            r"/api/(repos/create|validate-yaml)|/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)"
+            r"|/([^/]+/[^/]+)\.git/info/lfs/objects/batch",
+            path,
+        )
+        if written and self.command == "POST":
+            if not self.is_owner:
+                self._send(403, json.dumps({"error": "You may not write here."}).encode())
+                return
+            whole, repository, what, revision, _ = written.groups()
+            self._write(whole or what or "lfs", repository, revision, sent)
+            return
         api = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/(.+))?", path)
         file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/(refs/[^/]+/[^/]+|[^/]+)/(.+)", path)
         if api:
@@ -93,6 +125,54 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.hub.unknown.append(f"{self.command} {self.path}")
             self._send(404, b"{}")
+
+    def _write(self, what: str, repository: str, revision: str, sent: str) -> None:
+        """What a client that uploads asks for, in its order."""
+        models = self.hub.root / "models"
+        asked = json.loads(sent) if what != "commit" else {}
+        if what == "repos/create":
+            repository = f"{asked['organization']}/{asked['name']}"
+            if not (models / repository).is_dir():
+                (models / repository / "main").mkdir(parents=True)
+                self.hub.private |= (
+                    {repository} if asked.get("visibility") == "private" or asked.get("private") else set()
+                )
+                self._json({"url": f"{self.hub.address}/{repository}"})
+            else:
+                self._send(
+                    409, json.dumps({"error": "there already", "url": f"{self.hub.address}/{repository}"}).encode()
+                )
+        elif what == "validate-yaml":
+            yaml.safe_load(asked["content"].split("---\n")[1])
+            self._json({"errors": [], "warnings": []})
+        elif what == "branch":
+            if (models / repository / revision).is_dir():
+                self._send(409, b"{}")
+                return
+            shutil.copytree(models / repository / "main", models / repository / revision)
+            self._json({})
+        elif what == "preupload":
+            modes = {
+                file["path"]: "lfs" if file["path"].endswith(".safetensors") else "regular" for file in asked["files"]
+            }
+            self._json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+        elif what == "lfs":
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.hub.address}/lfs/{one['oid']}"}}}
+                for one in asked["objects"]
+            ]
+            self._json({"objects": objects})
+        else:
+            folder = models / repository / revision
+            for line in map(json.loads, sent.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+                elif line["key"] == "lfsFile":
+                    (folder / value["path"]).write_bytes(self.hub.large[value["oid"]])
+            commit = self.hub.commit(folder)
+            address = f"{self.hub.address}/{repository}/commit/{commit}"
+            self._json({"commitUrl": address, "commitOid": commit, "pullRequestUrl": None})
 
     def _api(self, kind: str, repository: str, what: str, rest: str, sent: str, query: dict[str, list[str]]) -> None:
         revision, inner = rest, ""
@@ -107,7 +187,16 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "revision":
             names = [{"rfilename": file.relative_to(folder).as_posix()} for file in files]
             facts = {"id": repository, "sha": self.hub.commit(folder), "siblings": names}
-            self._json({**facts, "private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0})
+            self._json(
+                {
+                    **facts,
+                    "private": repository in self.hub.private,
+                    "gated": False,
+                    "disabled": False,
+                    "tags": [],
+                    "downloads": 0,
+                }
+            )
             return
         entries = [
             {"type": "directory" if path.is_dir() else "file", "path": path.relative_to(folder).as_posix(), "oid": "0"}
@@ -140,6 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
             return None
         folder = self.hub.folder(kind, repository, revision)
+        if repository in self.hub.private and not self.is_owner:  # the hub does not say that there is something
+            self._send(401, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository Not Found"})
+            return None
         if folder is None:
             is_there = (self.hub.root / kind / repository).is_dir()
             self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound" if is_there else "RepoNotFound"})
