@@ -160,7 +160,8 @@ def only(folder, *starts):
 
 
 def test_a_record_of_a_backbone_that_cannot_be_read_is_another_backbone(prompts, tmp_path):
-    for number, record in enumerate(({"weights": "a", "config": 5, "tokenizer": "b"}, [], {"config": {}}, 7)):
+    right = load_prompt(prompts / "deep").manifest["backbone"]["identity"]
+    for number, record in enumerate(({**right, "config": 5}, {"weights": right["weights"]}, [], {"config": {}}, 7)):
         forged = load_prompt(forge(prompts / "deep", tmp_path / str(number), {"backbone.identity": record}))
         with pytest.raises(UserError, match="was trained on"):
             attach(forged)
