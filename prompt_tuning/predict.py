@@ -15,13 +15,13 @@ from prompt_tuning.backbone.find import find_folder
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.encode import encode
-from prompt_tuning.data.parts import Parts
+from prompt_tuning.data.parts import in_one
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import LocatedRow, Row
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
 from prompt_tuning.forward.write import Source, Text, sources_of, write, write_texts
-from prompt_tuning.kinds import Kind, find_kind
+from prompt_tuning.kinds import find_kind
 from prompt_tuning.kinds.generation import written
 from prompt_tuning.prompt.export import ExportedPrompt, load_prompt
 from prompt_tuning.prompt.lora import put_lora
@@ -210,7 +210,7 @@ class AttachedPrompts:
                 parts.setdefault(asked.prompt, []).append(asked.features)
         used = sorted(parts)
         kinds = [find_kind(self.tasks[p].kind) for p in used]
-        features = [_joined(parts[p], kind) for p, kind in zip(used, kinds, strict=True)]
+        features = [in_one(parts[p], kind) for p, kind in zip(used, kinds, strict=True)]
         found = {
             p: iter(kind.describe(self.tasks[p], encoded, outputs, self.prompts[p].labels))
             for p, kind, encoded, outputs in zip(
@@ -247,15 +247,6 @@ class AttachedPrompts:
                 count = len(features[i])
                 found[i] = written(features[i], found.get(i, np.zeros((count, 1))), list(islice(texts, count)))
         return [found[i] for i in range(len(prompts))]
-
-
-def _joined(parts: list[Features], kind: Kind) -> Features:
-    if len(parts) == 1:
-        return parts[0]
-    whole = Parts()
-    for features in parts:
-        whole.add(features)
-    return whole.joined(kind)
 
 
 def _not_shared(exported: ExportedPrompt) -> UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -89,6 +89,16 @@ class Parts:
         """The whole split, mapped from the files."""
         assert self.folder is not None
         return mapped(self.folder, kind, described)
+
+
+def in_one(parts: Sequence[Features], kind: Kind) -> Features:
+    """Features behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = Parts()
+    for features in parts:
+        whole.add(features)
+    return whole.joined(kind)
 
 
 def mapped(folder: Path, kind: Kind, described: Mapping[str, Any]) -> Features:

@@ -136,6 +136,8 @@ def check(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
         raise UserError(
             f"backbone.path={show(recorded.path)}: method 'full' has its model beside the prompt, in ../model"
         )
+    if said.method == "none":
+        raise UserError("method 'none' has no prompt")
     _check_answers(said, find_task(said.task))
     wrong = sorted(name for name, tensor in tensors.items() if tensor.dtype not in _NUMBERS)
     if wrong:

@@ -64,6 +64,7 @@ def test_a_forged_copy_without_changes_is_read(prompts, tmp_path):
 HUGE = 10**12
 KEYS = [
     ("deep", {"method": "deeper"}, "method"),
+    ("deep", {"method": "none"}, "has no prompt"),
     ("deep", {"method": "head"}, '"prefix" is'),
     ("deep", {"task": ["boolq"]}, "task"),
     ("deep", {"task": "../../boolq"}, "is unknown"),
