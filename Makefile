@@ -29,7 +29,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt Makefile
 		$(BIN)/python -m pip install --quiet torch==$(TORCH)+cpu 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --index-url $(CPU_INDEX) torch==$(TORCH); \
 	fi
-	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[quickstart,gguf,report,tensorboard,generation,lora,serve,onnx,completion,docs,bench,dev]"
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[quickstart,gguf,report,tensorboard,wandb,mlflow,generation,lora,serve,onnx,completion,docs,bench,dev]"
 	touch $@
 
 # 250 MB under terms of their own, so that only what uses it asks for it; tests are skipped without.

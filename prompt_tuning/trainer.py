@@ -30,6 +30,7 @@ from prompt_tuning.placement.foresee import foresee
 from prompt_tuning.prompt.build import build_prompt, check_lengths
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.prompt.initialise import measure_scale, start_from_data, start_from_ids, start_from_prompt, start_ids
+from prompt_tuning.report.boards import check_boards
 from prompt_tuning.report.curve import open_progress
 from prompt_tuning.report.holdings import prove_frozen
 from prompt_tuning.report.metrics_log import MetricsLog
@@ -50,6 +51,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     Where ``stop`` asks for it on any rank the run is checkpointed and left for later; the result is then None. Several
     ranks agree on that every ``train.log_steps``, one process alone after each step.
     """
+    check_boards(run.shared.train, grid)
     checkpoints, names = run.output / "checkpoints", [spec.name for spec in run.members]
     path = _newest(checkpoints, grid)
     run = run if path is None else checkpoint.in_order(path, run)
@@ -66,7 +68,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
     ahead = [m.total_steps - m.step for m in fleet.members if m.status == "running"]
     horizon = step + max(max(ahead, default=0), math.ceil(sum(ahead) / fleet.concurrent))
     stop()  # what is asked from here on is answered after a step
-    with open_progress(horizon, step, visible=grid.is_first) as progress:
+    with log, open_progress(horizon, step, visible=grid.is_first) as progress:
         _evaluate(fleet, [index for index in fleet.running() if not fleet.members[index].total_steps], log, progress)
         _finish(fleet)
         while fleet.running():
@@ -93,9 +95,7 @@ def train(run: Run, grid: Grid, stop: Callable[[], bool] = lambda: False) -> Run
                 judged.clear()
             if stops:
                 logger.warning("asked to stop: step %d is saved, and the same command continues from it", step)
-                log.close()
                 return None
-    log.close()
     if fleet.backbone.zero is not None:
         most = fleet.backbone.zero.peak_numel / fleet.backbone.num_parameters
         logger.info("ZeRO-3 gathered at most %.1f %% of the backbone at once on this rank", 100 * most)

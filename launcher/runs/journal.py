@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def read_starts(output: Path) -> list[dict[str, Any]]:
 
 def record_starts(output: Path, records: Sequence[dict[str, Any]]) -> None:
     """Append to what drivers have started."""
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     lines = "".join(json.dumps({"time": now, **record}, sort_keys=True) + "\n" for record in records)
     with (output / _FILE).open("a+b") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))

@@ -102,8 +102,7 @@ def _fit_questions(
     tokenizer: PreTrainedTokenizerBase, questions: list[str], encoding: Encoding
 ) -> tuple[list[str], Remarks]:
     """Questions that leave the context at least half of the room, and how many were cut."""
-    special = check_room(tokenizer, encoding.max_length, True)
-    room = (encoding.max_length - special) // 2
+    room = question_room(tokenizer, encoding.max_length)
     encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
     lengths = [len(ids) for ids in encoded["input_ids"]]
     kept = [
@@ -112,6 +111,7 @@ def _fit_questions(
     ]
     remarks = {f"%d of %d questions are cut to {room} tokens": (sum(n > room for n in lengths), len(questions))}
     # A cut question may be a token longer than counted where the cut splits a word.
+    special = tokenizer.num_special_tokens_to_add(pair=True)
     left = encoding.max_length - special - min(max(lengths, default=0), room + 2)
     if encoding.stride >= left:
         raise UserError(
@@ -119,6 +119,11 @@ def _fit_questions(
             f" {left} tokens; lower data.stride or raise data.max_length"
         )
     return kept, remarks
+
+
+def question_room(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """Most tokens of a question: half of what the special tokens leave."""
+    return (max_length - check_room(tokenizer, max_length, True)) // 2
 
 
 def _gold_answers(where: str, value: Any, context: str) -> list[tuple[str, int]] | None:

@@ -13,14 +13,14 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.kinds import find_kind
 from prompt_tuning.predict import AttachedPrompts
-from prompt_tuning.tokens.features import Features
+from prompt_tuning.tokens.features import NO_TAG, Features
 
 TOLERANCE = 1e-4
 """How far logits may be off, as a share of the largest where that is above 1."""
 _ROWS = 8
 """Most rows of a batch of the check."""
 Logits = list[np.ndarray]
-"""Of some prompts, float64 [examples, outputs] each."""
+"""Of some prompts, float64 [rows, outputs] each, or [tokens, outputs] where a head sees every token."""
 
 
 def drawn_features(model: AttachedPrompts, chance: np.random.Generator, has_types: bool) -> list[Features]:
@@ -35,7 +35,8 @@ def drawn_features(model: AttachedPrompts, chance: np.random.Generator, has_type
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         tokens = chance.integers(0, config.vocab_size, offsets[-1])
         types = chance.integers(0, getattr(config, "type_vocab_size", 1) or 1, offsets[-1]) if has_types else None
-        found.append(Features(tokens, types, offsets, 1, np.zeros(len(lengths), np.int64)))
+        tags = np.full(len(tokens), NO_TAG, np.int32) if find_kind(model.tasks[place].kind).per_token else None
+        found.append(Features(tokens, types, offsets, 1, np.zeros(len(lengths), np.int64), tags))
     return found
 
 
@@ -44,7 +45,13 @@ def packed_logits(model: AttachedPrompts, features: Sequence[Features]) -> Logit
     kinds = [replace(find_kind(task.kind), keep=lambda logits, targets: logits) for task in model.tasks]
     loop = Loop(model.backbone, [own.prompt for own in model.prompts], kinds, list(features), model.budget)
     found = loop.outputs(range(len(kinds)))
-    return [found[place] for place in range(len(kinds))]
+    counts = [len(own.tokens) if kind.per_token else num_rows(own) for kind, own in zip(kinds, features, strict=True)]
+    return [found[place].reshape(count, -1) for place, count in enumerate(counts)]
+
+
+def num_rows(features: Features) -> int:
+    """Sequences, of which an example of a choice has several."""
+    return len(features.offsets) - 1
 
 
 def graph_logits(
@@ -55,14 +62,15 @@ def graph_logits(
     ``outputs``: how many each prompt's head has.
     """
     names = [tensor.name for tensor in session.get_inputs()]
-    found = [np.full((len(own), count), np.nan) for own, count in zip(features, outputs, strict=True)]
-    pairs = [(place, example) for place, own in enumerate(features) for example in range(len(own))]
+    found = [[np.zeros((0, 0))] * num_rows(own) for own in features]
+    pairs = [(place, row) for place, own in enumerate(features) for row in range(num_rows(own))]
     for some in _batches([pairs[i] for i in chance.permutation(len(pairs))]):
         fed = padded(features, some, chance)
         (logits,) = session.run(None, {name: fed[name] for name in names})
-        for (place, example), row in zip(some, logits, strict=True):
-            found[place][example] = row[: outputs[place]]
-    return found
+        for (place, row), mask, own in zip(some, fed["attention_mask"], logits, strict=True):
+            real = own[mask > 0] if own.ndim == 2 else own[None]
+            found[place][row] = real[:, : outputs[place]].astype(np.float64)
+    return [np.concatenate(rows) for rows in found]
 
 
 def _batches(pairs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -76,8 +84,8 @@ def _batches(pairs: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
 def padded(
     features: Sequence[Features], pairs: Sequence[tuple[int, int]], chance: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """A graph's inputs for some (prompt, example)."""
-    bounds = [features[place].offsets[[example, example + 1]].tolist() for place, example in pairs]
+    """A graph's inputs for some (prompt, row of its features)."""
+    bounds = [features[place].offsets[[row, row + 1]].tolist() for place, row in pairs]
     width = max(end - start for start, end in bounds)
     pool = np.concatenate([own.tokens for own in features])
     tokens, types = chance.choice(pool, (len(pairs), width)).astype(np.int64), np.zeros((len(pairs), width), np.int64)

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.kinds import find_kind
+from prompt_tuning.kinds.choice import ABSENT
 from prompt_tuning.onnx.check import graph_logits, packed_logits
 from prompt_tuning.predict import AttachedPrompts
+from prompt_tuning.prompt.export import ExportedPrompt
 from prompt_tuning.tokens.features import Features
 
 BLOCK = 32
@@ -71,7 +74,10 @@ def _shrink_tables(graph: Any) -> None:
 
 
 def agreement(file: Path, model: AttachedPrompts, features: Mapping[str, Features]) -> dict[str, Any]:
-    """How a graph answers texts beside torch, by prompt: rows, share of equal answers of classifications, largest difference."""
+    """How a graph answers texts beside torch, by prompt: how many answers, which share of them is equal, largest difference.
+
+    A regression's numbers have a difference alone.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -79,9 +85,27 @@ def agreement(file: Path, model: AttachedPrompts, features: Mapping[str, Feature
     expected = packed_logits(model, texts)
     found = graph_logits(session, texts, [own.shape[1] for own in expected], np.random.default_rng(17))
     result = {}
-    for name, task, a, b in zip(features, model.tasks, found, expected, strict=True):
-        own: dict[str, Any] = {"rows": len(a), "largest_difference": float(f"{np.abs(a - b).max():.3g}")}
-        if task.kind == "classification":
-            own["same_answers"] = float((a.argmax(1) == b.argmax(1)).mean())
+    for name, exported, encoded, a, b in zip(features, model.prompts, texts, found, expected, strict=True):
+        own: dict[str, Any] = {"rows": len(encoded), "largest_difference": float(f"{np.abs(a - b).max():.3g}")}
+        if exported.task.kind != "regression":
+            ours, torchs = (answers_of(exported, encoded, logits) for logits in (a, b))
+            own["answers"] = len(ours)
+            own["same_answers"] = float(np.mean([x == y for x, y in zip(ours, torchs, strict=True)]))
         result[name] = own
     return {"prompts": result}
+
+
+def answers_of(exported: ExportedPrompt, features: Features, logits: np.ndarray) -> list[str]:
+    """A label an example, a text a question, or a tag a word."""
+    kind = find_kind(exported.task.kind)
+    if exported.task.kind == "tagging":
+        outputs = np.stack([logits.argmax(1), np.zeros(len(logits))], 1)
+        sentences = kind.describe(exported.task, features, outputs, exported.labels)
+        return [tag for sentence in sentences for tag in sentence["tags"]]
+    if exported.task.kind == "span":
+        return [own["answer"] for own in kind.describe(exported.task, features, logits, exported.labels)]
+    outputs = logits.reshape(len(features), -1)
+    if features.tags is not None:
+        absent = features.tags[features.offsets[:-1]] == ABSENT
+        outputs = np.where(absent.reshape(outputs.shape), -np.inf, outputs)
+    return [exported.labels[place] for place in outputs.argmax(1)]

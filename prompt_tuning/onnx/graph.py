@@ -115,7 +115,7 @@ def takes_types(backbone: Backbone) -> bool:
 
 
 class Graph(nn.Module):
-    """A backbone with some prompts: logits [R, C] of padded rows.
+    """A backbone with some prompts, all of texts or all of tokens: logits [R, C] or [R, L, C] of padded rows.
 
     Outputs that a prompt's head does not have are minus infinity. A copy of the prompts' tensors, in float32.
     """
@@ -124,7 +124,12 @@ class Graph(nn.Module):
         super().__init__()
         self.model, self.pooler = backbone.model, backbone.pooler
         self.family, self.has_types = backbone.family, takes_types(backbone)
-        self.heads = Heads([prompt.head for prompt in prompts if isinstance(prompt.head, Head)])
+        heads = [prompt.head for prompt in prompts if isinstance(prompt.head, Head)]
+        of_tokens = [head.pooling == "tokens" for head in heads]
+        assert all(of_tokens) or not any(of_tokens), (
+            "heads of texts and heads of tokens have logits of different shapes"
+        )
+        self.heads = TokenHeads(heads) if of_tokens[0] else Heads(heads)
         self.register_buffer("starts", torch.tensor([prompt.text_start for prompt in prompts]))
         self.num_layers = backbone.shape.num_layers
         longest = max(prompt.length for prompt in prompts)
@@ -160,20 +165,27 @@ class Graph(nn.Module):
         return found
 
 
-class Heads(nn.Module):
-    """The heads of some prompts, stacked; each is worked out for every row, and the row's own taken."""
+class TokenHeads(nn.Module):
+    """Heads that see every token, stacked."""
 
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
-        most = max(len(head.weight) for head in heads)
+        self.register_buffer("weight", _stacked([head.weight for head in heads], 0.0))
+        self.register_buffer("bias", _stacked([head.bias for head in heads], -torch.inf))
 
-        def stack(tensors: list[Tensor], fill: float) -> Tensor:
-            return torch.stack(
-                [pad(t.detach().float(), (0, 0) * (t.dim() - 1) + (0, most - len(t)), value=fill) for t in tensors]
-            )
+    def forward(self, hidden: Tensor, real: Tensor, index: Tensor, prompt_ids: Tensor, pooler: Any) -> Tensor:
+        """Logits [R, L, C] from hidden states [R, L, H]; of padding they mean nothing."""
+        weight, bias = self.get_buffer("weight")[prompt_ids], self.get_buffer("bias")[prompt_ids]
+        return hidden @ weight.transpose(1, 2) + bias[:, None]
 
-        self.register_buffer("weight", stack([head.weight for head in heads], 0.0))
-        self.register_buffer("bias", stack([head.bias for head in heads], -torch.inf))
+
+class Heads(nn.Module):
+    """Heads of texts, stacked; each is worked out for every row, and the row's own taken."""
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        super().__init__()
+        self.register_buffer("weight", _stacked([head.weight for head in heads], 0.0))
+        self.register_buffer("bias", _stacked([head.bias for head in heads], -torch.inf))
         sees = [{"mean": MEAN, "last": LAST}.get(head.pooling, FIRST) for head in heads]
         ways = [_way(head) for head in heads]
         self.sees, self.ways = sorted(set(sees)), sorted(set(ways))
@@ -217,6 +229,14 @@ class Heads(nn.Module):
             else:
                 weights.append((real & (index == (0 if way == FIRST else count - 1))).to(hidden.dtype))
         return torch.stack(weights, 1) @ hidden
+
+
+def _stacked(tensors: list[Tensor], fill: float) -> Tensor:
+    """In float32, all as long as the longest."""
+    most = max(map(len, tensors))
+    return torch.stack(
+        [pad(t.detach().float(), (0, 0) * (t.dim() - 1) + (0, most - len(t)), value=fill) for t in tensors]
+    )
 
 
 def _way(head: Head) -> int:

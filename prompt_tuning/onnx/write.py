@@ -1,7 +1,8 @@
 """From exported prompts to a folder with a graph, a tokenizer, and what a client needs to know, in JSON.
 
 ``model.onnx`` takes ``input_ids`` and ``attention_mask`` [rows, length], ``token_type_ids`` where the backbone looks at them, and
-``prompt_ids`` [rows], all int64, and gives ``logits`` [rows, outputs]. Nothing is left of it where onnxruntime and torch differ.
+``prompt_ids`` [rows], all int64, and gives ``logits`` [rows, outputs], or [rows, length, outputs] where every token is asked.
+Nothing is left of it where onnxruntime and torch differ.
 """
 
 from __future__ import annotations
@@ -16,25 +17,29 @@ from typing import Any
 
 import torch
 from torch.export import Dim
+from transformers import PreTrainedTokenizerBase
 
 from model_parallel.grid import Grid
 from prompt_tuning.backbone.language_head import LanguageHead
 from prompt_tuning.backbone.load import Backbone, load_backbone
 from prompt_tuning.data.stream import open_source
 from prompt_tuning.errors import UserError, reason
+from prompt_tuning.kinds import find_kind, span
 from prompt_tuning.onnx.check import check
 from prompt_tuning.onnx.eight_bits import BLOCK, agreement, write_int8
 from prompt_tuning.onnx.graph import Graph, padded_attention, takes_types
-from prompt_tuning.onnx.texts import text_forms, write_tokenizer
+from prompt_tuning.onnx.texts import Cut, text_forms, write_tokenizer
 from prompt_tuning.predict import AttachedPrompts
 from prompt_tuning.prompt.export import ExportedPrompt
 from prompt_tuning.settings.sections import BackboneSection
 from prompt_tuning.storage.atomic import new_folder, write_json
+from prompt_tuning.tasks.types import Task
+from prompt_tuning.tokens.tokenise import word_lead
 
 FORMAT = 1
 OPSET = 20
 ABOUT = "model.json"
-KINDS = ("classification", "regression")
+KINDS = ("classification", "regression", "choice", "tagging", "span")
 ONE_FILE = 1_900_000_000
 """Bytes of weights from which on they stand in a file of their own: one ONNX file holds at most 2 GiB."""
 logger = logging.getLogger(__name__)
@@ -61,6 +66,7 @@ def write_onnx(
         )
     for name, exported in prompts.items():
         _check_fits(name, exported)
+    _check_alike(prompts)
     model = _attach(prompts, backbone)
     rows = {}
     if int8 is not None:  # before anything that takes long
@@ -74,9 +80,7 @@ def write_onnx(
     about: dict[str, Any] = {"format": FORMAT, "opset": OPSET, "versions": _versions()}
     with new_folder(folder) as target:
         file, final = target / "model.onnx", folder / "model.onnx"
-        write_tokenizer(
-            target / "tokenizer.json", model.backbone.tokenizer, {own.encoding.max_length for own in model.prompts}
-        )
+        write_tokenizer(target / "tokenizer.json", model.backbone.tokenizer, {Cut.of(own) for own in model.prompts})
         _trace(file, model, has_types)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         about["checked"] = check(session, model, has_types, final)
@@ -100,7 +104,7 @@ def _check_fits(name: str, exported: ExportedPrompt) -> None:
     prompt, task = exported.prompt, exported.task
     quantize = exported.manifest["backbone"].get("quantize")
     reasons = {
-        f"task {task.name!r} is of kind {task.kind}, and a graph answers {' and '.join(KINDS)}": task.kind not in KINDS,
+        f"task {task.name!r} is of kind {task.kind}, and a graph answers {', '.join(KINDS)}": task.kind not in KINDS,
         f"template {exported.encoding.template!r}: the language model scores candidates, and a graph has heads alone": isinstance(
             prompt.head, LanguageHead
         ),
@@ -113,6 +117,16 @@ def _check_fits(name: str, exported: ExportedPrompt) -> None:
     for why, holds in reasons.items():
         if holds:
             raise UserError(f"{name}: {why}; it cannot be written for ONNX (--member chooses others)")
+
+
+def _check_alike(prompts: Mapping[str, ExportedPrompt]) -> None:
+    """Raise :class:`UserError` where some prompts answer texts and some tokens."""
+    by_shape = {find_kind(exported.task.kind).per_token: name for name, exported in prompts.items()}
+    if len(by_shape) > 1:
+        raise UserError(
+            f"{by_shape[False]} answers texts and {by_shape[True]} their tokens, and a graph has logits of one shape; write them"
+            " into two folders (--member chooses)"
+        )
 
 
 def _attach(prompts: Mapping[str, ExportedPrompt], path: str | None) -> AttachedPrompts:
@@ -201,7 +215,7 @@ def _of_int8(file: Path, about: dict[str, Any]) -> list[str]:
     """How far the answers of 8-bit weights are from torch's, prompt by prompt."""
     found = [f"{file}: weights as 8-bit integers, beside torch on the rows of {about['rows_of']}:"]
     for name, own in about["prompts"].items():
-        same = f"{own['same_answers']:.1%} of {own['rows']} answers equal, " if "same_answers" in own else ""
+        same = f"{own['same_answers']:.1%} of {own['answers']} answers equal, " if "same_answers" in own else ""
         found.append(f"  {name}: {same}logits off by up to {own['largest_difference']:g}")
     return found
 
@@ -225,7 +239,23 @@ def _described(model: AttachedPrompts, names: list[str]) -> dict[str, Any]:
                 "max_length": exported.encoding.max_length,
                 "template": exported.encoding.template,
                 "texts": text_forms(task, exported.encoding),
+                **_of_kind(task, exported, backbone.tokenizer),
             }
             for name, exported, task in zip(names, model.prompts, model.tasks, strict=True)
         ],
     }
+
+
+def _of_kind(task: Task, exported: ExportedPrompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What a client needs beside, to find words' tokens or the best answer."""
+    if task.kind == "tagging":
+        return {"lead": word_lead(tokenizer)}
+    if task.kind == "span":
+        return {
+            "stride": exported.encoding.stride,
+            "question_tokens": span.question_room(tokenizer, exported.encoding.max_length),
+            "has_null": task.has_null,
+            "n_best": span.N_BEST,
+            "answer_tokens": span.MAX_ANSWER_TOKENS,
+        }
+    return {}

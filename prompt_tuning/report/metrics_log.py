@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.divergence import Reading
 from prompt_tuning.fleet.member import Member
 from prompt_tuning.fleet.schedule import learning_rate_factor
 from prompt_tuning.fleet.step import Fleet
+from prompt_tuning.report.boards import Boards
 from prompt_tuning.settings.run import Run
 from prompt_tuning.storage.lines import finite
 from prompt_tuning.storage.records import MetricsLine, ThroughputLine
@@ -24,12 +24,17 @@ class MetricsLog:
         self.run, self.fleet = run, fleet
         self.latest: dict[str, float] = {}
         """The newest loss by member."""
-        self.board = _tensorboard(run) if fleet.grid.is_first else None
         self.files = [_metrics_file(run, member) for member in fleet.members]
+        self.boards: Boards | None = None
+        self.dropped = set[tuple[Path, str | None, int]]()
+        """File, event and step of lines that are to be written again, and that boards have."""
         if fleet.grid.is_first:
-            for member, file in zip(fleet.members, self.files, strict=True):
-                _cut(file, member.step)
-            _cut(run.output / "throughput.jsonl", step)
+            self.boards = Boards(run)
+            ends = zip(
+                [*self.files, run.output / "throughput.jsonl"], [*(m.step for m in fleet.members), step], strict=True
+            )
+            for file, end in ends:
+                self.dropped |= {(file, line.get("event"), line["step"]) for line in _cut(file, end)}
 
     def steps(self, readings: list[Reading]) -> None:
         """Write the steps that are due, and those that were a member's last because it diverged."""
@@ -60,26 +65,31 @@ class MetricsLog:
         """Write how fast the fleet's steps were since the line before."""
         if line is None or not self.fleet.grid.is_first:
             return
-        _append(self.run.output / "throughput.jsonl", line)
-        if self.board is not None:
-            for key, value in line.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(f"throughput/{key}", value, line["step"])
+        file = self.run.output / "throughput.jsonl"
+        _append(file, line)
+        self._show(file, None, line["step"], {f"throughput/{key}": value for key, value in line.items()})
 
     def _write(self, index: int, line: MetricsLine) -> None:
         if not self.fleet.grid.is_first:
             return
         _append(self.files[index], line)
-        if self.board is not None:
-            name, event = self.fleet.members[index].name, line["event"]
-            numbers = {k: v for k, v in {**line, **line.get("metrics", {})}.items() if isinstance(v, float)}
-            for key, value in numbers.items():
-                self.board.add_scalar(f"{event}/{key}/{name}", value, line["step"])
+        name, event = self.fleet.members[index].name, line["event"]
+        values = {**line, **line.get("metrics", {})}
+        tagged = {f"{event}/{key}/{name}": value for key, value in values.items()}
+        self._show(self.files[index], event, line["step"], tagged)
 
-    def close(self) -> None:
-        """Close what is open."""
-        if self.board is not None:
-            self.board.close()
+    def _show(self, file: Path, event: str | None, step: int, values: dict[str, Any]) -> None:
+        """Let the boards have a line's numbers."""
+        assert self.boards is not None, "of all ranks the first alone writes"
+        numbers = {tag: value for tag, value in values.items() if isinstance(value, float)}
+        self.boards.add(step, numbers, (file, event, step) in self.dropped)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.boards is not None:
+            self.boards.close()
 
 
 def _append(file: Path, line: MetricsLine | ThroughputLine) -> None:
@@ -91,27 +101,21 @@ def _metrics_file(run: Run, member: Member) -> Path:
     return run.output / "members" / member.name / "metrics.jsonl"
 
 
-def _cut(file: Path, step: int) -> None:
-    """Drop lines that a killed run wrote after the checkpoint it continues from."""
+def _cut(file: Path, step: int) -> list[dict[str, Any]]:
+    """Drop lines that a killed run wrote after the checkpoint it continues from. Returns these."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
+    kept, dropped = [], []
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                found = json.loads(line)
+                if found["step"] <= step:
                     kept.append(line + "\n")
+                else:
+                    dropped.append(found)
             except (ValueError, KeyError):
                 break  # a line half written when the run was killed
     temporary = file.with_name(f".{file.name}.tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(file)
-
-
-def _tensorboard(run: Run) -> Any:
-    if not run.shared.train.tensorboard:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("train.tensorboard needs an extra package: pip install 'promptfleet[tensorboard]'") from None
-    return SummaryWriter(str(run.output / "tensorboard"))
+    return dropped

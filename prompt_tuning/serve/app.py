@@ -154,7 +154,7 @@ class Service:
         answer = self.batcher.put(job(growing.grow))
         try:
             first = await growing.begun(answer, self.limits.seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise self._late(answer) from None
         finally:
             if not growing.has_begun:

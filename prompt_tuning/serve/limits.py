@@ -50,7 +50,7 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
         raise Refusal(415, "the body is to be JSON; send the header `Content-Type: application/json`")
     try:
         body = await asyncio.wait_for(_read(request, limits.body_bytes), limits.body_seconds)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {limits.body_seconds:g} s") from None
     try:
         found = json.loads(body, parse_constant=_no_number)

@@ -117,7 +117,7 @@ class Growing:
             if whole.text.startswith(sent) and len(whole.text) > len(sent):
                 yield events.piece(whole.text[len(sent) :])
             yield events.end(num_source, whole)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             yield events.error("the text was not complete in time")
         except (UserError, Refusal) as error:
             yield events.error(str(error))

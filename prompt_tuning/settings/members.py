@@ -35,6 +35,8 @@ SAME_FOR_ALL = [
     "tokens_per_batch",
     "log_steps",
     "tensorboard",
+    "wandb",
+    "mlflow",
 ]
 
 _ONE_FOR_ALL = "is the same for all members of a fleet; move it to the outer file"

@@ -65,8 +65,7 @@ class RunFile(Section):
     task: str | dict[str, Any] = Field(description="Name of a task, or an object with `kind` for one's own data.")
     method: Method = Field(
         "deep_prompt",
-        description="What is trained: prefixes, input prompts, the head alone, LoRA (extra `lora`), the whole backbone; or none: the"
-        " frozen language model is asked.",
+        description="What is trained: prefixes, input prompts, the head, LoRA (extra `lora`), everything; none asks the language model.",
     )
     backbone: BackboneSection
     data: DataSection = DataSection()

@@ -156,6 +156,14 @@ class TrainSection(Section):
     tensorboard: bool = Field(
         False, description="Write TensorBoard events too (extra `tensorboard`).", json_schema_extra=LAUNCH
     )
+    wandb: bool = Field(
+        False,
+        description="Send metrics and settings to Weights & Biases too (extra `wandb`).",
+        json_schema_extra=LAUNCH,
+    )
+    mlflow: bool = Field(
+        False, description="Send metrics and settings to MLflow too (extra `mlflow`).", json_schema_extra=LAUNCH
+    )
 
     @field_validator("backbone_dropout", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
             why = error.strerror or error
             logger.warning("%s is on a file system without locks (%s): see that no second job uses it", folder, why)
         handle.truncate(0)
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         handle.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
         handle.flush()
         yield

@@ -133,7 +133,7 @@ def test_weights_of_a_large_model_stand_in_a_file_that_moves_with_it(written):
 
 
 def test_the_client_of_the_docs_needs_neither_torch_nor_this_program(written, tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(encoding="utf-8"), re.DOTALL)[0]
     rows = draw_rows(12)
     names = [NAMES[i % len(NAMES)] for i in range(len(rows))]
     code = code[: code.rindex("print(")].replace('"onnx/tickets"', repr(str(written.folder)))

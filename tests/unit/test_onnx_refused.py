@@ -11,18 +11,19 @@ import torch
 
 from prompt_tuning import load_prompt
 from prompt_tuning.errors import UserError
-from prompt_tuning.onnx import write
-from prompt_tuning.onnx.texts import text_forms, write_tokenizer
+from prompt_tuning.onnx import texts, write
+from prompt_tuning.onnx.texts import Cut, text_forms, write_tokenizer
 from prompt_tuning.onnx.write import write_onnx
 from prompt_tuning.tasks.find import find_task
 from prompt_tuning.tokens.recipe import Encoding
 from tests.support.failures import cli_failure
+from tests.support.generation import make_passages, make_writer, writing_run
 from tests.support.served import export
 from tests.support.tiny import (
     make_backbone,
-    make_copa,
     make_tags,
     make_texts,
+    make_tokenizer,
     run_json,
     write_jsonl,
 )
@@ -35,19 +36,12 @@ pytest.importorskip("onnxruntime")
     [
         ({"method": "shallow_prompt", "prompt": {"length": 3}}, "method 'shallow_prompt': a graph has no place"),
         ({"train": {"also": ["biases"]}}, "train.also: a graph has no place"),
-        (
-            {"task": {"kind": "tagging", "name": "tags"}},
-            "task 'tags' is of kind tagging, and a graph answers classification",
-        ),
-        ({"task": "copa"}, "task 'copa' is of kind choice"),
     ],
-    ids=["shallow", "deltas", "tagging", "choice"],
+    ids=["shallow", "deltas"],
 )
 def test_what_a_graph_has_no_place_for_is_refused(sections, why, tmp_path, capsys):
     backbone = make_backbone(tmp_path / "backbone", "bert")
-    task = sections.get("task")
-    data = make_copa if task == "copa" else make_texts if task is None else make_tags
-    export(tmp_path, "it", run_json(backbone, data(tmp_path / "data"), **sections))
+    export(tmp_path, "it", run_json(backbone, make_texts(tmp_path / "data"), **sections))
     command = ["export", str(tmp_path / "prompts" / "it"), "--format", "onnx", "--output", str(tmp_path / "onnx")]
     message = cli_failure(capsys, *command)
     assert f"it: {why}" in message and "cannot be written for ONNX" in message and not (tmp_path / "onnx").exists()
@@ -58,6 +52,21 @@ def refusal(prompts, folder, **options):
         write_onnx(folder / "onnx", prompts, **options)
     assert not (folder / "onnx").exists() and "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_texts_that_are_written_are_refused(tmp_path):
+    export(tmp_path, "it", writing_run(make_writer(tmp_path / "backbone", "llama"), make_passages(tmp_path / "data")))
+    prompts = {"it": load_prompt(tmp_path / "prompts" / "it")}
+    message = refusal(prompts, tmp_path)
+    assert "of kind generation, and a graph answers classification, regression, choice, tagging, span" in message
+
+
+def test_prompts_of_texts_and_of_tokens_are_written_apart(tmp_path):
+    backbone = make_backbone(tmp_path / "backbone", "bert")
+    export(tmp_path, "texts", run_json(backbone, make_texts(tmp_path / "texts")))
+    export(tmp_path, "tags", run_json(backbone, make_tags(tmp_path / "tags"), task={"kind": "tagging", "name": "tags"}))
+    message = refusal({name: load_prompt(tmp_path / "prompts" / name) for name in ("texts", "tags")}, tmp_path)
+    assert "texts answers texts and tags their tokens" in message and "write them into two folders" in message
 
 
 def test_quantised_backbones_and_lora_are_refused(tmp_path):
@@ -119,7 +128,7 @@ def test_options_of_onnx_are_refused_for_other_formats(option, capsys):
 
 def test_tokenizers_in_python_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"SimpleNamespace\) is written in Python and has no tokenizer.json"):
-        write_tokenizer(tmp_path / "tokenizer.json", SimpleNamespace(is_fast=False), {8})
+        write_tokenizer(tmp_path / "tokenizer.json", SimpleNamespace(is_fast=False), set())
 
 
 # Texts
@@ -142,3 +151,26 @@ def test_a_template_that_does_more_than_join_columns_is_not_told():
     joined = replace(task, templates={"plain": lambda row: ((f"Q: {row['text']}!", None),)})
     assert text_forms(joined, Encoding(64)) == ["Q: {text}!"]
     assert form("wsc") is None and form("multirc") == ["{paragraph}", "{question} {answer}"]
+
+
+def test_words_and_choices_are_told_by_their_columns():
+    assert form("conll03") == ["{words}"] and form("propbank") == ["{words}", "{predicate}"]
+    choice = {"kind": "choice", "name": "which", "text": "premise", "choices": ["a", "b"]}
+    assert form(choice) == [["{premise}", "{a}"], ["{premise}", "{b}"]]
+    assert form({**choice, "choices": ["all"]}) is None and form("copa") is None
+    assert form("squad2") == ["{question}", "{context}"]
+    shouted = replace(
+        find_task("conll03"), templates={"words": lambda row: ((list(map(str.upper, row["words"])), None),)}
+    )
+    assert text_forms(shouted, Encoding(64)) is None
+
+
+@pytest.mark.parametrize(("strategy", "stride"), [("longest_first", 0), ("only_first", 0), ("only_second", 3)])
+def test_a_tokenizer_that_cuts_otherwise_by_itself_is_refused(strategy, stride, tmp_path, monkeypatch):
+    tokenizer = make_tokenizer()
+    write_tokenizer(tmp_path / "tokenizer.json", tokenizer, {Cut(12, strategy, stride)})
+    write_tokenizer(tmp_path / "tokenizer.json", tokenizer, {Cut(4, strategy, 4 * bool(stride))})  # no room for any
+    plain = texts.cut
+    monkeypatch.setattr(texts, "cut", lambda *given: plain(*given[:3], given[3]._replace(most=11), given[4]))
+    with pytest.raises(UserError, match=r"cuts texts otherwise than its tokenizer\.json"):
+        write_tokenizer(tmp_path / "tokenizer.json", tokenizer, {Cut(12, strategy, stride)})
