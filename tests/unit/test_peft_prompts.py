@@ -106,12 +106,17 @@ def test_logits_are_peft_s_and_the_same_after_a_round_trip(tmp_path, family, cap
         without_bias(prompt)  # as its classifier there is
     ours = our_logits(prompt, features)
     folder, back = to_and_back(tmp_path, prompt, "classification")
-    assert (their_logits(folder, features) - ours).abs().max() < 1e-5
+    assert apart(their_logits(folder, features), ours) < 1e-5
     assert ours.std() > 0.1, "equal logits of next to nothing would prove nothing"
     assert torch.equal(our_logits(back, features), ours)
     first, second = (load_file(place / "prompt.safetensors") for place in (prompt, back))
     assert torch.equal(first["prefix"], second["prefix"])
     assert "assumed: labels in this order: class0, class1, class2" in capsys.readouterr().err
+
+
+def apart(found, expected):
+    """The largest difference of logits, of their own size where they are above 1: rounding of float32 grows with them."""
+    return (found - expected).abs().max() / expected.abs().max().clamp_min(1)
 
 
 def without_bias(folder):
@@ -137,7 +142,7 @@ def test_every_kind_of_head_travels(tmp_path, family, kind):
         theirs = rows_of_choices(folder, features)
     else:
         theirs = their_logits(folder, features, kind, outputs)
-    assert (theirs - ours).abs().max() < 1e-5
+    assert apart(theirs, ours) < 1e-5
     assert torch.equal(our_logits(back, features), ours)
 
 
@@ -160,7 +165,7 @@ def test_a_pooler_of_its_own_travels(tmp_path, family):
     assert load_prompt(prompt).prompt.head.pooler is not None
     folder, back = to_and_back(tmp_path, prompt, "classification")
     ours = our_logits(prompt, features)
-    assert (their_logits(folder, features) - ours).abs().max() < 1e-5
+    assert apart(their_logits(folder, features), ours) < 1e-5
     assert torch.equal(our_logits(back, features), ours)
 
 
@@ -185,7 +190,7 @@ def test_a_projection_that_peft_trained_is_imported_as_peft_applies_it(tmp_path)
     assert load_prompt(tmp_path / "ours").labels == ("a", "b", "c")
     with torch.no_grad():
         theirs = model(**padded(features, 0)).logits
-    assert (our_logits(tmp_path / "ours", features) - theirs).abs().max() < 1e-5
+    assert apart(our_logits(tmp_path / "ours", features), theirs) < 1e-5
 
 
 @needs_peft
