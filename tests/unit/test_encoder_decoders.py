@@ -195,7 +195,7 @@ def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"backbone": {"quantize": "int8"}}, "is whole on every rank here"),
+        ({"backbone": {"quantize": "int8"}}, "is split over tensor ranks alone"),
         ({"data": {"max_length": 65}}, "has 64 positions for each"),
         ({"data": {"cache_activations": True}}, "no hidden states are kept"),
     ],
@@ -251,8 +251,6 @@ def test_plan_says_that_it_does_not_count_it(tmp_path, raw):
         Outline(load_run(tmp_path / "run.json"))
 
 
-@pytest.mark.parametrize("zero", [None, {"stage": 3}])
-def test_ranks_that_share_a_backbone_are_refused(tmp_path, raw, zero):
-    grid = Grid(size=2, tensor=1 if zero else 2)
-    with pytest.raises(UserError, match="is whole on every rank here"):
-        load_backbone(BackboneSection(path=raw["backbone"]["path"]), grid, zero=zero)
+def test_data_ranks_that_share_a_backbone_are_refused(tmp_path, raw):
+    with pytest.raises(UserError, match="is split over tensor ranks alone"):
+        load_backbone(BackboneSection(path=raw["backbone"]["path"]), Grid(size=2), zero={"stage": 3})
