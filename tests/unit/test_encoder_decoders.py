@@ -10,8 +10,6 @@ from transformers import AutoTokenizer
 
 from launcher import cli
 from launcher import run as worker
-from model_parallel.grid import Grid
-from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.forward.batch import Items, Pool, PromptShapes
@@ -23,7 +21,6 @@ from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.settings.decode import DecodeSection
 from prompt_tuning.settings.members import load_run
-from prompt_tuning.settings.sections import BackboneSection
 from tests.support.disentangled import in_full_precision
 from tests.support.fleets import open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, three_members
@@ -195,7 +192,7 @@ def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"backbone": {"quantize": "int8"}}, "is split over tensor ranks alone"),
+        ({"backbone": {"quantize": "int8"}}, "weights are not quantised here"),
         ({"data": {"max_length": 65}}, "has 64 positions for each"),
         ({"data": {"cache_activations": True}}, "no hidden states are kept"),
     ],
@@ -249,8 +246,3 @@ def test_plan_says_that_it_does_not_count_it(tmp_path, raw):
     (tmp_path / "run.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match="whose steps plan does not count"):
         Outline(load_run(tmp_path / "run.json"))
-
-
-def test_data_ranks_that_share_a_backbone_are_refused(tmp_path, raw):
-    with pytest.raises(UserError, match="is split over tensor ranks alone"):
-        load_backbone(BackboneSection(path=raw["backbone"]["path"]), Grid(size=2), zero={"stage": 3})
