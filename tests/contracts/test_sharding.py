@@ -15,13 +15,12 @@ from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.sections import BackboneSection
 from tests.support.ranks import run_ranks
-from tests.support.tiny import make_backbone, make_language_backbone
+from tests.support.tiny import TO_WRITE, make_any, make_backbone
 from tests.support.topologies import in_topologies, is_two_sided, local_tensors, one_pass, open_sharded
 
-TWO_SIDED = " to write"
 FAMILIES = sorted(
     [name for name, family in families().items() if not family.sites]
-    + [name + TWO_SIDED for name, family in families().items() if family.sites or family.writing]
+    + [name + TO_WRITE for name, family in families().items() if family.sites or family.writing]
 )
 # Tensor 4 has more ranks than the decoders have key/value heads, which are then kept by two ranks each.
 ROUNDED = {"cohere", "cohere2"}
@@ -32,11 +31,8 @@ TOPOLOGIES = [(2, False), (4, False), (2, True), (1, True)]
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tmp_path_factory):
     # 83 tokens: no number of ranks divides them.
-    name, folder = request.param.removesuffix(TWO_SIDED), tmp_path_factory.mktemp(request.param)
-    if name == request.param:
-        return make_backbone(folder, name, vocab_size=83)
-    scaled = {"scale_embedding": True} if name == "bart" else {}
-    return make_language_backbone(folder, name, vocab_size=83, **scaled)
+    scaled = {"scale_embedding": True} if "bart" in request.param else {}
+    return make_any(tmp_path_factory.mktemp(request.param), request.param, vocab_size=83, **scaled)
 
 
 def test_every_topology_gives_the_same_numbers_and_changes_no_weight(folder):

@@ -171,8 +171,10 @@ def one_gradient(fleet):
     return [prompt.prefix.embedding.grad for prompt in prompts]
 
 
-def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, each, data, capsys):
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, each, data, capsys, quantize):
     each["train"] |= {"max_steps": 3}
+    each["backbone"]["quantize"] = quantize
     each["fleet"]["members"][1]["prompt"]["sites"] = ["cross"]
     (tmp_path / "run.json").write_text(json.dumps(each))
     assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
@@ -192,7 +194,6 @@ def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"backbone": {"quantize": "int8"}}, "weights are not quantised here"),
         ({"data": {"max_length": 65}}, "has 64 positions for each"),
         ({"data": {"cache_activations": True}}, "no hidden states are kept"),
     ],
