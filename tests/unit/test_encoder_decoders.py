@@ -16,11 +16,9 @@ from prompt_tuning.forward.batch import Items, Pool, PromptShapes
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import member_logits
 from prompt_tuning.forward.write import sources_of, write
-from prompt_tuning.placement.outline import Outline
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.settings.decode import DecodeSection
-from prompt_tuning.settings.members import load_run
 from tests.support.disentangled import in_full_precision
 from tests.support.fleets import open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, three_members
@@ -243,7 +241,9 @@ def test_validate_says_what_would_be_trained(tmp_path, each, capsys):
     assert cli.main(["validate", str(tmp_path / "run.json")]) == 0, capsys.readouterr()
 
 
-def test_plan_says_that_it_does_not_count_it(tmp_path, raw):
-    (tmp_path / "run.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match="whose steps plan does not count"):
-        Outline(load_run(tmp_path / "run.json"))
+def test_plan_counts_it(tmp_path, each, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(each))
+    given = ["--ranks", "4", "--matrix-rate", "1TFLOP/s", "--bandwidth", "10GB/s", "--memory", "8GiB", "--json"]
+    assert cli.main(["plan", str(tmp_path / "run.json"), *given]) == 0
+    placements = {cost["name"]: cost for cost in json.loads(capsys.readouterr().out)["considered"]}
+    assert {"replicate", "tensor 2", "tensor 4", "ZeRO-3"} <= set(placements)

@@ -63,6 +63,7 @@ FAMILY = Family(
     has_positions=lambda config: False,
     refuse=start_is_missing,
     num_layers=lambda config: int(config.num_layers + 2 * config.num_decoder_layers),
+    depths=("num_layers", "num_decoder_layers"),
     language_head=("lm_head",),
     logit_factor=_logit_factor,
     has_own_output=True,

@@ -74,6 +74,7 @@ FAMILY = Family(
     has_positions=lambda config: False,
     refuse=_refuse,
     num_layers=lambda config: int(config.encoder_layers + 2 * config.decoder_layers),
+    depths=("encoder_layers", "decoder_layers"),
     sites=(("encoder.layers", "self_attn"), ("decoder.layers", "self_attn"), ("decoder.layers", "encoder_attn")),
     open=_open,
 )
