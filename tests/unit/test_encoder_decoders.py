@@ -186,7 +186,9 @@ def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path
         command = ["evaluate", "--prompt", str(member / "prompt"), "--data", str(data), "--split", "test"]
         assert cli.main(command) == 0
         found, expected = json.loads(capsys.readouterr().out), json.loads((member / "result.json").read_text())
-        assert found["metrics"] == expected["test"] and found["loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+        # Of batches of other shapes, a mean's last bits may be others.
+        assert found["metrics"] == pytest.approx(expected["test"], rel=1e-12)
+        assert found["loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
