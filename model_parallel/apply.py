@@ -53,6 +53,8 @@ def shard_modules(
     for name in entered:
         model.get_submodule(name).register_forward_pre_hook(_entering(grid.tensor_group), with_kwargs=True)
     if grid.tensor > 1:
+        for name in plan.enters:
+            model.get_submodule(name).register_forward_hook(_entered(grid.tensor_group))
         _divide_vectors(model, plan, sizes, grid, cuts)
         _divide_attributes(model, plan, sizes, grid)
     return cuts
@@ -76,8 +78,7 @@ def _cut_module(
     assert bias is None or isinstance(bias, nn.Parameter)
     local = _shrunk(weight, cut)
     if rule.cut == "vocabulary":
-        scale = getattr(module, "scalar_embed_scale", None)
-        return VocabularyParallelEmbedding(local, length, ranges[0][0], grid.tensor_group, scale)
+        return VocabularyParallelEmbedding(local, length, ranges[0][0], grid.tensor_group, _scale(module, weight.dtype))
     quantised = _quantised(name, weight.shape[int(not rule.transposed)], quantize)
     if rule.cut == "rows":
         block = quantised.get("block", 1)
@@ -91,6 +92,14 @@ def _cut_module(
         cuts[f"{name}.bias"] = cut = Cut(0, ranges)
         bias = _shrunk(bias, cut)
     return FrozenLinear(local, bias, rule.transposed, **quantised)
+
+
+def _scale(embedding: nn.Module, dtype: torch.dtype) -> float | None:
+    """By what an embedding multiplies its vectors."""
+    rounded = getattr(embedding, "scalar_embed_scale", None)
+    if rounded is not None:  # Gemma's is rounded to the weights' type
+        return float(torch.tensor(rounded, dtype=dtype))
+    return getattr(embedding, "embed_scale", None)
 
 
 def share_output(model: nn.Module, name: str, grid: Grid) -> dict[str, Cut]:
@@ -135,6 +144,15 @@ def _entering(group: Any) -> Callable[..., Any]:
         if args:
             return (enter_tensor_ranks(args[0], group), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": enter_tensor_ranks(kwargs["hidden_states"], group)}
+
+    return hook
+
+
+def _entered(group: Any) -> Callable[..., Any]:
+    """A hook that passes a module's output through ``enter_tensor_ranks``, once for all layers that take it."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return enter_tensor_ranks(output, group)
 
     return hook
 

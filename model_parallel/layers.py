@@ -148,9 +148,8 @@ class VocabularyParallelEmbedding(nn.Module):
         self, weight: nn.Parameter, num_embeddings: int, first: int, group: Any, scale: float | None = None
     ) -> None:
         super().__init__()
-        # Rounded to the weights' type, as the whole embedding has it.
-        self.scale = None if scale is None else torch.tensor(scale, dtype=weight.dtype).item()
         self.weight, self.num_embeddings, self.first, self.group = weight, num_embeddings, first, group
+        self.scale = scale
         self.rows = weight.shape[0]
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -59,12 +59,14 @@ class Plan:
     """The rules of a family, one at most for a module; in their globs, a star stays between two dots.
 
     ``divided``: globs of modules, each with the integer attributes that shrink with the cut. ``vectors``: globs of parameters
-    that are no layer's weight or bias and are shared out as its columns are.
+    that are no layer's weight or bias and are shared out as its columns are. ``enters``: modules whose outputs are the inputs of
+    column-parallel layers elsewhere, and of nothing else.
     """
 
     rules: tuple[Rule, ...]
     divided: tuple[tuple[str, tuple[str, ...]], ...] = ()
     vectors: tuple[str, ...] = ()
+    enters: tuple[str, ...] = ()
 
     def rule(self, module: str) -> Rule | None:
         """The one rule of a module name."""

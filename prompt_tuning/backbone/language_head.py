@@ -189,7 +189,10 @@ class _Biased(nn.Module):
         self.own.register_buffer("final_logits_bias", bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        found: Tensor = self.head(hidden) + self.own.get_buffer("final_logits_bias")[0]
+        bias, output = self.own.get_buffer("final_logits_bias")[0], shared_output(self.head)
+        if output is not None:
+            bias = bias[output.first : output.first + len(output.weight)]
+        found: Tensor = self.head(hidden) + bias
         return found
 
 

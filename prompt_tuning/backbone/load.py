@@ -131,11 +131,6 @@ def load_backbone(
     described = description or describe_backbone(section, writes=language)
     config = copy.deepcopy(described.config)
     set_dropout(config, described.family, dropout, section.path)
-    if described.has_encoder and (grid.tensor > 1 or zero is not None or section.quantize is not None):
-        raise UserError(
-            f"backbone.path={section.path}: an encoder-decoder ({config.model_type}) is whole on every rank here; use"
-            " parallel.tensor 1, parallel.zero false and no backbone.quantize"
-        )
     try:
         check_heads(sizes_of(config), grid.tensor, section.path)
         return _load(described, config, section, grid, trainable, activation_checkpointing, zero, language)

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from model_parallel.plan import Plan
 from prompt_tuning.backbone.rows import PackedRows
-
-WHOLE = Plan(rules=())
-"""Encoder-decoders are whole on every rank: :func:`prompt_tuning.backbone.load.load_backbone` refuses to share them."""
+from prompt_tuning.backbone.swapped import mix_in, read_words_once
 
 
 class Sides:
@@ -67,6 +65,7 @@ class TwoSided:
     shared: nn.Module
     encoder: Any
     decoder: Any
+    handed: nn.Module
     config: Any
 
     def forward(
@@ -80,7 +79,7 @@ class TwoSided:
     ) -> BaseModelOutput:
         """The decoder's last hidden states [1, T, H] where tokens [1, T] stand of which the next is a target's; else zero."""
         sides = Sides.of(rows, input_ids.device)
-        encoded = self.encode(self.shared(input_ids[:, sides.sources]), sides, captured)
+        encoded = self.handed(self.encode(self.shared(input_ids[:, sides.sources]), sides, captured))
         words = self.shared(sides.target_ids(input_ids, self.config))
         hidden = self.decode(words, encoded, sides, captured)
         return BaseModelOutput(last_hidden_state=sides.spread(hidden, input_ids.shape[1]))
@@ -92,6 +91,18 @@ class TwoSided:
     def decode(self, words: Tensor, encoded: Tensor, sides: Sides, captured: dict[int, Tensor] | None) -> Tensor:
         """The decoder's [1, t, H] of the words of all targets."""
         raise NotImplementedError
+
+
+HANDED = "handed"
+"""Name of the module that what the encoder made passes on its way to the keys and values of the decoder's layers."""
+
+
+def open_sides(model: PreTrainedModel, kind: type[TwoSided], *unused: str) -> None:
+    """Let both stacks of a model run as ``kind`` says; ``unused``: patterns of what its files hold and nothing reads."""
+    read_words_once(model, model.get_submodule("encoder"), model.get_submodule("decoder"))
+    setattr(model, HANDED, nn.Identity())
+    model._keys_to_ignore_on_load_unexpected = [r"(^|\.)(en|de)coder\.embed_tokens\.", *unused]
+    mix_in(model, kind)
 
 
 def start_is_missing(config: Any) -> str | None:

@@ -26,7 +26,8 @@ def read_words_once(model: PreTrainedModel, *stacks: nn.Module) -> None:
     """Files hold the word embedding of these stacks once, by the model's own name; transformers' forward finds it in each."""
     for stack in stacks:
         del stack.embed_tokens
-        stack.__dict__["embed_tokens"] = model.get_input_embeddings()  # unregistered
+        # Unregistered, and found when it is asked: tensor ranks put their part in its place.
+        stack.__dict__["embed_tokens"] = lambda ids: model.get_input_embeddings()(ids)
 
 
 @contextmanager

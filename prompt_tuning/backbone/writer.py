@@ -27,7 +27,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from model_parallel.vocabulary import VocabularyParallelOutput
-from prompt_tuning.backbone.attention import attention_name, select_attention
+from prompt_tuning.backbone.attention import TENSOR_RANK, attention_name, select_attention
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.backbone.swapped import as_stock
 from prompt_tuning.errors import UserError
@@ -79,10 +79,10 @@ def _both(backbone: Backbone, attention: str) -> Iterator[PreTrainedModel]:
             setattr(shell, name, part)
     head: Any = backbone.language_head
     (output,) = getattr(head, "head", head).children()
-    shell.set_output_embeddings(output)
+    shell.set_output_embeddings(_Logits(output))
     if hasattr(shell, "final_logits_bias"):
         bias = head.own.get_buffer("final_logits_bias") if hasattr(head, "own") else None
-        zeros = output.weight.new_zeros(1, len(output.weight))
+        zeros = torch.zeros(1, model.config.vocab_size, dtype=model.dtype, device=model.device)
         shell.register_buffer("final_logits_bias", zeros if bias is None else bias)
     was_training = model.training
     shell.eval()
@@ -107,6 +107,7 @@ def put_in_front(backbone: Backbone, tables: list[Tensor | None], reached: list[
     """
     shape, model = backbone.shape, backbone.model
     none = torch.zeros(0, shape.num_layers, 2, shape.key_value_heads, shape.head_size, device=model.device)
+    none = none[..., backbone.local_heads, :]
     own = [none if table is None else table for table in tables]
     longest = max(map(len, own))
     pieces = [nn.functional.pad(table, (0, 0) * 4 + (longest - len(table), 0)) for table in own]
@@ -132,7 +133,7 @@ def _behind_prefix(
 ) -> tuple[Tensor, None]:
     """Stock attention with each row's prompt in front of its keys; a decoder's rows are several beams of each.
 
-    ``position_bias``: what is added to scores of keys that have positions [1, heads, L, K], which a prompt has not.
+    ``position_bias``: what is added to scores of keys that have positions [1, all heads, L, K], which a prompt has not.
     """
     front = getattr(module, _FRONT)
     keys, values, seen = (own.repeat_interleave(len(query) // len(own), 0) for own in front)
@@ -141,6 +142,10 @@ def _behind_prefix(
     seen = seen.expand(-1, -1, query.shape[2], -1)
     whole = torch.cat([seen, mask.to(seen.dtype).expand(len(query), -1, -1, -1)], 3)
     if position_bias is not None:
+        rank, heads = getattr(module, TENSOR_RANK), query.shape[1]
+        # Between the sides, where it is zero, it is made for this rank's heads.
+        if rank is not None and position_bias.shape[1] > heads:
+            position_bias = position_bias[:, rank * heads : (rank + 1) * heads]
         whole = whole + nn.functional.pad(position_bias, (keys.shape[2], 0))
     found = nn.functional.scaled_dot_product_attention(
         query, torch.cat([keys, key], 2), torch.cat([values, value], 2), whole, scale=scaling

@@ -90,9 +90,14 @@ class Fleet:
         self.frozen = FrozenTexts(members, self.loops)
         self.updater = Updater(members, grid)
         # ZeRO-3 gathers a layer's weights for its backward, which all ranks must do together whichever members' rows they
-        # have: where members' gradients end in different layers, all go down to the word embeddings.
+        # have: where members' gradients end in different layers, all go down to the word embeddings. An encoder-decoder's end
+        # on both sides.
+        has_encoder = backbone.description.has_encoder
         depths = {
-            (prompt.first_layer, None if prompt.beside is None else frozenset(prompt.beside.lengths))
+            (
+                prompt.levels if has_encoder else prompt.first_layer,
+                None if prompt.beside is None else frozenset(prompt.beside.lengths),
+            )
             for prompt in prompts
             if prompt.reaches_backbone
         }

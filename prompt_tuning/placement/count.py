@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from prompt_tuning.forward.plan import default_budget
-from prompt_tuning.placement.outline import Outline, Pass
+from prompt_tuning.placement.counted import Pass
+from prompt_tuning.placement.outline import Outline
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from prompt_tuning.forward.batch import Items, Pool, PromptShapes
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import member_logits
 from prompt_tuning.kinds import Targets, find_kind
+from prompt_tuning.placement.counted import Pass, Weights
 from prompt_tuning.prompt.build import build_prompt
 from prompt_tuning.prompt.prompt import Prompt
 from prompt_tuning.settings.run import Run
@@ -40,48 +41,16 @@ DEPTHS = (2, 4)
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One batch forward and backward on one rank."""
-
-    peak_bytes: int
-    """The most that activations, gradients and everything else that the batch brings took at once."""
-    work: tuple[tuple[int, int, int], ...]
-    """Floating-point operations, bytes read and written, and how many operators did as much."""
-    sums: int
-    """All-reduces over the tensor ranks."""
-    summed_bytes: int
-    """Bytes of their tensors."""
-
-    def further(self, shallow: Pass, times: int) -> Pass:
-        """A deeper model's, which has ``times`` as many layers more as this one has over a ``shallow`` one."""
-        mine, less = ({(one, two): number for one, two, number in ran.work} for ran in (self, shallow))
-        # What grows with the depth itself is there under another size in each, once to be added and once to be taken off.
-        found = {key: (mine.get(key, 0), less.get(key, 0)) for key in (*mine, *less)}
-        work = {key: here + times * (here - there) for key, (here, there) in found.items()}
-        return Pass(
-            self.peak_bytes + times * (self.peak_bytes - shallow.peak_bytes),
-            tuple((*key, number) for key, number in work.items()),
-            self.sums + times * (self.sums - shallow.sums),
-            self.summed_bytes + times * (self.summed_bytes - shallow.summed_bytes),
-        )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Bytes of a rank's weights before ZeRO-3 splits them."""
-
-    total: int
-    embedded: int
-    """Bytes of embeddings, which DeepSpeed keeps from their layer to the end of a pass, as nothing asks for their gradients."""
-    largest_layer: int
-    """Bytes of the module that is gathered as one with the most of its own, embeddings apart."""
-    numel: int
+class _Notes:
+    num_encoded: np.ndarray
+    """[rows] Tokens that an encoder reads."""
 
 
 class Outline:
     """What can be counted of a run whose weights are not there; every member as the first, for which most steps are alike.
 
-    ``text`` tokens are in every row: ``data.max_length``, and ``data.max_target_length`` where texts are written, unless given.
+    ``text`` tokens are in every row: ``data.max_length``, and ``data.max_target_length`` where texts are written, unless given. Of
+    them an encoder reads its part.
     """
 
     def __init__(self, run: Run, text: int | None = None) -> None:
@@ -94,10 +63,6 @@ class Outline:
                 f"backbone.path={section.path}: plan reads config.json, which a .gguf file has not; give a folder"
             )
         raw, self.family = checked_config(place.folder, section, run.writes)
-        if self.family.sites:
-            raise UserError(
-                f"backbone.path={section.path}: {raw.model_type} is an encoder-decoder, whose steps plan does not count; run it"
-            )
         self.backbone_config = copy.deepcopy(raw)
         set_dropout(self.backbone_config, self.family, self.config.train.backbone_dropout, section.path)
         self.folder = place.folder
@@ -108,7 +73,15 @@ class Outline:
         self.rows_per_example = 2 if task.kind == "choice" else 1
         limit = self.family.max_positions(self.backbone_config)
         target = self.config.data.max_target_length if task.is_written else 0
-        self.text = min(text or self.config.data.max_length + target, limit)
+        source = self.config.data.max_length
+        if self.family.sites:
+            # A decoder reads its start token in the place of the source's last.
+            source, target = min(source, limit), min(target, limit)
+            whole = source + target - 1
+            self.text = min(text or whole, whole)
+            self.encoded = min(self.text, -(-source * self.text // whole))
+        else:
+            self.text, self.encoded = min(text or source + target, limit), 0
         self.num_members = min(len(run.members), run.concurrent or len(run.members))
 
     @property
@@ -192,7 +165,8 @@ class Outline:
                 value = torch.empty(parameter.shape, dtype=parameter.dtype)
                 setattr(module, name, nn.Parameter(value, requires_grad=parameter.requires_grad))
         rebuild_buffers(model, torch.device("cpu"))
-        open_door(model, self.family.attention_modules(model), section.attention, 0 if tensor > 1 else None)
+        modules, across = self.family.attention_modules(model), self.family.across_modules(model)
+        open_door(model, modules, section.attention, 0 if tensor > 1 else None, across)
         self.family.narrow_last_layer(model)
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": deltas.checkpointing})
@@ -244,26 +218,32 @@ class Outline:
     ) -> Pass:
         """One batch of so many of a member's examples, forward and backward, on the first of ``tensor`` ranks.
 
-        Of deep models whose layers are alike, two shallow ones are run, and what their layers differ by goes for the others.
+        Of deep models whose layers are alike, shallow ones are run, and what their layers differ by goes for the others.
         """
         setting = examples, tensor, checkpointing, zero, quantize
-        layers = self.family.num_layers(self.backbone_config)
-        if layers <= DEPTHS[1] or not self._layers_are_alike:
+        whole = [int(getattr(self.backbone_config, name)) for name in self.family.depths]
+        least, more = DEPTHS
+        if sum(whole) <= more * len(whole) or min(whole) < least or not self._layers_are_alike(whole):
             return self._run(self.backbone_config, *setting)
-        shallow, deeper = (self._run(self._of_depth(depth), *setting) for depth in DEPTHS)
-        return deeper.further(shallow, (layers - DEPTHS[1]) // (DEPTHS[1] - DEPTHS[0]))
+        found = shallow = self._run(self._of_depth([least] * len(whole)), *setting)
+        for place, layers in enumerate(whole):
+            if layers > least:  # of each stack
+                depths = [more if stack == place else least for stack in range(len(whole))]
+                deeper = self._run(self._of_depth(depths), *setting)
+                found = found.further(deeper, shallow, (layers - least) // (more - least))
+        return found
 
-    @property
-    def _layers_are_alike(self) -> bool:
+    def _layers_are_alike(self, depths: list[int]) -> bool:
         kinds = set(getattr(self.backbone_config, "layer_types", None) or [None])
-        steps = self.family.num_layers(self.backbone_config) - DEPTHS[1]
-        return len(kinds) == 1 and self.config.prompt.layers is None and steps % (DEPTHS[1] - DEPTHS[0]) == 0
+        is_whole = all((layers - DEPTHS[0]) % (DEPTHS[1] - DEPTHS[0]) == 0 for layers in depths)
+        return len(kinds) == 1 and self.config.prompt.layers is None and is_whole
 
-    def _of_depth(self, layers: int) -> Any:
+    def _of_depth(self, depths: list[int]) -> Any:
         config = copy.deepcopy(self.backbone_config)
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
-        config.num_hidden_layers = layers
+            config.layer_types = config.layer_types[: depths[0]]
+        for name, layers in zip(self.family.depths, depths, strict=True):
+            setattr(config, name, layers)
         return config
 
     def _run(
@@ -291,7 +271,12 @@ class Outline:
         tags = None
         if self.kind.per_token or self.config.asks_language_model:
             tags = np.zeros(rows * self.text, np.int64)
-            tags[self.text - 1 :: self.text] = NO_TAG
+            if self.encoded:
+                # Each token of the target is foretold from the place before it.
+                tags.reshape(rows, -1)[:, : self.encoded - 1] = NO_TAG
+            else:
+                tags[self.text - 1 :: self.text] = NO_TAG
         offsets = np.arange(rows + 1, dtype=np.int64) * self.text
         labels = np.zeros(examples, np.int64 if self.kind.asks_classes or self.kind.per_token else np.float64)
-        return Features(tokens, None, offsets, self.rows_per_example, labels, tags)
+        notes = _Notes(np.full(rows, self.encoded)) if self.encoded else None
+        return Features(tokens, None, offsets, self.rows_per_example, labels, tags, notes)

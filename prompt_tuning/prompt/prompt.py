@@ -59,6 +59,11 @@ class Prompt(nn.Module):
         return min(found, default=-1)
 
     @property
+    def levels(self) -> tuple[int, ...] | None:
+        """Those of the layers that its prefix has; None: all."""
+        return None if self.prefix is None else self.prefix.layers
+
+    @property
     def reaches_backbone(self) -> bool:
         """Whether its gradient flows through the backbone."""
         return self.length > 0 or self.beside is not None or self.lora is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,15 +59,24 @@ def make_prompt(backbone, length=P, seed=3, positions="after_prefix", **options)
 
 
 def make_batch(
-    prompts, lengths=LENGTHS, members=None, vocabulary=60, with_types=False, seed=0, only=None, only_read=False
+    prompts,
+    lengths=LENGTHS,
+    members=None,
+    vocabulary=60,
+    with_types=False,
+    seed=0,
+    only=None,
+    only_read=False,
+    has_encoder=False,
 ):
     """Rows of random tokens laid out for the members' prompts; ``only``: the one row to lay out. All tokens are read unless
-    ``only_read`` leaves that to the heads."""
+    ``only_read`` leaves that to the heads. ``has_encoder``: an encoder reads the first half of each row."""
     generator = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = generator.integers(4, vocabulary, offsets[-1]).astype(np.int32)
     types = generator.integers(0, 2, offsets[-1]).astype(np.int8) if with_types else None
-    features = Features(tokens, types, offsets, 1, np.zeros(len(lengths), np.int64))
+    notes = SimpleNamespace(num_encoded=(np.array(lengths) + 1) // 2 * has_encoder)
+    features = Features(tokens, types, offsets, 1, np.zeros(len(lengths), np.int64), notes=notes)
     members = np.zeros(len(lengths), np.int64) if members is None else np.asarray(members)
     pool = Pool([features] * len(prompts), PromptShapes.of(prompts))
     items = Items(members, np.arange(len(lengths)), np.ones(len(lengths)))

@@ -15,11 +15,13 @@ from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.sections import BackboneSection
 from tests.support.ranks import run_ranks
-from tests.support.tiny import make_backbone
-from tests.support.topologies import in_topologies, local_tensors, one_pass, open_sharded
+from tests.support.tiny import TO_WRITE, make_any, make_backbone
+from tests.support.topologies import in_topologies, is_two_sided, local_tensors, one_pass, open_sharded
 
-FAMILIES = sorted(name for name, family in families().items() if not family.sites)
-"""But encoder-decoders, whose contract is tests/unit/test_encoder_decoders.py."""
+FAMILIES = sorted(
+    [name for name, family in families().items() if not family.sites]
+    + [name + TO_WRITE for name, family in families().items() if family.sites or family.writing]
+)
 # Tensor 4 has more ranks than the decoders have key/value heads, which are then kept by two ranks each.
 ROUNDED = {"cohere", "cohere2"}
 """Model types whose rotary embedding rounds to float32, which turns a last bit of float64 into one of float32."""
@@ -29,7 +31,8 @@ TOPOLOGIES = [(2, False), (4, False), (2, True), (1, True)]
 @pytest.fixture(scope="module", params=FAMILIES)
 def folder(request, tmp_path_factory):
     # 83 tokens: no number of ranks divides them.
-    return make_backbone(tmp_path_factory.mktemp(request.param), request.param, vocab_size=83)
+    scaled = {"scale_embedding": True} if "bart" in request.param else {}
+    return make_any(tmp_path_factory.mktemp(request.param), request.param, vocab_size=83, **scaled)
 
 
 def test_every_topology_gives_the_same_numbers_and_changes_no_weight(folder):
@@ -48,8 +51,9 @@ def test_every_topology_gives_the_same_numbers_and_changes_no_weight(folder):
 
 
 def test_plan_covers_every_layer_once(folder):
-    model_type = folder_type(folder)
-    family = find_family(model_type)
+    family = find_family(folder_type(folder))
+    if is_two_sided(folder):
+        family = family.writing or family
     plan = family.plan
     with torch.device("meta"):
         model = family.auto.from_config(AutoConfig.from_pretrained(folder))
@@ -88,7 +92,8 @@ def test_slices_put_together_are_the_whole(folder):
 def test_buffers_that_no_file_holds_are_those_of_the_ordinary_model(folder):
     for dtype in ("float64", "bfloat16"):
         expected = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype))
-        ours = load_backbone(BackboneSection(path=str(folder), dtype=dtype), Grid()).model
+        section = BackboneSection(path=str(folder), dtype=dtype)
+        ours = load_backbone(section, Grid(), language=is_two_sided(folder)).model
         buffers = dict(ours.named_buffers())
         for name, buffer in expected.named_buffers():
             assert torch.equal(buffers[name], buffer) and buffers[name].dtype == buffer.dtype, name
@@ -96,7 +101,7 @@ def test_buffers_that_no_file_holds_are_those_of_the_ordinary_model(folder):
 
 def test_heads_that_do_not_divide_are_refused_in_a_sentence(folder):
     with pytest.raises(UserError, match=r"parallel.tensor=3 does not divide the 4 heads of .*; choose one of 1, 2, 4"):
-        load_backbone(BackboneSection(path=str(folder)), Grid(0, 3, tensor=3))
+        load_backbone(BackboneSection(path=str(folder)), Grid(0, 3, tensor=3), language=is_two_sided(folder))
 
 
 def test_widths_that_do_not_divide_are_refused_before_anything_is_read(tmp_path):

@@ -12,18 +12,18 @@ from prompt_tuning.fleet.fidelity import gradient_cosine
 from prompt_tuning.settings.sections import BackboneSection
 from tests.support.fleets import open_fleet
 from tests.support.ranks import run_ranks
-from tests.support.tiny import make_backbone, make_texts, run_json
+from tests.support.tiny import make_any, make_backbone, make_texts, run_json
 from tests.support.topologies import in_topologies, one_pass, open_sharded
 
 TOPOLOGIES = [(2, False), (4, False), (2, True), (1, True)]
-# Plain, shared by all layers, transposed, fused in blocks, fused head by head, and attending in code of its own.
-NAMES = ["bert", "albert", "gpt2", "glm4", "gpt_neox", "deberta"]
+# Plain, shared by all layers, transposed, fused in blocks, fused head by head, attending in code of its own, and two-sided.
+NAMES = ["bert", "albert", "gpt2", "glm4", "gpt_neox", "deberta", "bart to write", "mt5 to write"]
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_topology_gives_the_same_numbers_and_changes_no_code(tmp_path, name, quantize):
-    folder = make_backbone(tmp_path, name, vocab_size=83)
+    folder = make_any(tmp_path, name, vocab_size=83)
     alone = one_pass(open_sharded(folder, Grid(), 1, False, quantize=quantize), dropout=0.3)
     for rank in run_ranks(4, in_topologies, folder, TOPOLOGIES, quantize):
         for tensor, zero in TOPOLOGIES:

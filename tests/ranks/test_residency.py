@@ -17,6 +17,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import evaluate
 from prompt_tuning.settings.sections import BackboneSection
 from tests.support.fleets import open_fleet
+from tests.support.generation import make_passages, make_writer, writing_run
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_texts, run_json
 from tests.support.topologies import QUIET, one_pass, open_sharded
@@ -61,7 +62,12 @@ def count(grid, raw, topologies):
             fleet.train_step([0])
             shares.append(share())
             peak = shares[0] + (backbone.zero.peak_numel / backbone.num_parameters if backbone.zero else 0)
-            found[tensor, zero, checkpointing] = (shares, peak, backbone.bytes_read / 4 / backbone.num_parameters)
+            # Under ZeRO-3 a language head has a copy of the word embedding.
+            copied = (
+                sum(p.numel() for p in backbone.language_head.parameters()) if zero and backbone.language_head else 0
+            )
+            read = (backbone.bytes_read / 4 - copied * (grid.rank < tensor)) / backbone.num_parameters
+            found[tensor, zero, checkpointing] = (shares, peak, read)
     return found
 
 
@@ -87,14 +93,35 @@ def test_between_steps_a_rank_holds_its_share(tmp_path, data, name):
     # GLM-4 has fewer key/value heads than 4 ranks, which then keep some twice.
     topologies = [(tensor, zero) for tensor, zero in TOPOLOGIES if (name, tensor) != ("glm4", 4)]
     for rank, found in enumerate(run_ranks(4, count, raw, topologies)):
-        for (tensor, zero, checkpointing), (shares, peak, read) in found.items():
-            data_ranks = 4 // tensor
-            expected = 1 / (tensor * (data_ranks if zero else 1))
-            for share in shares:
-                assert abs(share / expected - 1) < 0.05, (tensor, zero, checkpointing, shares)
-            assert peak < expected + 0.6 / tensor, "a step gathers nearly the whole model"
-            reads = rank // tensor == 0
-            assert abs(read * tensor - 1) < 0.05 if reads else read == 0
+        check_shares(rank, found)
+
+
+def check_shares(rank, found):
+    for (tensor, zero, checkpointing), (shares, peak, read) in found.items():
+        data_ranks = 4 // tensor
+        expected = 1 / (tensor * (data_ranks if zero else 1))
+        for share in shares:
+            assert abs(share / expected - 1) < 0.05, (tensor, zero, checkpointing, shares)
+        assert peak < expected + 0.6 / tensor, "a step gathers nearly the whole model"
+        reads = rank // tensor == 0
+        assert abs(read * tensor - 1) < 0.05 if reads else read == 0
+
+
+# Both stacks as deep, and wide beside their norms.
+SIDES = {
+    "t5": {"d_model": 64, "d_ff": 256, "num_layers": 4, "num_decoder_layers": 4},
+    "bart": {"d_model": 128, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "max_position_embeddings": 20},
+}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_between_steps_and_texts_a_rank_holds_its_share_of_both_sides(tmp_path, name):
+    """Evaluations write, by modules of a model whose own forward is not run."""
+    folder = make_writer(tmp_path / name, name, vocab_size=600, **SIDES[name])
+    raw = writing_run(folder, make_passages(tmp_path / "data"))
+    raw["backbone"]["dtype"] = "float32"
+    for rank, found in enumerate(run_ranks(4, count, raw, TOPOLOGIES)):
+        check_shares(rank, found)
 
 
 def gathered(grid, raws):

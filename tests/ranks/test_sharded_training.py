@@ -12,6 +12,7 @@ from prompt_tuning import trainer
 from prompt_tuning.backbone.attention import own_dropout
 from tests.ranks.test_resume import Stopped, results
 from tests.support.fleets import assert_same_course, follow, make_run, open_fleet
+from tests.support.generation import make_passages, make_writer, writing_run
 from tests.support.ranks import run_ranks
 from tests.support.tiny import make_backbone, make_copa, make_texts, run_json
 from tests.support.topologies import exact_norms
@@ -34,6 +35,22 @@ def raws(tmp_path_factory):
         {"name": "shallow", "method": "shallow_prompt", "prompt": {"length": 4, "dropout": 0.1}},
         {"name": "choice", **copa},
     ]
+    # Gradients that end at different places of the decoder, and such that never enter the encoder.
+    sites = {"t5": (["encoder", "decoder", "cross"], ["encoder", "cross"]), "bart": (["cross"], ["cross"])}
+    passages = make_passages(folder / "passages", {"train": 17, "dev": 7})
+    sided = {
+        name: writing_run(
+            make_writer(folder / name, name, vocab_size=83),
+            passages,
+            fleet={
+                "members": [
+                    {"name": "five", "prompt": {"length": 5, "dropout": 0.3, "sites": own[0]}},
+                    {"name": "two", "prompt": {"length": 2, "sites": own[1]}, "train": {"seed": 12, "batch_size": 3}},
+                ]
+            },
+        )
+        for name, own in sites.items()
+    }
     bert, glm = (make_backbone(folder / name, name, vocab_size=83) for name in ("bert", "glm4"))
     return {
         "bert": run_json(bert, texts, fleet={"members": members}),
@@ -41,6 +58,7 @@ def raws(tmp_path_factory):
         "glm": run_json(glm, texts, prompt={"init": "text"}, optimizer={"relative": True}),
         "checkpointing": run_json(bert, texts, train={"activation_checkpointing": True}),
         "head": run_json(bert, texts, method="head"),
+        **sided,
     }
 
 

@@ -245,6 +245,16 @@ def make_language_backbone(folder: Path, model_type: str, seed: int = 0, **chang
     return folder
 
 
+TO_WRITE = " to write"
+"""Behind a model type: saved with its language-model head, which for T5 means both sides."""
+
+
+def make_any(folder: Path, name: str, **changes: Any) -> Path:
+    """A random backbone of a model type, with its language-model head where :data:`TO_WRITE` stands behind it."""
+    model_type = name.removesuffix(TO_WRITE)
+    return (make_backbone if model_type == name else make_language_backbone)(folder, model_type, **changes)
+
+
 def make_tokenizer(pad_token_id: int = 0, with_mask: bool = False) -> PreTrainedTokenizerFast:
     """One word, one token; [CLS] a [SEP] b [SEP] with token types."""
     names = list(SPECIAL)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from model_parallel.collectives import gather_over_data_ranks, sum_gradients
 from model_parallel.grid import Grid, make_grid
@@ -32,12 +33,18 @@ def open_sharded(
     **options: Any,
 ) -> Backbone:
     section = BackboneSection(path=str(folder), dtype=dtype, quantize=quantize)
+    options.setdefault("language", is_two_sided(folder))
     shared = make_grid(grid.rank, grid.size, grid.device, tensor)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls torch by old names
     backbone = load_backbone(section, shared, zero=(settings or QUIET) if zero else None, **options)
     if dtype == "float64":
         exact_norms(backbone.model)
     return backbone
+
+
+def is_two_sided(folder: Path) -> bool:
+    """Whether a folder holds an encoder-decoder that was saved to write texts."""
+    return any("ConditionalGeneration" in name for name in AutoConfig.from_pretrained(folder).architectures)
 
 
 def exact_norms(model: Any) -> None:
@@ -66,7 +73,7 @@ def one_pass(backbone: Backbone, dropout: float = 0.0) -> list[Tensor]:
     """
     prompt = make_prompt(backbone)
     prompt.dropout = dropout
-    batch = make_batch([prompt], with_types=has_types(backbone))
+    batch = make_batch([prompt], with_types=has_types(backbone), has_encoder=backbone.description.has_encoder)
     keys = torch.arange(len(batch.lengths)) if dropout else None
     with backbone.at_work():
         hidden = hidden_states(backbone, [prompt], batch, row_keys=keys)

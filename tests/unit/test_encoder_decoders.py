@@ -10,20 +10,15 @@ from transformers import AutoTokenizer
 
 from launcher import cli
 from launcher import run as worker
-from model_parallel.grid import Grid
-from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.fleet.evaluate import split_outputs
 from prompt_tuning.forward.batch import Items, Pool, PromptShapes
 from prompt_tuning.forward.layout import lay_out
 from prompt_tuning.forward.run import member_logits
 from prompt_tuning.forward.write import sources_of, write
-from prompt_tuning.placement.outline import Outline
 from prompt_tuning.predict import attach
 from prompt_tuning.prompt.export import load_prompt
 from prompt_tuning.settings.decode import DecodeSection
-from prompt_tuning.settings.members import load_run
-from prompt_tuning.settings.sections import BackboneSection
 from tests.support.disentangled import in_full_precision
 from tests.support.fleets import open_fleet
 from tests.support.generation import enlarge, make_passages, make_writer, three_members
@@ -174,8 +169,10 @@ def one_gradient(fleet):
     return [prompt.prefix.embedding.grad for prompt in prompts]
 
 
-def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, each, data, capsys):
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path, each, data, capsys, quantize):
     each["train"] |= {"max_steps": 3}
+    each["backbone"]["quantize"] = quantize
     each["fleet"]["members"][1]["prompt"]["sites"] = ["cross"]
     (tmp_path / "run.json").write_text(json.dumps(each))
     assert worker.main(["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out")]) == 0
@@ -189,13 +186,14 @@ def test_a_run_is_exported_and_its_prompts_write_and_evaluate_as_it_did(tmp_path
         command = ["evaluate", "--prompt", str(member / "prompt"), "--data", str(data), "--split", "test"]
         assert cli.main(command) == 0
         found, expected = json.loads(capsys.readouterr().out), json.loads((member / "result.json").read_text())
-        assert found["metrics"] == expected["test"] and found["loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+        # Of batches of other shapes, a mean's last bits may be others.
+        assert found["metrics"] == pytest.approx(expected["test"], rel=1e-12)
+        assert found["loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"backbone": {"quantize": "int8"}}, "is whole on every rank here"),
         ({"data": {"max_length": 65}}, "has 64 positions for each"),
         ({"data": {"cache_activations": True}}, "no hidden states are kept"),
     ],
@@ -245,14 +243,9 @@ def test_validate_says_what_would_be_trained(tmp_path, each, capsys):
     assert cli.main(["validate", str(tmp_path / "run.json")]) == 0, capsys.readouterr()
 
 
-def test_plan_says_that_it_does_not_count_it(tmp_path, raw):
-    (tmp_path / "run.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match="whose steps plan does not count"):
-        Outline(load_run(tmp_path / "run.json"))
-
-
-@pytest.mark.parametrize("zero", [None, {"stage": 3}])
-def test_ranks_that_share_a_backbone_are_refused(tmp_path, raw, zero):
-    grid = Grid(size=2, tensor=1 if zero else 2)
-    with pytest.raises(UserError, match="is whole on every rank here"):
-        load_backbone(BackboneSection(path=raw["backbone"]["path"]), grid, zero=zero)
+def test_plan_counts_it(tmp_path, each, capsys):
+    (tmp_path / "run.json").write_text(json.dumps(each))
+    given = ["--ranks", "4", "--matrix-rate", "1TFLOP/s", "--bandwidth", "10GB/s", "--memory", "8GiB", "--json"]
+    assert cli.main(["plan", str(tmp_path / "run.json"), *given]) == 0
+    placements = {cost["name"]: cost for cost in json.loads(capsys.readouterr().out)["considered"]}
+    assert {"replicate", "tensor 2", "tensor 4", "ZeRO-3"} <= set(placements)

@@ -22,7 +22,7 @@ from prompt_tuning.prompt.export import load_prompt, write_prompt
 from prompt_tuning.prompt.manifest import describe_prompt
 from prompt_tuning.trainer import train
 from tests.support.fleets import make_run, open_fleet
-from tests.support.tiny import make_backbone, make_texts, run_json
+from tests.support.tiny import make_any, make_backbone, make_texts, run_json
 from tests.support.topologies import digest, one_pass, open_sharded
 
 NF4 = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
@@ -90,17 +90,15 @@ def test_long_weights_are_converted_in_parts_alike(monkeypatch):
         monkeypatch.undo()
 
 
+NO_LINEAR = ("embed", "wte", "wpe", "pooler", "shared", "relative_attention_bias", "lm_head", "final_logits_bias")
+"""Parts of the names of matrices that are no linear layer's, or a head's."""
+
+
 def dequantised(folder, target, quantize, name):
     """A folder with the same model, each linear layer's weight quantised and back by ``written_out``."""
     tensors = {key: value.double() for key, value in load_file(folder / "model.safetensors").items()}
     for key, value in tensors.items():
-        if (
-            value.dim() == 2
-            and "embeddings." not in key
-            and "wte" not in key
-            and "wpe" not in key
-            and "pooler" not in key
-        ):
+        if value.dim() == 2 and not any(part in key for part in NO_LINEAR):
             matrix = value.t() if name == "gpt2" else value
             changed = torch.from_numpy(written_out(matrix.numpy(), quantize, block_size(matrix.shape[1])))
             tensors[key] = (changed.t() if name == "gpt2" else changed).contiguous()
@@ -112,9 +110,9 @@ def dequantised(folder, target, quantize, name):
 
 
 @pytest.mark.parametrize("quantize", SCHEMES)
-@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "bart to write", "umt5 to write"])
 def test_forward_and_gradients_are_those_of_the_written_out_weights(tmp_path, name, quantize):
-    folder = make_backbone(tmp_path / "model", name)
+    folder = make_any(tmp_path / "model", name)
     stock = one_pass(open_sharded(dequantised(folder, tmp_path / "dense", quantize, name), Grid(), 1, False))
     backbone = open_sharded(folder, Grid(), 1, False, quantize=quantize)
     before = digest(backbone)

@@ -56,6 +56,8 @@ class Family:
     """What a config asks for that is not done here, as the rest of a sentence that begins with the backbone."""
     num_layers: Callable[[Any], int] = lambda config: int(config.num_hidden_layers)
     """How many times text is attended to, one prefix each."""
+    depths: tuple[str, ...] = ("num_hidden_layers",)
+    """Names in a config of how many layers each stack has."""
     word_size: Callable[[Any], int] = lambda config: int(config.hidden_size)
     """Numbers of a word's embedding."""
     language_head: tuple[str, ...] = ()

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from model_parallel.plan import Plan, columns, rows, vocabulary, whole
 from prompt_tuning.backbone.families import Family
 from prompt_tuning.backbone.families._t5_layers import Packed, open_stack, self_attention, through
-from prompt_tuning.backbone.sides import WHOLE, Sides, TwoSided, start_is_missing
-from prompt_tuning.backbone.swapped import mix_in, read_words_once
+from prompt_tuning.backbone.sides import HANDED, Sides, TwoSided, open_sides, start_is_missing
 
 
 class _Model(TwoSided, Packed):
@@ -26,17 +26,12 @@ class _Model(TwoSided, Packed):
 
 def _open(model: PreTrainedModel) -> None:
     stacks: list[Any] = [model.get_submodule(name) for name in ("encoder", "decoder")]
-    read_words_once(model, *stacks)
     for stack in stacks:
         open_stack(stack)
     across = [block.layer[1].EncDecAttention for block in stacks[1].block]
     setattr(model, "_attention", tuple(own for stack in stacks for own in self_attention(stack)) + tuple(across))  # noqa: B010  mypy
-    model._keys_to_ignore_on_load_unexpected = [
-        r"(^|\.)(en|de)coder\.embed_tokens\.",
-        # Of old files; nothing reads it.
-        r"EncDecAttention\.relative_attention_bias\.",
-    ]
-    mix_in(model, _Model)
+    # Old files have a bias between the sides.
+    open_sides(model, _Model, r"EncDecAttention\.relative_attention_bias\.")
 
 
 def _logit_factor(config: Any) -> float:
@@ -50,13 +45,25 @@ FAMILY = Family(
     layers="decoder.block",
     attention="layer.0.SelfAttention",
     by_token=("layer.2", "layer.2"),
-    plan=WHOLE,
+    plan=Plan(
+        rules=(
+            vocabulary("shared"),
+            whole("*coder.block.*.layer.0.SelfAttention.relative_attention_bias"),
+            columns("*coder.block.*.layer.[01].*Attention.[qkv]", "heads"),
+            rows("*coder.block.*.layer.[01].*Attention.o", "heads"),
+            columns("*coder.block.*.layer.[12].DenseReluDense.wi*"),
+            rows("*coder.block.*.layer.[12].DenseReluDense.wo"),
+        ),
+        divided=(("*coder.block.*.layer.[01].*Attention", ("n_heads", "inner_dim")),),
+        enters=(HANDED,),
+    ),
     pooling="last",
     hidden_dropout=("dropout_rate",),
     attention_dropout=(),
     has_positions=lambda config: False,
     refuse=start_is_missing,
     num_layers=lambda config: int(config.num_layers + 2 * config.num_decoder_layers),
+    depths=("num_layers", "num_decoder_layers"),
     language_head=("lm_head",),
     logit_factor=_logit_factor,
     has_own_output=True,

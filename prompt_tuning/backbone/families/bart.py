@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from model_parallel.plan import Plan, columns, rows, vocabulary, whole
 from prompt_tuning.backbone.families import Family
-from prompt_tuning.backbone.sides import WHOLE, Sides, TwoSided, start_is_missing
-from prompt_tuning.backbone.swapped import mix_in, read_words_once
+from prompt_tuning.backbone.sides import HANDED, Sides, TwoSided, open_sides, start_is_missing
 
 
 class _Model(TwoSided):
@@ -32,8 +32,7 @@ class _Model(TwoSided):
 
 
 def _begin(stack: Any, words: Tensor, positions: Tensor) -> Tensor:
-    places = nn.functional.embedding(positions + stack.embed_positions.offset, stack.embed_positions.weight)
-    hidden: Tensor = stack.layernorm_embedding(words + places)
+    hidden: Tensor = stack.layernorm_embedding(words + stack.embed_positions(words, position_ids=positions))
     return nn.functional.dropout(hidden, stack.dropout, stack.training)
 
 
@@ -49,9 +48,7 @@ def _refuse(config: Any) -> str | None:
 
 
 def _open(model: PreTrainedModel) -> None:
-    read_words_once(model, model.get_submodule("encoder"), model.get_submodule("decoder"))
-    model._keys_to_ignore_on_load_unexpected = [r"(^|\.)(en|de)coder\.embed_tokens\.", r"^final_logits_bias$"]
-    mix_in(model, _Model)
+    open_sides(model, _Model, r"^final_logits_bias$")
 
 
 FAMILY = Family(
@@ -59,13 +56,25 @@ FAMILY = Family(
     layers="decoder.layers",
     attention="self_attn",
     by_token=("fc1", "fc2"),
-    plan=WHOLE,
+    plan=Plan(
+        rules=(
+            vocabulary("shared"),
+            whole("*coder.embed_positions"),
+            columns("*coder.layers.*.*_attn.[qkv]_proj", "heads"),
+            rows("*coder.layers.*.*_attn.out_proj", "heads"),
+            columns("*coder.layers.*.fc1", alone=True),
+            rows("*coder.layers.*.fc2"),
+        ),
+        divided=(("*coder.layers.*.*_attn", ("num_heads",)),),
+        enters=(HANDED,),
+    ),
     pooling="last",
     hidden_dropout=("dropout", "activation_dropout"),
     attention_dropout=("attention_dropout",),
     has_positions=lambda config: False,
     refuse=_refuse,
     num_layers=lambda config: int(config.encoder_layers + 2 * config.decoder_layers),
+    depths=("encoder_layers", "decoder_layers"),
     sites=(("encoder.layers", "self_attn"), ("decoder.layers", "self_attn"), ("decoder.layers", "encoder_attn")),
     open=_open,
 )
