@@ -48,6 +48,7 @@ def test_every_block_of_a_tutorial_runs(name, tmp_path):
         (ROOT / "docs" / "tutorials" / f"{name}.md").read_text(encoding="utf-8")
     ):
         if title:
+            (tmp_path / title).parent.mkdir(exist_ok=True)
             (tmp_path / title).write_text(text, encoding="utf-8")
             continue
         command = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [str(BIN / "python"), "-c"]}[language]

@@ -1,8 +1,9 @@
-"""The wheel is whole: built from this checkout, it works far from it."""
+"""Sources and wheel are whole: built from this checkout, one from the other, they work far from it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -29,8 +30,14 @@ def test_a_wheel_holds_every_module_and_its_program_runs(tmp_path):
     """Without an index: by the setuptools that torch brings."""
     source = tmp_path / "source"  # setuptools writes beside what it builds
     call("git", "clone", "--quiet", "--no-hardlinks", ROOT, source, folder=tmp_path)
+    sources = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    call(sys.executable, "-c", sources, tmp_path / "sources", folder=source)
+    (packed,) = (tmp_path / "sources").glob("*.tar.gz")
+    shutil.unpack_archive(packed, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    assert all((unpacked / name).is_file() for name in ("README.md", "LICENSE", "pyproject.toml"))
     build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir")
-    call(sys.executable, *build, tmp_path, source, folder=tmp_path)
+    call(sys.executable, *build, tmp_path, unpacked, folder=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
