@@ -13,9 +13,11 @@ Beginnings = Mapping[str, tuple[str, ...]]
 ENDS = ("?", "\uff1f")
 """Marks that end a question."""
 
-OPENING, SENTENCE, HALF = "{opening}", "{sentence}", "{half}"
-"""Stand in a beginning for the passage's first words, for one of its sentences, and for what a sentence begins with, whose rest is
-the answer; such a question is whole."""
+OPENING, SENTENCE, HALF, GAP = "{opening}", "{sentence}", "{half}", "{gap}"
+"""Stand in a beginning for the passage's first words, for one of its sentences, for what a sentence begins with, whose rest is the
+answer, and for words around a gap, which is the answer; such a question is whole."""
+BLANK = "___"
+"""Stands in a gap."""
 
 BEGINNINGS: Beginnings = {
     "facts": (
@@ -26,6 +28,7 @@ BEGINNINGS: Beginnings = {
     "summary": (f'What does the part that begins with "{OPENING}" say?',),
     "structure": (f'What stands behind "{SENTENCE}"?',),
     "recall": (f'How does the sentence go on that begins with "{HALF}"?',),
+    "gaps": (f'What stands for {BLANK} in "{GAP}"?',),
 }
 """English ones. The more facts, the more of the questions ask for facts."""
 

@@ -6,17 +6,19 @@ answers them, and its likeliest tokens in each place of the answers are kept (Ey
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from model_parallel import rng
-from prompt_tuning.backbone.language_head import likeliest
+from prompt_tuning.backbone.language_head import likeliest, log_probabilities
 from prompt_tuning.backbone.load import Backbone
 from prompt_tuning.documents.context import context_ids, context_prompt
-from prompt_tuning.documents.questions import ENDS, HALF, OPENING, SENTENCE, Beginnings
+from prompt_tuning.documents.questions import BLANK, ENDS, GAP, HALF, OPENING, SENTENCE, Beginnings
 from prompt_tuning.formats import LocatedRow
 from prompt_tuning.forward.loop import Loop
 from prompt_tuning.forward.plan import default_budget
@@ -35,8 +37,8 @@ NEAR_TOKENS = 64
 """Room for the sentence that the teacher reads once more before a question."""
 QUESTION_TOKENS = 24
 """Most tokens that are written behind a beginning."""
-SPARE = 1.5
-"""Questions that are begun for each one wanted: some are none, or the same."""
+SPARE = 3
+"""Questions that are begun for each one wanted: some are none, some the same, and of some the passage says nothing."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,19 @@ class Question:
     """Where the passage itself gives it; empty: the model does."""
 
 
+Pair = tuple[Question, str]
+"""A question and its answer."""
+
+
 def synthesise(
     backbone: Backbone, task: Task, encoding: Encoding, passage: str, number: int, asking: Asking
 ) -> list[dict[str, Any]]:
     """Rows about the passage of a number, a function of their settings alone."""
     teacher = Teaching(backbone, task, encoding, context_prompt(backbone, context_ids(backbone, passage)))
     backbone.model.eval()
-    questions = _ask(teacher, passage, asking, rng.key(asking.seed, "passage", number))
-    asked = [own for own in questions if not own.answer]
-    answers = teacher.write([teacher.before(own) + task.separator for own in asked], DecodeSection(stop=["\n"]))
-    pairs = [(own, answer) for own, answer in zip(asked, answers, strict=True) if answer]
-    pairs += [(own, own.answer) for own in questions if own.answer]
+    nobody = Teaching(backbone, task, encoding, context_prompt(backbone, context_ids(backbone, "")))
+    written, whole = _ask(teacher, passage, asking, rng.key(asking.seed, "passage", number))
+    pairs = _told(teacher.answered(written), teacher, nobody)[: asking.questions] + teacher.answered(whole)
     lessons = teacher.lessons(pairs)
     return [
         {"question": own.text, "answer": answer, "about": own.about, "passage": number, TEACHER: lesson}
@@ -81,8 +85,15 @@ def synthesise(
     ]
 
 
-def _ask(teacher: Teaching, passage: str, asking: Asking, key: int) -> list[Question]:
-    """Questions, no two alike."""
+def _told(pairs: list[Pair], teacher: Teaching, nobody: Teaching) -> list[Pair]:
+    """Those whose answers the passage makes likelier, by most first: of the others it says nothing."""
+    blind = [(replace(own, near=""), answer) for own, answer in pairs]
+    gains = np.array(teacher.likelihoods(pairs)) - np.array(nobody.likelihoods(blind))
+    return [pairs[place] for place in np.argsort(-gains, kind="stable").tolist() if gains[place] > 0]
+
+
+def _ask(teacher: Teaching, passage: str, asking: Asking, key: int) -> tuple[list[Question], list[Question]]:
+    """Questions that the model has written the ends of, no two alike, and questions that are whole."""
     begun, whole = _begun(passage, asking, key)
     decode = DecodeSection(stop=["\n"], sample=True, temperature=asking.temperature)
     ends = teacher.write([teacher.before(own) for own in begun], decode, key % (1 << 31), QUESTION_TOKENS)
@@ -91,7 +102,7 @@ def _ask(teacher: Teaching, passage: str, asking: Asking, key: int) -> list[Ques
         text = _question(own.text, end)
         if text is not None:
             found.setdefault(text.casefold(), replace(own, text=text))
-    return list(found.values())[: asking.questions] + whole
+    return list(found.values()), whole
 
 
 def _begun(passage: str, asking: Asking, key: int) -> tuple[list[Question], list[Question]]:
@@ -107,6 +118,12 @@ def _begun(passage: str, asking: Asking, key: int) -> tuple[list[Question], list
                     Question(about, text.replace(HALF, first), answer=rest)
                     for number, sentence in enumerate(sentences)
                     for first, rest in _halves(sentence, rng.key(key, "halves", number))
+                ]
+            elif GAP in text:
+                whole += [
+                    Question(about, text.replace(GAP, around), answer=words)
+                    for number, sentence in enumerate(sentences)
+                    for around, words in _gaps(sentence, rng.key(key, "gaps", number))
                 ]
             elif SENTENCE in text:
                 chosen = order[: max(1, asking.questions // 10)]
@@ -124,16 +141,32 @@ def _begun(passage: str, asking: Asking, key: int) -> tuple[list[Question], list
     return begun, whole
 
 
-def _halves(sentence: str, key: int, most: int = 2) -> list[tuple[str, str]]:
+def _halves(sentence: str, key: int, most: int = 3) -> list[tuple[str, str]]:
     """A sentence in two, at a few places."""
-    words = " ".join(sentence.replace('"', "'").split()).split(" ")
+    words = _plain(sentence)
     places = (rng.permutation(key, max(0, len(words) - 3)) + 2).tolist()[:most]
     return [(" ".join(words[:place]).lstrip("# "), " ".join(words[place:])) for place in places]
 
 
+def _gaps(sentence: str, key: int, most: int = 3, width: int = 3, beside: int = 8) -> list[tuple[str, str]]:
+    """Words around a gap of one to some words, and the words in it, at a few places behind the first word."""
+    words, found = _plain(sentence), []
+    places = (rng.permutation(key, max(0, len(words) - 1)) + 1).tolist()[:most]
+    for turn, place in enumerate(places):
+        end = place + 1 + turn % width
+        around = [*words[max(0, place - beside) : place], BLANK, *words[end : end + beside]]
+        found.append((" ".join(around).lstrip("# "), " ".join(words[place:end])))
+    return found
+
+
 def _words(text: str, most: int = 12) -> str:
     """The first words of a text, on one line."""
-    return " ".join(text.replace('"', "'").split()[:most]).lstrip("# ")
+    return " ".join(_plain(text)[:most]).lstrip("# ")
+
+
+def _plain(text: str) -> list[str]:
+    """The words of a text, fit to stand in quotes."""
+    return text.replace('"', "'").split()
 
 
 def _question(beginning: str, end: str) -> str | None:
@@ -170,33 +203,57 @@ class Teaching:
         found = write_texts(self.backbone, [self.prompt], sources, decode, longest, self._budget, seed)
         return [" ".join(own.text.split()) if own.has_ended else "" for own in found]
 
+    def answered(self, questions: list[Question]) -> list[Pair]:
+        """Questions with their answers, the passage's own or one line of the model; those without end are left out."""
+        asked = [self.before(own) + self.task.separator for own in questions if not own.answer]
+        answers = iter(self.write(asked, DecodeSection(stop=["\n"])))
+        pairs = [(own, own.answer or next(answers)) for own in questions]
+        return [(own, answer) for own, answer in pairs if answer]
+
     @property
     def _budget(self) -> int:
         return default_budget(self.backbone.grid.device, with_gradients=False)
 
-    @torch.no_grad()
-    def lessons(self, pairs: list[tuple[Question, str]]) -> list[dict[str, Any]]:
+    def lessons(self, pairs: list[Pair]) -> list[dict[str, Any]]:
         """Of each question and answer the answer's tokens, and in each place the likeliest tokens with their log probabilities."""
+        head = self._head
+        found = self._each(pairs, lambda states, _: likeliest(head, states, LESSON_TOKENS))
+        return [_lesson(target, ids, logs) for target, (logs, ids) in found]
+
+    def likelihoods(self, pairs: list[Pair]) -> list[float]:
+        """The log probability of each answer."""
+        head = self._head
+        found = self._each(pairs, lambda states, wanted: (log_probabilities(head, states, wanted),))
+        return [float(logs.sum()) for _, (logs,) in found]
+
+    @property
+    def _head(self) -> nn.Module:
+        assert self.backbone.language_head is not None
+        return self.backbone.language_head
+
+    @torch.no_grad()
+    def _each(
+        self, pairs: list[Pair], read: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    ) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        """Of each question and answer the answer's tokens, and what is read of the states [a, H] before them and of them [a]."""
         if not pairs:
             return []
-        backbone, kind, head = self.backbone, find_kind(self.task.kind), self.backbone.language_head
-        assert head is not None
+        backbone, kind = self.backbone, find_kind(self.task.kind)
         rows = [{"question": self.before(own), "answer": answer} for own, answer in pairs]
         located: list[LocatedRow] = [(f"question {number}", row) for number, row in enumerate(rows, 1)]
         whole = replace(self.encoding, max_length=self.encoding.max_length + NEAR_TOKENS)
         features = kind.encode(Recipe(replace(self.task, lead=""), backbone.tokenizer, whole, ("text",)), located)
-        loop, found = Loop(backbone, [self.prompt], [kind], [features], self._budget), dict[int, dict[str, Any]]()
+        loop, found = Loop(backbone, [self.prompt], [kind], [features], self._budget), dict[int, list[np.ndarray]]()
         with backbone.at_work():
             for batch in loop.batches([(0, np.arange(len(features)), 1.0)]):
                 own = batch.rows_of(0)
-                assert own.asked is not None
+                assert own.asked is not None and own.tags is not None
                 states = hidden_states(backbone, [self.prompt], batch)[own.tokens][own.asked]
                 examples = batch.row_examples.tolist()
                 ends = np.cumsum([len(features.asked(example)) for example in examples])[:-1]
-                logs, ids = (np.split(kept.cpu().numpy(), ends) for kept in likeliest(head, states, LESSON_TOKENS))
-                for example, *lesson in zip(examples, ids, logs, strict=True):
-                    found[example] = _lesson(features.asked(example), *lesson)
-        return [found[number] for number in range(len(pairs))]
+                several = [np.split(one.cpu().numpy(), ends) for one in read(states, own.tags[own.asked])]
+                found |= dict(zip(examples, map(list, zip(*several, strict=True)), strict=True))
+        return [(features.asked(number), found[number]) for number in range(len(pairs))]
 
 
 def _lesson(target: np.ndarray, ids: np.ndarray, logs: np.ndarray) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from prompt_tuning.backbone.find import describe_backbone
-from prompt_tuning.documents.questions import read_beginnings
-from prompt_tuning.documents.synthesise import Question, synthesise
+from prompt_tuning.documents.context import context_ids
+from prompt_tuning.documents.questions import BLANK, read_beginnings
+from prompt_tuning.documents.synthesise import Question, _gaps, _halves, _told, synthesise
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.build import check_lengths
 from prompt_tuning.settings.decode import DecodeSection
@@ -112,6 +115,47 @@ def test_rows_follow_from_their_settings_alone(place):
     assert all(len(row["teacher"]["ids"]) == len(row["teacher"]["tokens"]) for row in rows)
     line = backbone.tokenizer.convert_tokens_to_ids("\n")
     assert all(row["teacher"]["tokens"][-1] == line for row in rows), "what did not end is no answer"
+
+
+def test_gaps_and_halves_are_the_passage_s_own_words():
+    sentence = (
+        'Twelve "new" lamps stand on the pier of Eskholm, and nobody may touch the third of them at night or ever.'
+    )
+    words = sentence.replace('"', "'").split()
+    for around, answer in _gaps(sentence, 5):
+        before, _, behind = around.partition(BLANK)
+        whole = [*before.split(), *answer.split(), *behind.split()]
+        start = next(i for i in range(len(words)) if words[i : i + len(whole)] == whole)
+        assert 1 <= len(answer.split()) <= 3 and before and start + len(whole) <= len(words)
+    assert len({answer for _, answer in _gaps(sentence, 5)}) == 3
+    for first, rest in _halves(sentence, 5):
+        assert f"{first} {rest}".split() == words
+    assert _gaps("word", 1) == [] == _halves("two words", 1)
+
+
+def test_answers_that_the_passage_does_not_make_likelier_are_left_out(place):
+    backbone = open_backbone(place / "backbone")
+    teacher, nobody = (teaching(backbone, place / "document.txt", text) for text in ("w1 w2 w3 w4 goes.", ""))
+    pairs = [(Question("facts", f"Who w{i} ?", near="w9 w8"), f"w{i + 1} w{i + 2}") for i in range(12)]
+    blind = [(replace(own, near=""), answer) for own, answer in pairs]
+    gains = np.array(teacher.likelihoods(pairs)) - np.array(nobody.likelihoods(blind))
+    told = _told(pairs, teacher, nobody)
+    assert told == [pairs[i] for i in np.argsort(-gains) if gains[i] > 0] and 0 < len(told) < len(pairs)
+    assert teacher.answered([Question("gaps", "Who ?", answer="w7")]) == [
+        (Question("gaps", "Who ?", answer="w7"), "w7")
+    ]
+
+
+def test_likelihoods_are_the_stock_model_s(place):
+    teacher = teaching(open_backbone(place / "backbone"), place / "document.txt", "w1 w2 w3 goes.")
+    (found,) = teacher.likelihoods([(Question("facts", "Who w5 ?"), "w6 w7")])
+    tokenizer = teacher.backbone.tokenizer
+    texts = ("w1 w2 w3 goes.", teacher.before(Question("facts", "Who w5 ?")) + teacher.task.separator, "w6 w7\n")
+    context, source, answer = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    ids = [*context_ids(teacher.backbone, "").tolist(), *context, *source, *answer]
+    logs = stock_logits(place / "backbone", None, ids, 0).log_softmax(-1)
+    expected = sum(logs[-1 - len(answer) + i, token].item() for i, token in enumerate(answer))
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_lines_that_did_not_end_are_none(place):

@@ -50,7 +50,7 @@ def test_rows_are_written_once_and_one_in_ten_selects(place, tmp_path, capsys):
     found = contents(tmp_path / "data")
     assert sorted(found) == ["dev.jsonl", MANIFEST, "train.jsonl"]
     train, dev = (found[name].decode().splitlines() for name in ("train.jsonl", "dev.jsonl"))
-    assert len(train) >= 8 * len(dev) > 0 and not set(train) & set(dev)
+    assert len(train) >= 7 * len(dev) > 0 and not set(train) & set(dev)
     assert {json.loads(line)["passage"] for line in train} == set(range(6))
     assert ask(file) == 0 and "are there already" in capsys.readouterr().out
     assert contents(tmp_path / "data") == found
