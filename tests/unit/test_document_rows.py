@@ -12,7 +12,7 @@ import torch
 from prompt_tuning.backbone.find import describe_backbone
 from prompt_tuning.documents.context import context_ids
 from prompt_tuning.documents.questions import BLANK, read_beginnings
-from prompt_tuning.documents.synthesise import Question, _gaps, _halves, _told, synthesise
+from prompt_tuning.documents.synthesise import Question, Teaching, _gaps, _halves, _told, synthesise
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt.build import check_lengths
 from prompt_tuning.settings.decode import DecodeSection
@@ -141,9 +141,20 @@ def test_answers_that_the_passage_does_not_make_likelier_are_left_out(place):
     gains = np.array(teacher.likelihoods(pairs)) - np.array(nobody.likelihoods(blind))
     told = _told(pairs, teacher, nobody)
     assert told == [pairs[i] for i in np.argsort(-gains) if gains[i] > 0] and 0 < len(told) < len(pairs)
-    assert teacher.answered([Question("gaps", "Who ?", answer="w7")]) == [
-        (Question("gaps", "Who ?", answer="w7"), "w7")
+
+
+def test_answers_go_with_their_questions(place, monkeypatch):
+    teacher = teaching(open_backbone(place / "backbone"), place / "document.txt", "w1 w2 goes.")
+    monkeypatch.setattr(
+        Teaching, "write", lambda _, texts, decode: [text.split()[2] * (len(texts) > 2) for text in texts]
+    )
+    given, own = Question("gaps", "Who ?", answer="w7"), [Question("facts", f"Who w{i} ?") for i in range(3)]
+    assert teacher.answered([given, *own, given]) == [
+        (given, "w7"),
+        *((q, f"w{i}") for i, q in enumerate(own)),
+        (given, "w7"),
     ]
+    assert teacher.answered([given, own[0]]) == [(given, "w7")], "what does not end is no answer"
 
 
 def test_likelihoods_are_the_stock_model_s(place):
