@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
+from model_parallel.apply import _scale
 from model_parallel.grid import Grid
-from model_parallel.layers import VocabularyParallelEmbedding
 from prompt_tuning.backbone.load import load_backbone
 from prompt_tuning.errors import UserError
 from prompt_tuning.settings.sections import BackboneSection
@@ -55,7 +57,9 @@ def test_an_embedding_that_scales_keeps_its_weights_and_its_scale(tmp_path):
     assert torch.allclose(words(torch.tensor([5])), words.weight[5] * 32**0.5)
 
 
-def test_a_scale_is_rounded_as_the_weights_are():
-    """As transformers does: sqrt(640) = 25.298... is 25.25 in bfloat16."""
-    weight = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.bfloat16))
-    assert VocabularyParallelEmbedding(weight, 6, 0, None, 640**0.5).scale == 25.25
+def test_a_scale_is_rounded_where_transformers_rounds_it():
+    """To the weights' type, as Gemma's: sqrt(640) = 25.298... is 25.25 in bfloat16. BART's is not."""
+    gemma = Gemma3TextScaledWordEmbedding(6, 4, 0, embed_scale=640**0.5)
+    bart = BartScaledWordEmbedding(6, 4, 0, embed_scale=640**0.5)
+    assert _scale(gemma, torch.bfloat16) == 25.25 and _scale(bart, torch.bfloat16) == 640**0.5
+    assert _scale(torch.nn.Embedding(6, 4), torch.bfloat16) is None
