@@ -17,6 +17,8 @@ from prompt_tuning.storage.lines import json_line
 
 def as_lines(data: Mapping[str, Any]) -> dict[str, bytes]:
     """The rows of each split as lines of JSON. Raises :class:`UserError` for what are no rows."""
+    if not data:
+        raise UserError("data holds no splits; give train and dev, or leave it out where the settings name data")
     texts = {_split(name): _lines(name, rows) for name, rows in data.items()}
     if len(texts) < len(data):
         raise UserError(f"data: {', '.join(data)} name a split twice; give each once")

@@ -84,6 +84,7 @@ def test_frames_tables_and_datasets_hold_the_rows_that_lists_do():
 @pytest.mark.parametrize(
     "data, words",
     [
+        ({}, "data holds no splits"),
         ({"unsupervised": [{"a": 1}]}, "'unsupervised' is no split"),
         ({"val": [{"a": 1}], "dev": [{"a": 1}]}, "name a split twice"),
         ({"train": []}, "train has no rows"),
